@@ -1,0 +1,118 @@
+"""The typed schema of a training configuration: configs/base.yaml, a recipe that states its differences, flags."""
+
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
+
+import yaml
+
+from data_processing.audio_features import FEATURE_DIMS
+from data_processing.errors import UserError
+
+BASE = Path(__file__).with_name("base.yaml")
+LOSSES = ("pixel", "perceptual", "adversarial")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One training run. Every field must be set by base.yaml or the recipe; unknown ones are refused.
+
+    mouth_size: S, side of the mouth box in crop pixels; num_references: reference frames a sample.
+    audio_features: what the dataset was prepared with, recorded in the checkpoint.
+    learning_rate: Adam's, reached after warmup_steps and falling along a cosine to 0 at max_steps.
+    loss_weights: weight of each loss, 0 leaves it out; the keys are the names in the log.
+    adversarial_start: step from which the adversarial loss acts and the discriminator is trained.
+    precision: bf16 (autocast) or fp32; channels_last: memory layout of the networks.
+    init_from: release checkpoint whose weights to start from, or null.
+    validate_every, save_every, image_every: steps; val_frames: frames drawn from each held-out clip.
+    """
+
+    seed: int
+    mouth_size: int
+    num_references: int
+    audio_features: str
+    batch_size: int
+    max_steps: int
+    learning_rate: float
+    warmup_steps: int
+    adam_betas: list[float]
+    loss_weights: dict[str, float]
+    adversarial_start: int
+    precision: str
+    channels_last: bool
+    init_from: str | None
+    log_every: int
+    validate_every: int
+    image_every: int
+    save_every: int
+    val_frames: int
+
+
+def load_config(path: Path, overrides: dict[str, Any] | None = None) -> TrainConfig:
+    """Read a recipe over base.yaml and under `overrides` (None values left out).
+
+    Raises:
+        UserError: unreadable YAML, unknown or missing keys, wrong types, values out of range; all named.
+    """
+    values = _read(BASE) | _read(path) | {k: v for k, v in (overrides or {}).items() if v is not None}
+    types = get_type_hints(TrainConfig)
+    unknown = sorted(values.keys() - types.keys())
+    missing = sorted(types.keys() - values.keys())
+    if unknown or missing:
+        raise UserError(f"--config {path}: unknown keys: {unknown or 'none'}; missing keys: {missing or 'none'}")
+    for name, value in values.items():
+        values[name] = _checked(path, name, value, types[name])
+    config = TrainConfig(**values)
+    _check_ranges(path, config)
+    return config
+
+
+def dump_config(config: TrainConfig) -> str:
+    """The resolved configuration as YAML that `load_config` reads back."""
+    return yaml.safe_dump(asdict(config), sort_keys=False)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise UserError(f"--config: cannot read {path}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"--config {path}: not YAML: {' '.join(str(error).split())}") from None
+    if values is not None and not isinstance(values, dict):
+        raise UserError(f"--config {path}: expected `key: value` lines, found {type(values).__name__}")
+    return values or {}
+
+
+def _checked(path: Path, name: str, value: Any, kind: Any) -> Any:
+    if kind is float and type(value) is int:
+        return float(value)
+    if get_origin(kind) is UnionType:
+        fits = any(isinstance(value, option) for option in get_args(kind))
+    elif get_origin(kind) is list:
+        fits = isinstance(value, list) and all(isinstance(item, get_args(kind)) for item in value)
+    elif get_origin(kind) is dict:
+        fits = isinstance(value, dict) and all(isinstance(v, int | float) for v in value.values())
+    else:
+        fits = type(value) is kind
+    if not fits:
+        raise UserError(f"--config {path}: {name}: expected {getattr(kind, '__name__', kind)}, found {value!r}")
+    return value
+
+
+def _check_ranges(path: Path, config: TrainConfig) -> None:
+    checks = {
+        "mouth_size": (config.mouth_size > 0 and config.mouth_size % 32 == 0, "a multiple of 32"),
+        "audio_features": (config.audio_features in FEATURE_DIMS, f"one of {', '.join(FEATURE_DIMS)}"),
+        "precision": (config.precision in ("bf16", "fp32"), "bf16 or fp32"),
+        "loss_weights": (set(config.loss_weights) == set(LOSSES), f"the keys {', '.join(LOSSES)}"),
+        "adam_betas": (len(config.adam_betas) == 2, "two numbers"),
+    }
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if field.type == "int" and field.name not in ("seed", "warmup_steps", "adversarial_start"):
+            checks.setdefault(field.name, (value > 0, "a number above 0"))
+    for name, (good, expected) in checks.items():
+        if not good:
+            raise UserError(f"--config {path}: {name}: expected {expected}, found {getattr(config, name)!r}")

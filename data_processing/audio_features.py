@@ -1,0 +1,262 @@
+"""16 kHz waveform -> audio features (T, 29) at 25 per second, one row a video frame; windows of five rows.
+
+Two kinds: "phoneme" (probabilities of speech sounds, grouped by how they look on the lips; its model is
+one of the default downloads) and "deepspeech" (the paper's: logits of DeepSpeech 0.1.0).
+"""
+
+import os
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnxruntime
+from python_speech_features import mfcc
+
+from data_processing.audio import SAMPLE_RATE
+from data_processing.errors import UserError
+from data_processing.weights import weight_path
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+FEATURE_FPS = 25
+SAMPLES_PER_FRAME = SAMPLE_RATE // FEATURE_FPS  # 640, exactly
+FEATURE_DIMS = {"phoneme": 29, "deepspeech": 29}
+WINDOW_RADIUS = 2  # the generator hears five rows: the frame's own and two on either side
+
+
+def extract(waveform: np.ndarray, name: str, num_frames: int | None = None) -> np.ndarray:
+    """Audio features of a whole recording.
+
+    waveform: (N,) float in [-1, 1], 16 kHz; video frame t at 25 fps lasts from sample 640·t to 640·(t+1).
+    name: a key of `FEATURE_DIMS`. Returns (T, 29) float32, T = ceil(N / 640), at least 1; with `num_frames`
+    exactly that many rows, by dropping rows at the end or repeating the last one.
+    Raises UserError for an unknown name and if the model cannot be had.
+    """
+    if name == "phoneme":
+        features = reduce_phonemes(phoneme_log_posteriors(_level(waveform)))
+    elif name == "deepspeech":
+        features = _deepspeech_features(waveform)
+    else:
+        raise UserError(f"audio features: expected one of {', '.join(FEATURE_DIMS)}, found {name!r}")
+    if num_frames is None:
+        num_frames = count_frames(waveform)
+    missing = max(0, num_frames - len(features))
+    return np.pad(features, ((0, missing), (0, 0)), mode="edge")[:num_frames]
+
+
+def count_frames(waveform: np.ndarray) -> int:
+    """Video frames at 25 fps that a 16 kHz waveform (N,) spans: ceil(N / 640), at least 1."""
+    return max(1, -(-len(waveform) // SAMPLES_PER_FRAME))
+
+
+def windows(features: np.ndarray, indices: np.ndarray) -> np.ndarray:
+    """Audio windows of the frames `indices` (B,): features (T, D) -> (B, D, 5), columns t−2 … t+2.
+
+    Before the first row and after the last, that row is repeated.
+    """
+    offsets = np.arange(-WINDOW_RADIUS, WINDOW_RADIUS + 1)
+    rows = np.clip(np.asarray(indices)[:, None] + offsets, 0, len(features) - 1)
+    return features[rows].transpose(0, 2, 1)
+
+
+def window(features: np.ndarray, t: int) -> np.ndarray:
+    """Audio window of frame t: features (T, D) -> (D, 5), columns t−2 … t+2, edge rows repeated."""
+    return windows(features, np.array([t]))[0]
+
+
+# --- phoneme ------------------------------------------------------------------------------------------------
+
+NUM_TOKENS = 191
+BLANK = 190
+SAMPLES_PER_ROW = 320  # the recogniser gives 50 rows a second: two a video frame
+
+# The recogniser's squeeze-excitation and attention look at everything they are given at once, so no amount of
+# context makes one piece of a long file exactly what it would be in another cut. Densely overlapping windows,
+# blended by log-probability, make it nearly so: moving the grid by half a hop changes the features by 3 % of
+# their standard deviation. Ten seconds is a usual utterance, as the recogniser was made for.
+CHUNK_ROWS = 500
+CHUNK_HOP_ROWS = 25
+LOUD_RMS = 0.15  # what the loud video frames of a well-levelled speech recording measure
+MAX_GAIN = 20.0  # a recording of nothing stays one
+LOG_FLOOR = -20.0  # below this a log-probability is noise, and would rule the blend
+
+# Sounds that look alike on the lips, as the recogniser's IPA tokens with their output indices. Its other
+# outputs (word boundary, tones, stray marks) are one more class, the CTC blank the last.
+PHONEME_GROUPS = {
+    "p b": {"p": 35, "pʰ": 36, "p͈": 37, "b": 10, "ɓ": 82, "ʙ": 132, "ɸ": 112, "β": 172},
+    "m": {"m": 31, "ɱ": 108},
+    "f v": {"f": 17, "v": 49, "ʋ": 124},
+    "w": {"w": 50, "wa": 51, "we": 52, "wi": 53, "wʌ": 54, "ɥ": 98, "ʷ": 137},
+    "θ ð": {"θ": 173, "ð": 69},
+    "t d": {"t": 41, "tʰ": 42, "t͈": 43, "d": 12, "ʈ": 121, "ɖ": 86, "ɗ": 87, "ɾ": 116, "ɽ": 115},
+    "n": {"n": 32, "ñ": 70, "ɲ": 109},
+    "l": {"l": 30, "ɫ": 103, "ɮ": 104, "ʎ": 126},
+    "s z": {"s": 39, "s͈": 40, "z": 57, "ẑ": 177},
+    "ʃ ʒ": {"ʃ": 120, "ʒ": 130, "t͡ʃ": 47, "d͡ʒ": 13, "ɕ": 85, "ʑ": 129, "ʂ": 119, "ʐ": 128}
+    | {"t͡ɕ": 44, "t͡ɕʰ": 45, "t͡ɕ͈": 46},
+    "r": {"ɹ": 113, "ɻ": 114, "r": 38, "ʀ": 117, "ʁ": 118},
+    "j": {"j": 21, "ja": 22, "je": 23, "jo": 24, "ju": 25, "jʌ": 26, "ʝ": 133, "ʲ": 136},
+    "k g ŋ": {"k": 27, "kʰ": 28, "k͈": 29, "g": 18, "ɡ": 95, "c": 11, "ɟ": 94, "ŋ": 75, "ɴ": 110},
+    "h": {
+        "h": 19,
+        "ħ": 73,
+        "ɦ": 99,
+        "x": 55,
+        "χ": 174,
+        "ɣ": 96,
+        "ɰ": 107,
+        "ç": 67,
+        "ʔ": 131,
+        "ʰ": 134,
+        "ʱ": 135,
+    },
+    "i": {"i": 20, "ĩ": 74, "ì": 68, "ǐ": 78},
+    "ɪ": {"ɪ": 101, "ɪə": 102, "ɨ": 100, "ɘ": 88},
+    "e": {"e": 14, "ẽ": 178, "eɪ": 16, "eə": 15},
+    "ɛ": {"ɛ": 91},
+    "æ": {"æ": 66},
+    "a": {"a": 7, "ã": 63, "ä": 64, "à": 62, "å": 65, "ɐ": 79},
+    "aɪ": {"aɪ": 8},
+    "aʊ": {"aʊ": 9},
+    "ɑ": {"ɑ": 80, "ɒ": 81},
+    "ə ʌ": {"ə": 89, "ᵊ": 175, "ʌ": 125, "ɜ": 92, "ɤ": 97},
+    "ɝ": {"ɝ": 93, "ɚ": 90, "˞": 142},
+    "o ɔ": {"o": 33, "õ": 71, "oʊ": 34, "ɔ": 83, "ɔɪ": 84},
+    "u ʊ": {"u": 48, "ũ": 77, "ʊ": 123, "ʉ": 122, "ɯ": 105, "ɯi": 106, "y": 56, "ʏ": 127}
+    | {"ø": 72, "œ": 76, "ɵ": 111},
+}
+
+
+def _level(waveform: np.ndarray) -> np.ndarray:
+    """The recording at the usual loudness of speech: the recogniser's answers change with the volume."""
+    frames = np.pad(waveform, (0, -len(waveform) % SAMPLES_PER_FRAME)).reshape(-1, SAMPLES_PER_FRAME)
+    loud = np.percentile(np.sqrt(np.square(frames).mean(axis=1)), 95) if len(frames) else 0.0
+    return waveform * np.float32(min(MAX_GAIN, LOUD_RMS / max(loud, 1e-9)))
+
+
+def phoneme_log_posteriors(waveform: np.ndarray) -> np.ndarray:
+    """Log-probability of each of the 191 tokens, 50 times a second.
+
+    waveform: (N,) float in [-1, 1], 16 kHz. Returns (2T, 191) float32, T = ceil(N / 640), at least 1; rows
+    2t and 2t+1 belong to video frame t, row k is centred on sample 320·k; each row sums to 1 after exp.
+    """
+    num_rows = 2 * count_frames(waveform)
+    padded = np.zeros(num_rows * SAMPLES_PER_ROW, np.float32)
+    padded[: len(waveform)] = waveform
+
+    log_sum = np.zeros((num_rows, NUM_TOKENS))
+    weight_sum = np.zeros((num_rows, 1))
+    last_start = max(0, num_rows - CHUNK_ROWS)
+    for start in [*range(0, last_start, CHUNK_HOP_ROWS), last_start]:
+        stop = min(start + CHUNK_ROWS, num_rows)
+        chunk = padded[start * SAMPLES_PER_ROW : stop * SAMPLES_PER_ROW]
+        log_probs = _recognise(chunk)[: stop - start]
+        weight = np.hanning(stop - start + 2)[1:-1, None]
+        log_sum[start:stop] += weight * np.maximum(log_probs, LOG_FLOOR)
+        weight_sum[start:stop] += weight
+    blended = log_sum / weight_sum
+    return (blended - np.logaddexp.reduce(blended, axis=1, keepdims=True)).astype(np.float32)
+
+
+def reduce_phonemes(log_posteriors: np.ndarray) -> np.ndarray:
+    """Token log-probabilities (2T, 191) -> features (T, 29) float32 in [0, 1].
+
+    Probabilities are summed over each class and averaged over the frame's two rows; a log-probability of 0
+    becomes 1, one of −12 or less becomes 0. Columns: `PHONEME_GROUPS`, other tokens, blank.
+    """
+    groups = [list(tokens.values()) for tokens in PHONEME_GROUPS.values()]
+    other = sorted(set(range(NUM_TOKENS)) - {BLANK}.union(*groups))
+    pairs = np.asarray(log_posteriors, np.float64).reshape(-1, 2, NUM_TOKENS)
+    columns = [
+        np.logaddexp.reduce(pairs[:, :, group], axis=(1, 2)) - np.log(2)
+        for group in [*groups, other, [BLANK]]
+    ]
+    return (1 + np.clip(np.stack(columns, axis=1), -12, 0) / 12).astype(np.float32)
+
+
+def _recognise(waveform: np.ndarray) -> np.ndarray:
+    inputs = {"waveform": waveform[None], "waveform_lengths": np.array([len(waveform)], np.int64)}
+    return _recogniser().run(["log_probs"], inputs)[0][0]
+
+
+@cache
+def _recogniser() -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    # Data preparation runs one process a core, and one thread is far faster than real time already.
+    options.intra_op_num_threads = 1
+    path = str(weight_path("phoneme"))
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+# --- DeepSpeech ---------------------------------------------------------------------------------------------
+
+NUM_MFCC = 26
+CONTEXT = 9  # MFCC rows on either side of the one in question
+DEEPSPEECH_NODES = ("input_node", "input_lengths", "logits")
+
+
+def deepspeech_input(waveform: np.ndarray) -> np.ndarray:
+    """Input of DeepSpeech 0.1.0: waveform (N,) float in [-1, 1], 16 kHz -> (steps, 494) float32, 50 a second.
+
+    MFCCs of the samples in int16 range, every second one kept, each with 9 more on either side (zeros beyond
+    the ends); the whole recording normalised to mean 0 and deviation 1.
+    """
+    coefficients = mfcc(np.round(waveform * 32768.0), SAMPLE_RATE, numcep=NUM_MFCC)[::2]
+    padded = np.pad(coefficients, ((CONTEXT, CONTEXT), (0, 0)))
+    contexts = np.lib.stride_tricks.sliding_window_view(padded, 2 * CONTEXT + 1, axis=0)  # (steps, 26, 19)
+    vectors = contexts.transpose(0, 2, 1).reshape(len(coefficients), -1)
+    return ((vectors - vectors.mean()) / vectors.std()).astype(np.float32)
+
+
+def read_frozen_graph(path: str | Path) -> "tf.Graph":
+    """Read DeepSpeech's frozen TensorFlow graph.
+
+    Raises UserError if TensorFlow is not installed, or the file is missing, is no frozen graph, or lacks the
+    nodes input_node (1, T, 494), input_lengths and logits.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # read when TensorFlow is imported
+    try:
+        import tensorflow as tf
+    except ImportError as error:
+        raise UserError("audio features deepspeech: TensorFlow is needed (pip install tensorflow)") from error
+    from google.protobuf.message import DecodeError
+
+    definition = tf.compat.v1.GraphDef()
+    graph = tf.Graph()
+    try:
+        definition.ParseFromString(Path(path).read_bytes())
+        with graph.as_default():
+            tf.import_graph_def(definition, name="")
+    except (OSError, DecodeError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{path}: expected a frozen TensorFlow graph ({reason})") from error
+
+    present = {operation.name for operation in graph.get_operations()}
+    missing = [name for name in DEEPSPEECH_NODES if name not in present]
+    if missing:
+        raise UserError(
+            f"{path}: expected DeepSpeech 0.1.0's frozen graph, found no node {', '.join(missing)}"
+        )
+    shape = graph.get_tensor_by_name("input_node:0").shape
+    width = NUM_MFCC * (2 * CONTEXT + 1)
+    if not shape.is_compatible_with([1, None, width]):
+        raise UserError(f"{path}: expected input_node of shape (1, T, {width}), found {shape}")
+    return graph
+
+
+def _deepspeech_features(waveform: np.ndarray) -> np.ndarray:
+    vectors = deepspeech_input(waveform)
+    inputs = {"input_node:0": vectors[None], "input_lengths:0": [len(vectors)]}
+    logits = _deepspeech_session().run("logits:0", inputs)
+    return logits.reshape(len(vectors), -1)[::2].astype(np.float32)  # 50 steps a second -> 25
+
+
+@cache
+def _deepspeech_session() -> "tf.compat.v1.Session":
+    graph = read_frozen_graph(weight_path("deepspeech"))
+    import tensorflow as tf
+
+    config = tf.compat.v1.ConfigProto(device_count={"GPU": 0})  # it would claim the memory training needs
+    return tf.compat.v1.Session(graph=graph, config=config)

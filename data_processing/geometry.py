@@ -1,0 +1,167 @@
+"""The one place with crop maths: where the face crop and its mouth box lie, and the way there and back.
+
+Coordinates are (x, y) in source pixels, pixel k covering [k, k + 1). With mouth size S and radius r the crop
+covers rows [y29 − r, y29 + 2.25 r) and columns [x33 − 1.25 r, x33 + 1.25 r), 13S/8 × 5S/4 crop pixels, so one
+crop pixel is 2r / S source pixels wide. The mouth box is rows [S/2, 3S/2), columns [S/8, 9S/8) of the crop.
+"""
+
+from dataclasses import dataclass
+from math import ceil, floor
+
+import cv2
+import numpy as np
+
+RADIUS_SCALE = 1.05  # room around the measured face
+DETAIL_TOLERANCE = 12.0  # grey levels of change up to which the skin's own fine texture is kept
+
+
+def crop_size(mouth_size: int) -> tuple[int, int]:
+    """(height, width) of the face crop for mouth size S: (13S/8, 5S/4); S must be a multiple of 8."""
+    return mouth_size * 13 // 8, mouth_size * 5 // 4
+
+
+def mouth_box(mouth_size: int) -> tuple[slice, slice]:
+    """Rows and columns of the mouth box inside the face crop."""
+    s = mouth_size
+    return slice(s // 2, s * 3 // 2), slice(s // 8, s * 9 // 8)
+
+
+def frame_radii(landmarks: np.ndarray, scale: float = RADIUS_SCALE) -> np.ndarray:
+    """Radius in pixels that each frame alone would ask for: (T, 68, 2) -> (T,)."""
+    height = landmarks[:, :, 1].max(axis=1) - landmarks[:, 29, 1]
+    mouth_width = np.abs(landmarks[:, 54, 0] - landmarks[:, 48, 0])
+    return np.maximum(height, mouth_width) * scale / 2
+
+
+def crop_radius(landmarks: np.ndarray, scale: float = RADIUS_SCALE) -> float:
+    """The one radius in pixels for all frames of a shot, (T, 68, 2): per frame the pasted box would breathe."""
+    return float(frame_radii(landmarks, scale).max())
+
+
+@dataclass(frozen=True)
+class FaceCrop:
+    """Where one frame's face crop lies.
+
+    left, top: source coordinates of the crop's corner.
+    pixel_size: source pixels per crop pixel.
+    mouth_size: S.
+    """
+
+    left: float
+    top: float
+    pixel_size: float
+    mouth_size: int
+
+    @classmethod
+    def from_landmarks(cls, landmarks: np.ndarray, radius_px: float, mouth_size: int) -> "FaceCrop":
+        """The crop of one frame from its landmarks (68, 2) and the shot's radius."""
+        return cls(
+            left=float(landmarks[33, 0]) - 1.25 * radius_px,
+            top=float(landmarks[29, 1]) - radius_px,
+            pixel_size=2 * radius_px / mouth_size,
+            mouth_size=mouth_size,
+        )
+
+    def mouth_bounds(self) -> tuple[float, float, float, float]:
+        """Left, top, right, bottom of the mouth box in source coordinates."""
+        rows, columns = mouth_box(self.mouth_size)
+        return (
+            self.left + columns.start * self.pixel_size,
+            self.top + rows.start * self.pixel_size,
+            self.left + columns.stop * self.pixel_size,
+            self.top + rows.stop * self.pixel_size,
+        )
+
+    def to_crop(self, points: np.ndarray) -> np.ndarray:
+        """Source coordinates (..., 2) to crop coordinates."""
+        return (points - np.array([self.left, self.top])) / self.pixel_size
+
+    def extract(self, frame: np.ndarray) -> np.ndarray:
+        """Cut the face crop out of a frame.
+
+        Args:
+            frame: (H, W, 3) uint8 RGB. Beyond its border the edge pixels go on.
+
+        Returns:
+            (13S/8, 5S/4, 3) uint8 RGB.
+        """
+        height, width = crop_size(self.mouth_size)
+        # sampled finer than needed and averaged, so that shrinking does not alias
+        finer = max(1, ceil(self.pixel_size - 0.25))
+        step = self.pixel_size / finer
+        matrix = np.array([[step, 0, self.left + step / 2 - 0.5], [0, step, self.top + step / 2 - 0.5]])
+        crop = cv2.warpAffine(
+            frame,
+            matrix,
+            (width * finer, height * finer),
+            flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+            borderMode=cv2.BORDER_REPLICATE,
+        )
+        return cv2.resize(crop, (width, height), interpolation=cv2.INTER_AREA) if finer > 1 else crop
+
+    def paste(self, frame: np.ndarray, generated: np.ndarray) -> np.ndarray:
+        """Put a generated crop's mouth region into its frame.
+
+        The change against the frame's own crop is what is pasted, through a mask that falls from 1 to 0 across
+        the border of the mouth box. So where nothing changed nothing is touched, and the fine texture that a
+        crop of low resolution cannot carry stays; where much changed the old texture fades with it.
+
+        Args:
+            frame: (H, W, 3) uint8 RGB.
+            generated: (13S/8, 5S/4, 3) uint8 RGB.
+
+        Returns:
+            A new (H, W, 3) uint8 RGB frame.
+
+        Raises:
+            ValueError: `generated` is not of this crop's size.
+        """
+        if generated.shape != (*crop_size(self.mouth_size), 3):
+            raise ValueError(f"expected {(*crop_size(self.mouth_size), 3)}, found {generated.shape}")
+        left, top, right, bottom = self.mouth_bounds()
+        margin = self.mouth_size / 16 * self.pixel_size
+        x0, x1 = max(0, floor(left - margin)), min(frame.shape[1], ceil(right + margin))
+        y0, y1 = max(0, floor(top - margin)), min(frame.shape[0], ceil(bottom + margin))
+        pasted = frame.copy()
+        if x0 >= x1 or y0 >= y1:  # the mouth lies outside the picture
+            return pasted
+        region = frame[y0:y1, x0:x1].astype(np.float32)
+        own = self.extract(frame).astype(np.float32)
+        change = self._enlarge(generated.astype(np.float32) - own, (x0, y0, x1, y1))
+        texture = region - self._enlarge(own, (x0, y0, x1, y1))
+        strength = cv2.GaussianBlur(np.abs(change).max(axis=2), (0, 0), max(1.0, 1.5 * self.pixel_size))
+        fading = 1 - np.exp(-((strength / DETAIL_TOLERANCE) ** 2))
+        mask = self._feather(y0, y1, top, bottom, margin)[:, None] * self._feather(x0, x1, left, right, margin)
+        region += mask[..., None] * (change - fading[..., None] * texture)
+        pasted[y0:y1, x0:x1] = np.clip(np.rint(region), 0, 255).astype(np.uint8)
+        return pasted
+
+    def _enlarge(self, crop: np.ndarray, bounds: tuple[int, int, int, int]) -> np.ndarray:
+        """A float32 crop as seen in the source pixels of `bounds` (x0, y0, x1, y1)."""
+        x0, y0, x1, y1 = bounds
+        pixel_x = pixel_y = self.pixel_size
+        if self.pixel_size < 1:  # the crop is finer than the source: average first, so that it does not alias
+            height, width = (max(1, round(size * self.pixel_size)) for size in crop.shape[:2])
+            pixel_x, pixel_y = pixel_x * crop.shape[1] / width, pixel_y * crop.shape[0] / height
+            crop = cv2.resize(crop, (width, height), interpolation=cv2.INTER_AREA)
+        matrix = np.array(
+            [
+                [1 / pixel_x, 0, (x0 + 0.5 - self.left) / pixel_x - 0.5],
+                [0, 1 / pixel_y, (y0 + 0.5 - self.top) / pixel_y - 0.5],
+            ]
+        )
+        return cv2.warpAffine(
+            crop,
+            matrix,
+            (x1 - x0, y1 - y0),
+            flags=cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP,
+            borderMode=cv2.BORDER_REPLICATE,
+        )
+
+    @staticmethod
+    def _feather(start: int, stop: int, low: float, high: float, margin: float) -> np.ndarray:
+        """Weights of the pixels start … stop−1: 1 between low and high, falling to 0 within ± margin of them."""
+        centre = np.arange(start, stop) + 0.5
+        inside = np.minimum(centre - low, high - centre)
+        ramp = np.clip((inside + margin) / (2 * margin), 0, 1).astype(np.float32)
+        return ramp * ramp * (3 - 2 * ramp)

@@ -1,0 +1,269 @@
+"""Frames -> 68 face landmarks per frame, smoothed, with gaps filled and shots found.
+
+Backends: `dlib` (needs no connection, the default), `face_alignment` (more exact; fetches its weights at first
+use) and `openface` (reads a CSV that OpenFace wrote, named like the video, beside it).
+"""
+
+import csv
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import cv2
+import numpy as np
+from scipy.ndimage import gaussian_filter1d
+
+from data_processing.errors import UserError
+from data_processing.video import FPS, read_frames
+from data_processing.weights import weight_path
+
+BACKENDS = ("dlib", "face_alignment", "openface")
+MAX_GAP = 12  # frames without a face that are interpolated: about half a second
+SMOOTHING = 1.2  # frames, deviation of the zero-lag Gaussian
+DETECT_EVERY = 5  # frames between face detections; landmarks are tracked between them
+CUT_LEVEL = 35.0  # mean grey-level change of a thumbnail that makes a shot cut
+DETECTION_SIDES = (640, 1280)  # longer side in pixels of the reduced frame: first try, second try
+
+
+@dataclass(frozen=True)
+class Landmarks:
+    """Landmarks of one video at 25 frames per second.
+
+    points: (T, 68, 2) float32 source pixels (x, y); NaN where there is no face for longer than MAX_GAP.
+    found: (T,) bool, True where the face was seen, False where it was interpolated or is missing.
+    shots: frame ranges [start, stop) between cuts; a new face after a gap also starts a shot.
+    """
+
+    points: np.ndarray
+    found: np.ndarray
+    shots: list[tuple[int, int]]
+
+    @property
+    def usable(self) -> np.ndarray:
+        """(T,) bool: frames that have landmarks, seen or interpolated."""
+        return ~np.isnan(self.points[:, 0, 0])
+
+
+def find_landmarks(
+    path: Path, backend: str = "dlib", progress: Callable[[Iterator], Iterator] = iter, flag: str = "--video"
+) -> Landmarks:
+    """Landmarks of the largest face through a whole video (read once, streamed).
+
+    Args:
+        path: video file.
+        backend: one of BACKENDS.
+        progress: wraps the frame iterator, for instance a tqdm bar.
+        flag: where the path came from, for error messages.
+
+    Raises:
+        UserError: unreadable video, unknown backend, backend's weights or CSV missing, or no face in any frame.
+    """
+    frames = progress(read_frames(path, flag=flag))
+    if backend == "dlib":
+        raw, cuts = _with_dlib(frames)
+    elif backend == "face_alignment":
+        raw, cuts = _with_face_alignment(frames)
+    elif backend == "openface":
+        raw, cuts = _with_openface(frames, path.with_suffix(".csv"))
+    else:
+        raise UserError(f"--landmarks: expected one of {', '.join(BACKENDS)}, found {backend}")
+    if np.isnan(raw).all():
+        raise UserError(f"{flag}: no face found in any of the {len(raw)} frames of {path} ({backend})")
+    return clean(raw, cuts)
+
+
+def clean(raw: np.ndarray, cuts: list[int]) -> Landmarks:
+    """Interpolate short gaps and smooth, within shots only.
+
+    Args:
+        raw: (T, 68, 2) source pixels, NaN where no face was found.
+        cuts: frame indices at which a new shot starts.
+    """
+    found = ~np.isnan(raw[:, 0, 0])
+    points = np.full(raw.shape, np.nan, np.float32)
+    shots = []
+    for start, stop in zip([0, *cuts], [*cuts, len(raw)], strict=True):
+        seen = start + np.flatnonzero(found[start:stop])
+        # a gap too long to interpolate ends one run of frames and starts another
+        for run in np.split(seen, np.flatnonzero(np.diff(seen) > MAX_GAP + 1) + 1):
+            if not len(run):
+                continue
+            at_ends = MAX_GAP // 2  # a face missing for a moment at a shot's edge is held
+            first = start if run[0] - start <= at_ends else run[0]
+            last = stop - 1 if stop - 1 - run[-1] <= at_ends else run[-1]
+            index = np.arange(first, last + 1)
+            flat = raw[run].reshape(len(run), -1)
+            filled = np.stack([np.interp(index, run, column) for column in flat.T], axis=1)
+            smooth = gaussian_filter1d(filled, SMOOTHING, axis=0, mode="nearest")
+            points[index] = smooth.reshape(len(index), 68, 2)
+            shots.append((int(first), int(last) + 1))
+    return Landmarks(points, found, shots)
+
+
+class _CutDetector:
+    """Says whether a frame starts a new shot, by the change of a small grey picture."""
+
+    def __init__(self) -> None:
+        self.last: np.ndarray | None = None
+
+    def __call__(self, gray: np.ndarray) -> bool:
+        thumbnail = cv2.resize(gray, (32, 32), interpolation=cv2.INTER_AREA).astype(np.float32)
+        cut = self.last is not None and float(np.abs(thumbnail - self.last).mean()) > CUT_LEVEL
+        self.last = thumbnail
+        return cut
+
+
+@cache
+def _dlib_models():
+    import dlib
+
+    return dlib.get_frontal_face_detector(), dlib.shape_predictor(str(weight_path("landmarks68")))
+
+
+def _with_dlib(frames: Iterator[np.ndarray]) -> tuple[np.ndarray, list[int]]:
+    """Detect on every DETECT_EVERY-th reduced frame, follow the face from frame to frame between."""
+    is_cut, raw, cuts = _CutDetector(), [], []
+    missing = np.full((68, 2), np.nan)
+    points = None
+    for index, frame in enumerate(frames):
+        gray = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
+        if is_cut(gray):
+            cuts.append(index)
+            points = None
+        box = None if points is None else _box_around(points)
+        if box is None or index % DETECT_EVERY == 0:
+            box = _detect(gray, box)
+        points = None if box is None else _fit(gray, box)
+        raw.append(missing if points is None else points)
+    return np.array(raw), cuts
+
+
+def _box_around(points: np.ndarray) -> np.ndarray:
+    """The box (left, top, right, bottom) that dlib's detector puts around such landmarks (68, 2)."""
+    size = 1.07 * float((points.max(axis=0) - points.min(axis=0)).mean())
+    centre = points.mean(axis=0) - [0, 0.06 * size]
+    return np.concatenate([centre - size / 2, centre + size / 2])
+
+
+def _detect(gray: np.ndarray, previous: np.ndarray | None) -> np.ndarray | None:
+    """The face box on a grey frame: the one nearest to the previous box, or else the largest."""
+    detector, _ = _dlib_models()
+    for side in DETECTION_SIDES if previous is None else DETECTION_SIDES[:1]:
+        scale = side / max(gray.shape)
+        if scale < 1 or side > DETECTION_SIDES[0]:
+            scale = min(scale, 2.0)
+            reduced = cv2.resize(
+                gray, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+            )
+        else:
+            scale, reduced = 1.0, gray
+        found = detector(reduced, 0)
+        boxes = np.array([(b.left(), b.top(), b.right(), b.bottom()) for b in found], float) / scale
+        if not len(boxes):
+            continue
+        if previous is None:
+            return boxes[np.argmax(boxes[:, 2] - boxes[:, 0])]
+        distance = np.abs(boxes - previous).max(axis=1)
+        nearest = int(np.argmin(distance))
+        if distance[nearest] < 0.4 * (previous[2] - previous[0]):
+            return previous  # confirmed; the tracked box is steadier than the detector's coarse grid
+        return boxes[np.argmax(boxes[:, 2] - boxes[:, 0])]
+    return None
+
+
+def _fit(gray: np.ndarray, box: np.ndarray) -> np.ndarray:
+    """Landmarks (68, 2) in a face box, as the mean over four slightly moved boxes.
+
+    dlib answers in whole pixels and trembles with the box; fitting on a face enlarged to 256 pixels and
+    averaging brings both well below a pixel.
+    """
+    import dlib
+
+    _, predictor = _dlib_models()
+    size, centre = box[2] - box[0], (box[:2] + box[2:]) / 2
+    step = size / 256  # source pixels per pixel of the enlarged face
+    corner = centre - size
+    finer = max(1, int(step))
+    matrix = np.array([[step / finer, 0, corner[0]], [0, step / finer, corner[1]]])
+    face = cv2.warpAffine(
+        gray,
+        matrix,
+        (512 * finer, 512 * finer),
+        flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+        borderMode=cv2.BORDER_REPLICATE,
+    )
+    if finer > 1:
+        face = cv2.resize(face, (512, 512), interpolation=cv2.INTER_AREA)
+    total = np.zeros((68, 2))
+    for dx, dy in ((-10, 0), (10, 0), (0, -10), (0, 10)):
+        shape = predictor(face, dlib.rectangle(128 + dx, 128 + dy, 384 + dx, 384 + dy))
+        total += [(part.x, part.y) for part in shape.parts()]
+    return total / 4 * step + corner
+
+
+@cache
+def _face_alignment_model():
+    try:
+        import face_alignment
+    except ImportError:
+        raise UserError("--landmarks face_alignment: it is not installed (pip install face-alignment)") from None
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return face_alignment.FaceAlignment(face_alignment.LandmarksType.TWO_D, device=device)
+    except OSError as error:  # its weights are fetched at first use
+        raise UserError(
+            f"--landmarks face_alignment: its weights cannot be fetched ({error}); use --landmarks dlib"
+        ) from None
+
+
+def _with_face_alignment(frames: Iterator[np.ndarray]) -> tuple[np.ndarray, list[int]]:
+    """S3FD on every DETECT_EVERY-th frame, 2DFAN4 on every frame with the box that follows the face."""
+    is_cut, raw, cuts = _CutDetector(), [], []
+    model = _face_alignment_model()
+    missing = np.full((68, 2), np.nan)
+    points = None
+    for index, frame in enumerate(frames):
+        if is_cut(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)):
+            cuts.append(index)
+            points = None
+        boxes = None
+        if points is not None and index % DETECT_EVERY:
+            boxes = [_box_around(points)]
+        faces = model.get_landmarks_from_image(frame, detected_faces=boxes) or []
+        points = max(faces, key=lambda face: np.ptp(face[:, 1]), default=None)
+        raw.append(missing if points is None else points)
+    return np.array(raw, float), cuts
+
+
+def _with_openface(frames: Iterator[np.ndarray], csv_path: Path) -> tuple[np.ndarray, list[int]]:
+    """Rows of an OpenFace CSV, by column name, moved to 25 frames per second by their timestamps."""
+    if not csv_path.is_file():
+        raise UserError(f"--landmarks openface: expected OpenFace's output at {csv_path}, found no such file")
+    try:
+        with csv_path.open(newline="") as file:
+            rows = [{key.strip(): value for key, value in row.items() if key} for row in csv.DictReader(file)]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"--landmarks openface: expected a CSV file, found {csv_path} ({error})") from None
+    wanted = ["timestamp", "success", *(f"{axis}_{k}" for k in range(68) for axis in "xy")]
+    absent = [name for name in wanted if not rows or name not in rows[0]]
+    if absent:
+        raise UserError(f"--landmarks openface: {csv_path} has no rows or no column {', '.join(absent[:3])}")
+    try:
+        times = np.array([float(row["timestamp"]) for row in rows])
+        success = np.array([float(row["success"]) > 0 for row in rows])
+        points = np.array([[float(row[name]) for name in wanted[2:]] for row in rows]).reshape(-1, 68, 2)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"--landmarks openface: a cell of {csv_path} is not a number ({error})") from None
+    points[~success] = np.nan
+    missing = np.full((68, 2), np.nan)
+    reach = 2 / FPS  # seconds from a frame to its row; beyond that the CSV ends too early or has a hole
+    is_cut, cuts, raw = _CutDetector(), [], []
+    for index, frame in enumerate(frames):
+        if is_cut(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)):
+            cuts.append(index)
+        distance = np.abs(times - times[0] - index / FPS)
+        raw.append(points[np.argmin(distance)] if distance.min() <= reach else missing)
+    return np.array(raw), cuts

@@ -1,0 +1,399 @@
+"""The one place that reads and writes video (PyAV: its wheels carry ffmpeg, nothing else need be installed).
+
+Frames are (H, W, 3) uint8 RGB arrays and are streamed: nothing here holds a whole video in memory.
+"""
+
+import contextlib
+import errno
+import itertools
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+
+import av
+import numpy as np
+from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc, Interpolation
+
+from data_processing.errors import UserError
+
+FPS = 25  # frames per second of everything the networks see
+VIDEO_SUFFIXES = {
+    ".mp4",
+    ".mov",
+    ".mkv",
+    ".avi",
+    ".webm",
+    ".mpg",
+    ".mpeg",
+    ".m4v",
+    ".wmv",
+    ".flv",
+    ".ts",
+    ".3gp",
+}
+OUTPUT_SUFFIXES = {".mp4", ".mov", ".mkv"}
+COPIED_AUDIO = {"aac", "ac3", "eac3"}  # what every player of mp4, mov and mkv understands
+AAC_BIT_RATE = 192_000
+AAC_SAMPLE_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
+# without these flags swscale darkens every conversion by one level and halves the colour resolution
+EXACT = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
+UNSPECIFIED_COLORSPACE = 2  # ITU-T H.273; PyAV has no name for it
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """What a viewer sees: size after rotation, frame rate, length, and whether there is sound."""
+
+    width: int
+    height: int
+    fps: float
+    duration_s: float
+    has_audio: bool
+
+
+def check_readable(path: Path, flag: str) -> None:
+    """Raise UserError unless `path` is a non-empty file; `flag` names where the path came from."""
+    if path.is_dir():
+        raise UserError(f"{flag}: expected a file, found a directory: {path}")
+    if not path.exists():
+        raise UserError(f"{flag}: no such file: {path}")
+    if path.stat().st_size == 0:
+        raise UserError(f"{flag}: the file is empty (0 bytes): {path}")
+
+
+def check_writable(path: Path, flag: str) -> None:
+    """Raise UserError unless a video can be written to `path`: a known suffix in a writable folder."""
+    if path.is_dir():
+        raise UserError(f"{flag}: expected a file name, found a directory: {path}")
+    if path.suffix.lower() not in OUTPUT_SUFFIXES:
+        raise UserError(f"{flag}: expected a name ending in .mp4, .mov or .mkv, found {path}")
+    if not path.parent.is_dir():
+        raise UserError(f"{flag}: no such folder: {path.parent}")
+    probe = path.with_name(f".{path.name}.{os.getpid()}.write-test")
+    try:
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"{flag}: cannot write into {path.parent}: {error.strerror}") from None
+
+
+def _open(path: Path, flag: str) -> av.container.InputContainer:
+    check_readable(path, flag)
+    try:
+        container = av.open(str(path.absolute()))  # a relative "take:1.mp4" would be taken for an address
+    except (av.error.FFmpegError, OSError) as error:
+        raise UserError(f"{flag}: expected a video, found something else: {path} ({_words(error)})") from None
+    if not container.streams.video:
+        container.close()
+        raise UserError(f"{flag}: expected a video, found no picture in {path}")
+    container.streams.video[0].thread_type = "AUTO"
+    return container
+
+
+def _words(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)
+
+
+def probe(path: Path, flag: str = "--video") -> VideoInfo:
+    """Decode the first frame of a video and describe it.
+
+    Raises:
+        UserError: missing, empty, not a video, or nothing in it can be decoded.
+    """
+    with _open(path, flag) as container:
+        stream = container.streams.video[0]
+        _, first = next(_timed_frames(container, stream), (0.0, None))
+        if first is None:
+            raise UserError(f"{flag}: no frame of {path} can be decoded")
+        turned = _quarter_turns(first) % 2 == 1
+        if stream.duration is not None:
+            duration = float(stream.duration * stream.time_base)
+        else:
+            duration = (container.duration or 0) / av.time_base
+        return VideoInfo(
+            width=first.height if turned else first.width,
+            height=first.width if turned else first.height,
+            fps=float(stream.average_rate or stream.guessed_rate or FPS),
+            duration_s=duration,
+            has_audio=bool(container.streams.audio),
+        )
+
+
+def first_frame_time(container: av.container.InputContainer) -> float:
+    """Seconds at which the picture of an open container starts (containers may start anywhere)."""
+    stream = container.streams.video[0]
+    return float(stream.start_time * stream.time_base) if stream.start_time is not None else 0.0
+
+
+def read_frames(path: Path, start: int = 0, stop: int | None = None, flag: str = "--video") -> Iterator[np.ndarray]:
+    """Frames `start` to `stop` (exclusive) of a video as seen at 25 frames per second.
+
+    Output frame k is the source frame nearest in time to k / 25 s after the first frame, so 24, 29.97, 50 and
+    variable frame rates all keep time with the sound. Rotation flags are applied.
+
+    Args:
+        path: any video file.
+        start: first frame wanted; reached by seeking where the file allows it.
+        stop: frame to stop before; None reads to the end.
+        flag: where the path came from, for error messages.
+
+    Yields:
+        (H, W, 3) uint8 RGB.
+
+    Raises:
+        UserError: the file cannot be opened, or holds no decodable frame.
+    """
+    with _open(path, flag) as container:
+        stream = container.streams.video[0]
+        frames = _timed_frames(container, stream)
+        first = next(frames, None)
+        if first is None:
+            raise UserError(f"{flag}: no frame of {path} can be decoded")
+        origin = first[0]
+        if start > 0:
+            landed = _seek(container, stream, origin + start / FPS)
+            if landed is None:  # some containers cannot seek: read from the beginning
+                yield from itertools.islice(read_frames(path, 0, stop, flag), start, None)
+                return
+            first, frames = landed
+        index, (time, frame) = start, first
+        for next_time, next_frame in frames:
+            # `frame` is the nearest one for every output time before the middle between the two
+            middle = (time + next_time) / 2
+            if origin + index / FPS < middle:
+                picture = to_rgb(frame)
+                while origin + index / FPS < middle:
+                    if stop is not None and index >= stop:
+                        return
+                    yield picture
+                    index += 1
+            time, frame = next_time, next_frame
+        # the last frame stays until its own duration is over
+        end = time + (float(frame.duration * stream.time_base) if frame.duration else 1 / FPS)
+        picture = to_rgb(frame)
+        while origin + index / FPS < end - 0.5 / FPS or index == 0:
+            if stop is not None and index >= stop:
+                return
+            yield picture
+            index += 1
+
+
+def read_frames_backward(
+    path: Path, num_frames: int, chunk: int = 32, flag: str = "--video"
+) -> Iterator[np.ndarray]:
+    """The first `num_frames` frames of `read_frames`, last first, holding at most `chunk` of them in memory."""
+    for stop in range(num_frames, 0, -chunk):
+        yield from reversed(list(read_frames(path, max(0, stop - chunk), stop, flag)))
+
+
+def _timed_frames(container, stream, after_seek: bool = False) -> Iterator[tuple[float, av.VideoFrame]]:
+    """Decoded frames with strictly growing times in seconds; damaged packets are stepped over."""
+    last = None
+    period = 1 / float(stream.average_rate or stream.guessed_rate or FPS)
+    only_dts = container.format.name == "avi"  # which stores no presentation times
+    packets = container.demux(stream)
+    while True:
+        try:
+            packet = next(packets)
+        except (StopIteration, av.error.EOFError, av.error.InvalidDataError):
+            return
+        except av.error.FFmpegError as error:
+            raise UserError(f"reading stopped at {last or 0:.2f} s of {container.name}: {_words(error)}") from None
+        try:
+            decoded = packet.decode()
+        except av.error.FFmpegError:
+            continue
+        for frame in decoded:
+            stamp = frame.dts if only_dts and frame.dts is not None else frame.pts
+            if stamp is None and last is None and after_seek:
+                continue  # nobody can say which frame this is
+            time = float(stamp * stream.time_base) if stamp is not None else None
+            if time is None or (last is not None and time <= last):
+                time = 0.0 if last is None else last + period
+            last = time
+            yield time, frame
+
+
+def _seek(container, stream, time: float):
+    """The frame shown at `time` and the iterator of those after it, by seeking to the key frame before it."""
+    try:
+        container.seek(int((time - 1 / FPS) / stream.time_base), stream=stream, backward=True)
+    except av.error.FFmpegError:
+        return None
+    frames = _timed_frames(container, stream, after_seek=True)
+    current = next(frames, None)
+    if current is None or current[0] > time - 0.5 / FPS:
+        return None
+    for following in frames:
+        if (current[0] + following[0]) / 2 > time:
+            return current, itertools.chain([following], frames)
+        current = following
+    return current, iter(())
+
+
+def to_rgb(frame: av.VideoFrame) -> np.ndarray:
+    """A decoded frame as upright (H, W, 3) uint8 RGB; untagged colours are taken as players take them."""
+    space = frame.colorspace
+    if space == UNSPECIFIED_COLORSPACE:
+        space = Colorspace.ITU709 if frame.height > 576 or frame.width >= 1280 else Colorspace.ITU601
+    picture = frame.reformat(format="rgb24", src_colorspace=space, interpolation=EXACT).to_ndarray()
+    return np.ascontiguousarray(np.rot90(picture, _quarter_turns(frame))) if frame.rotation else picture
+
+
+def _quarter_turns(frame: av.VideoFrame) -> int:
+    """How many times 90° counterclockwise a player turns the frame."""
+    return round(frame.rotation / 90)
+
+
+class VideoWriter:
+    """Writes H.264 with BT.709 colour tags and a sound track; the file appears under its name only when whole.
+
+    Use as a context manager. The sound comes from `audio_path` (any media file): its packets are copied where
+    mp4 players understand the codec, encoded as AAC at 192 kb/s otherwise, and end with the picture.
+
+    Args:
+        path: output, .mp4, .mov or .mkv. Odd sizes are padded by one replicated pixel (4:2:0 needs even ones).
+        width, height: of the frames given to `write`.
+        fps: frame rate.
+        crf: x264 quality, 0 (lossless) to 51; 16 is visually lossless.
+        audio_path: file whose first audio track becomes the sound, or None.
+
+    Raises:
+        UserError: the output cannot be written, or `audio_path` holds no sound that can be read.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        width: int,
+        height: int,
+        fps: Fraction | int = FPS,
+        crf: int = 16,
+        audio_path: Path | None = None,
+    ):
+        self.path = path
+        self.partial_path = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
+        self.size = (height, width)
+        self.fps = Fraction(fps)
+        self.num_frames = 0
+        self._sound = None
+        try:
+            self._container = av.open(str(self.partial_path.absolute()), "w")
+        except (av.error.FFmpegError, OSError) as error:
+            raise UserError(f"{path} cannot be written: {_words(error)}") from None
+        self._video = self._container.add_stream("libx264", rate=self.fps)
+        self._video.width, self._video.height = width + width % 2, height + height % 2
+        self._video.pix_fmt = "yuv420p"
+        self._video.options = {"crf": str(crf), "preset": "medium"}
+        context = self._video.codec_context
+        context.color_range = ColorRange.MPEG
+        context.colorspace = Colorspace.ITU709
+        context.color_primaries = ColorPrimaries.BT709
+        context.color_trc = ColorTrc.BT709
+        self._pending = None
+        if audio_path:
+            self._sound = _sound_packets(audio_path, self._container)
+            try:
+                self._pending = next(self._sound, None)  # adds the stream before the header is written
+            except (av.error.FFmpegError, OSError) as error:
+                self._discard()
+                raise UserError(f"the sound of {audio_path} cannot be used: {_words(error)}") from None
+            except UserError:
+                self._discard()
+                raise
+
+    def write(self, frame: np.ndarray) -> None:
+        """Append one (H, W, 3) uint8 RGB frame."""
+        if frame.shape != (*self.size, 3) or frame.dtype != np.uint8:
+            raise ValueError(f"expected (H, W, 3) = {(*self.size, 3)} uint8, found {frame.shape} {frame.dtype}")
+        frame = np.pad(frame, ((0, frame.shape[0] % 2), (0, frame.shape[1] % 2), (0, 0)), mode="edge")
+        picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24").reformat(
+            format="yuv420p",
+            dst_colorspace=Colorspace.ITU709,
+            dst_color_range=ColorRange.MPEG,
+            interpolation=EXACT,
+        )
+        picture.pts = self.num_frames
+        picture.time_base = 1 / self.fps
+        picture.colorspace = Colorspace.ITU709
+        picture.color_range = ColorRange.MPEG
+        self.num_frames += 1
+        try:
+            self._container.mux(self._video.encode(picture))
+            self._mux_sound(until=self.num_frames / self.fps)
+        except (av.error.FFmpegError, OSError) as error:
+            raise UserError(f"writing {self.path} stopped at frame {self.num_frames}: {_words(error)}") from None
+
+    def _mux_sound(self, until: Fraction) -> None:
+        while self._pending is not None and self._pending.pts * self._pending.time_base < until:
+            self._container.mux(self._pending)
+            self._pending = next(self._sound, None)
+
+    def __enter__(self) -> "VideoWriter":
+        return self
+
+    def __exit__(self, kind: type | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        try:
+            if kind is None:
+                self._container.mux(self._video.encode(None))
+                self._mux_sound(until=self.num_frames / self.fps)
+                self._container.close()
+                self.partial_path.replace(self.path)
+        except (av.error.FFmpegError, OSError) as error:
+            reason = "the disk is full" if getattr(error, "errno", None) == errno.ENOSPC else _words(error)
+            raise UserError(f"{self.path} could not be finished: {reason}") from None
+        finally:
+            self._discard()
+
+    def _discard(self) -> None:
+        """Close what is open and leave no partial file; an earlier error is the one to tell."""
+        if self._sound:
+            self._sound.close()
+        with contextlib.suppress(av.error.FFmpegError, OSError):
+            self._container.close()
+        self.partial_path.unlink(missing_ok=True)
+
+
+def _sound_packets(path: Path, output: av.container.OutputContainer) -> Iterator[av.Packet]:
+    """Packets for `output` with the first audio track of `path`, time 0 being the first video frame's, if any."""
+    with av.open(str(path.absolute())) as source:
+        if not source.streams.audio:
+            raise UserError(f"expected a sound track, found none in {path}")
+        stream = source.streams.audio[0]
+        if source.streams.video:
+            origin = first_frame_time(source)
+        else:
+            origin = float((stream.start_time or 0) * stream.time_base)
+        if stream.codec_context.name in COPIED_AUDIO:
+            target = output.add_stream_from_template(stream)
+            shift = round(origin / stream.time_base)
+            for packet in source.demux(stream):
+                if packet.dts is None or packet.pts is None or packet.pts - shift < 0:
+                    continue
+                packet.pts, packet.dts = packet.pts - shift, packet.dts - shift
+                packet.stream = target
+                yield packet
+            return
+        rate = min((rate for rate in AAC_SAMPLE_RATES if rate >= stream.rate), default=AAC_SAMPLE_RATES[-1])
+        target = output.add_stream("aac", rate=rate, layout="mono" if stream.channels == 1 else "stereo")
+        target.bit_rate = AAC_BIT_RATE
+        resampler = av.AudioResampler(format="fltp", layout=target.layout, rate=rate)
+        position = None  # of the next sample, in samples after time 0
+        for frame in itertools.chain(_decodable(source, stream), [None]):
+            if position is None:
+                position = 0 if frame is None or frame.time is None else round((frame.time - origin) * rate)
+            for part in resampler.resample(frame):
+                part.pts, part.time_base = position, Fraction(1, rate)
+                position += part.samples
+                if position > 0:
+                    yield from target.encode(part)
+        yield from target.encode(None)
+
+
+def _decodable(source: av.container.InputContainer, stream: av.AudioStream) -> Iterator[av.AudioFrame]:
+    """Frames up to the end or to where decoding fails (`load_audio` warns of that)."""
+    with contextlib.suppress(av.error.FFmpegError):
+        yield from source.decode(stream)

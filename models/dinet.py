@@ -1,0 +1,153 @@
+"""The DINet generator: deform reference features to the audio and the pose ("Deformation part" of the paper's
+method), then decode them together with the source's ("Inpainting part")."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from models.adaat import AdaAT
+from models.blocks import ConvBlock, ResBlock, UpBlock
+
+AUDIO_WINDOW = 5  # steps of audio features, at 25 per second, centred on the frame
+
+
+@dataclass(frozen=True)
+class DINetConfig:
+    """What a generator is built from; stored in every checkpoint.
+
+    audio_dim: audio features per step.
+    num_references: reference frames, stacked in the channels.
+    official_grid: sample as the authors' released checkpoint was trained to, which blends neighbouring
+        channels and shifts the map by up to half a sample; only for weights imported from that checkpoint.
+    """
+
+    audio_dim: int = 29
+    num_references: int = 5
+    official_grid: bool = False
+
+
+class ReferenceFeatures(NamedTuple):
+    """What the generator needs of the references, computed once a video; both (B, 256, H/4, W/4)."""
+
+    encoded: torch.Tensor  # F_ref, compared with the source frame to find the pose
+    appearance: torch.Tensor  # F_ref after the first appearance blocks, to be deformed
+
+
+class DINet(nn.Module):
+    """Redraws the mouth box of a face crop so that the lips follow the audio.
+
+    Fully convolutional: heights and widths may be any multiple of 4. Images are RGB in [0, 1].
+    """
+
+    def __init__(self, config: DINetConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.source_encoder = _image_encoder(3)
+        self.reference_encoder = _image_encoder(3 * config.num_references)
+        self.alignment_encoder = nn.Sequential(
+            ConvBlock(512, 128, 3),
+            ConvBlock(128, 128, 11),
+            ConvBlock(128, 128, 11),
+            ConvBlock(128, 128, 3, stride=2),
+            ConvBlock(128, 128, 7),
+            ConvBlock(128, 128, 7),
+            ConvBlock(128, 128, 3, stride=2),
+            ConvBlock(128, 128, 3),
+            ConvBlock(128, 128, 3, stride=2),
+            ConvBlock(128, 128, 3),
+            ConvBlock(128, 128, 3, stride=2),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+        )
+        self.audio_encoder = nn.Sequential(
+            ConvBlock(config.audio_dim, 128, 5, dims=1),
+            ResBlock(128, dims=1),
+            ConvBlock(128, 128, 3, stride=2, dims=1),
+            ResBlock(128, dims=1),
+            ConvBlock(128, 128, 3, stride=2, dims=1),
+            ConvBlock(128, 128, 3, dims=1),
+            nn.AdaptiveAvgPool1d(1),
+            nn.Flatten(),
+        )
+        self.appearance_before = nn.Sequential(*(ResBlock(256) for _ in range(4)))
+        self.adaat = AdaAT(256, 256, config.official_grid)
+        self.appearance_after = nn.Sequential(*(ResBlock(256) for _ in range(4)))
+        self.decoder = nn.Sequential(
+            ConvBlock(512, 128, 3),
+            UpBlock(128, 128, 3),
+            ResBlock(128),
+            UpBlock(128, 128, 3),
+            nn.Conv2d(128, 3, 7, padding=3),
+        )
+
+    def forward(
+        self, masked_source: torch.Tensor, references: torch.Tensor, audio_window: torch.Tensor
+    ) -> torch.Tensor:
+        """Generate face crops, references included.
+
+        Args:
+            masked_source: (B, 3, H, W), the mouth box set to 0.
+            references: (B, 3N, H, W), the N reference frames stacked in the channels.
+            audio_window: (B, D, 5), audio features around each frame.
+
+        Returns:
+            (B, 3, H, W) in [0, 1], float32, the whole face crop.
+
+        Raises:
+            ValueError: a shape is not as above.
+        """
+        return self.generate(masked_source, self.encode_references(references), audio_window)
+
+    def encode_references(self, references: torch.Tensor) -> ReferenceFeatures:
+        """Encode stacked references (B, 3N, H, W) once, for any number of frames of the same video."""
+        _check_image("references", references, 3 * self.config.num_references)
+        encoded = self.reference_encoder(references)
+        return ReferenceFeatures(encoded, self.appearance_before(encoded))
+
+    def generate(
+        self, masked_source: torch.Tensor, references: ReferenceFeatures, audio_window: torch.Tensor
+    ) -> torch.Tensor:
+        """`forward` with encoded references; if these have B = 1, they serve every frame of the batch."""
+        _check_image("masked_source", masked_source, 3)
+        batch, _, height, width = masked_source.shape
+        if references.encoded.shape[0] not in (1, batch):
+            raise ValueError(f"references: expected a batch of 1 or {batch}, got {references.encoded.shape[0]}")
+        if references.encoded.shape[2:] != (height // 4, width // 4):
+            found = tuple(4 * size for size in references.encoded.shape[2:])
+            raise ValueError(f"references: expected the source's size {(height, width)}, got {found}")
+        if audio_window.shape != (batch, self.config.audio_dim, AUDIO_WINDOW):
+            expected = (batch, self.config.audio_dim, AUDIO_WINDOW)
+            raise ValueError(f"audio_window: expected {expected}, got {tuple(audio_window.shape)}")
+
+        references = ReferenceFeatures(*(part.expand(batch, -1, -1, -1) for part in references))
+        source = self.source_encoder(masked_source)
+        code = torch.cat(self.codes(source, references, audio_window), dim=1)
+        deformed = self.appearance_after(self.deform(references, code))
+        # In float32 even under autocast: bfloat16 has no more than 128 levels between 0.5 and 1.
+        return self.decoder(torch.cat([source, deformed], dim=1)).float().sigmoid()
+
+    def codes(
+        self, source: torch.Tensor, references: ReferenceFeatures, audio_window: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Alignment code and audio code, (B, 128) each, from F_s (B, 256, H/4, W/4), references and audio."""
+        alignment = self.alignment_encoder(torch.cat([source, references.encoded], dim=1))
+        return alignment, self.audio_encoder(audio_window)
+
+    def deform(self, references: ReferenceFeatures, code: torch.Tensor) -> torch.Tensor:
+        """F_d (B, 256, H/4, W/4): the references' appearance, warped as the joined code (B, 256) asks."""
+        return self.adaat(references.appearance, code)
+
+
+def _image_encoder(in_channels: int) -> nn.Sequential:
+    """(B, in_channels, H, W) -> (B, 256, H/4, W/4)."""
+    return nn.Sequential(
+        ConvBlock(in_channels, 64, 7), ConvBlock(64, 128, 3, stride=2), ConvBlock(128, 256, 3, stride=2)
+    )
+
+
+def _check_image(name: str, image: torch.Tensor, channels: int) -> None:
+    if image.ndim != 4 or image.shape[1] != channels or image.shape[2] % 4 or image.shape[3] % 4:
+        found = tuple(image.shape)
+        raise ValueError(f"{name}: expected (B, {channels}, H, W), H and W multiples of 4, got {found}")

@@ -1,0 +1,36 @@
+"""The golden files: inputs and outputs of the original networks, with weights that are made from their names."""
+
+import json
+import zlib
+from pathlib import Path
+
+import numpy as np
+import torch
+
+DATA = Path(__file__).parent / "data"
+
+
+def golden_arrays(name: str) -> dict[str, torch.Tensor]:
+    """The tensors of tests/data/<name>.npz."""
+    with np.load(DATA / f"{name}.npz", allow_pickle=False) as arrays:
+        return {key: torch.from_numpy(arrays[key]) for key in arrays.files}
+
+
+def golden_state(network: str, file: str = "state_dicts.json") -> dict[str, torch.Tensor]:
+    """The weights the golden outputs were computed with, under the original tensor names."""
+    shapes = json.loads((DATA / file).read_text())[network]
+    return {name: _tensor(name, shape) for name, shape in shapes.items()}
+
+
+def _tensor(name: str, shape: list[int]) -> torch.Tensor:
+    rng = np.random.default_rng(zlib.crc32(name.encode()))
+    last = name.rsplit(".", 1)[-1]
+    if last == "num_batches_tracked":
+        return torch.tensor(1)
+    if last == "running_var" or (len(shape) == 1 and last == "weight"):
+        values = rng.uniform(0.8, 1.2, shape)
+    elif len(shape) == 1:
+        values = rng.normal(0, 0.05, shape)
+    else:
+        values = rng.normal(0, 1, shape) * np.sqrt(1 / np.prod(shape[1:]))
+    return torch.from_numpy(values.astype(np.float32))
