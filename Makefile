@@ -1,0 +1,38 @@
+# make demo   set up and dub the bundled example      make test   set up and run the tests
+# make lint   check style                             make clean  remove what these made
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+RUN := $(VENV)/bin/python
+EXAMPLE := examples/portrait.mp4 examples/speech.wav checkpoints/dinet_64.safetensors
+
+.PHONY: demo test lint clean
+.DELETE_ON_ERROR:
+
+demo: demo.mp4
+	@echo "Dubbed: $(CURDIR)/demo.mp4"
+
+demo.mp4: $(VENV)/.weights $(EXAMPLE)
+	$(RUN) inference.py --output $@
+
+test: $(VENV)/.weights
+	$(RUN) -m pytest
+
+lint: $(VENV)/.installed
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+$(VENV)/.weights: $(VENV)/.installed data_processing/weights.py
+	$(RUN) scripts/download_weights.py
+	@touch $@
+
+# face-alignment asks for opencv-python, which needs libGL of a desktop; the headless build of the same release
+# takes its place, so that servers and containers need no system packages.
+$(VENV)/.installed: requirements.txt
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --upgrade pip
+	$(VENV)/bin/pip install --requirement requirements.txt
+	$(VENV)/bin/pip install --force-reinstall --no-deps "opencv-python-headless>=5.0,<5.1"
+	@touch $@
+
+clean:
+	rm -rf $(VENV) demo.mp4 .pytest_cache .ruff_cache

@@ -1,0 +1,284 @@
+"""Dub a video: redraw the mouth so that the lips follow another recording.
+
+    python inference.py --video speaker.mp4 --audio speech.wav --output dubbed.mp4
+
+Without arguments the bundled example is dubbed. A video shorter than the sound is played forward and backward
+until the sound ends; frames without a face pass through unchanged.
+"""
+
+import argparse
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from data_processing import audio_features
+from data_processing.audio import load_audio
+from data_processing.dataset import mask_mouth
+from data_processing.errors import UserError, command_line
+from data_processing.geometry import FaceCrop, crop_radius
+from data_processing.landmarks import BACKENDS, Landmarks, find_landmarks
+from data_processing.video import (
+    FPS,
+    VideoWriter,
+    check_readable,
+    check_writable,
+    probe,
+    read_frames,
+    read_frames_backward,
+)
+from models.checkpoint import LoadedModel, load_model
+from models.dinet import ReferenceFeatures
+
+ROOT = Path(__file__).parent
+EXAMPLE_VIDEO, EXAMPLE_AUDIO = ROOT / "examples/portrait.mp4", ROOT / "examples/speech.wav"
+BUNDLED_CHECKPOINT = ROOT / "checkpoints/dinet_64.safetensors"
+BATCH_SIZE = 8
+DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Shot(NamedTuple):
+    """What is computed once for all frames of a shot."""
+
+    radius_px: float
+    references: ReferenceFeatures
+
+
+class Dubber:
+    """A generator with the means to redraw frames of one video."""
+
+    def __init__(self, loaded: LoadedModel, device: torch.device, precision: str) -> None:
+        self.model = loaded.model.to(device, memory_format=torch.channels_last)
+        self.mouth_size = loaded.mouth_size
+        self.device = device
+        self.dtype = DTYPES[precision]
+
+    def _autocast(self):
+        return torch.autocast(self.device.type, self.dtype) if self.dtype else nullcontext()
+
+    def _to_tensor(self, crops: list[np.ndarray]) -> torch.Tensor:
+        """(13S/8, 5S/4, 3) uint8 crops -> (B, 3, H, W) in [0, 1]."""
+        images = torch.from_numpy(np.stack(crops)).to(self.device).permute(0, 3, 1, 2)
+        return (images.float() / 255).contiguous(memory_format=torch.channels_last)
+
+    @torch.inference_mode()
+    def encode_references(self, crops: list[np.ndarray]) -> ReferenceFeatures:
+        """Encode the N reference crops of a shot, (13S/8, 5S/4, 3) uint8 RGB each."""
+        stacked = self._to_tensor(crops).flatten(0, 1)[None]
+        with self._autocast():
+            return self.model.encode_references(stacked)
+
+    @torch.inference_mode()
+    def redraw(self, crops: list[np.ndarray], references: ReferenceFeatures, windows: np.ndarray) -> np.ndarray:
+        """Face crops as the audio windows (B, D, 5) would have them: (B, 13S/8, 5S/4, 3) uint8 RGB."""
+        masked = mask_mouth(self._to_tensor(crops))
+        with self._autocast():
+            output = self.model.generate(masked, references, torch.from_numpy(windows).to(self.device))
+        images = (output.float() * 255).round().clamp(0, 255).to(torch.uint8)
+        return images.permute(0, 2, 3, 1).cpu().numpy()
+
+
+def choose_references(landmarks: Landmarks, start: int, stop: int, count: int) -> list[int]:
+    """Frames of a shot spread over mouth shapes and head poses: farthest-point sampling, the same every time.
+
+    The first is the frame nearest the middle of all; each further one is the frame least like those chosen.
+    Frames with unusual landmarks (the outer two per cent of any measure) are left to the side.
+    """
+    frames = start + np.flatnonzero(landmarks.found[start:stop])
+    points = landmarks.points[frames]
+    eyes = points[:, 36:48].mean(axis=1)
+    face = np.linalg.norm(points[:, 8] - eyes, axis=1)
+    measures = np.stack(
+        [
+            2 * (points[:, 66, 1] - points[:, 62, 1]) / face,  # inner lips apart: mouth shapes count twice
+            2 * np.linalg.norm(points[:, 54] - points[:, 48], axis=1) / face,
+            (points[:, 30, 0] - points[:, [0, 16], 0].mean(axis=1)) / face,  # yaw
+            (points[:, 30, 1] - eyes[:, 1]) / face,  # pitch
+            (points[:, 45, 1] - points[:, 36, 1]) / face,  # roll
+        ],
+        axis=1,
+    )
+    low, high = np.percentile(measures, [2, 98], axis=0)
+    usual = ((measures >= low) & (measures <= high)).all(axis=1)
+    if usual.sum() >= count:
+        frames, measures = frames[usual], measures[usual]
+    chosen = [int(np.argmin(np.linalg.norm(measures - np.median(measures, axis=0), axis=1)))]
+    while len(chosen) < count:
+        distance = np.linalg.norm(measures[:, None] - measures[chosen], axis=2).min(axis=1)
+        chosen.append(int(np.argmax(distance)))
+    return [int(frames[index]) for index in chosen]
+
+
+def prepare_shots(
+    dubber: Dubber, video: Path, landmarks: Landmarks, references: list[int] | None
+) -> list[Shot | None]:
+    """Radius and encoded references of every shot; the `references` given serve all shots instead of chosen ones."""
+    count = dubber.model.config.num_references
+    shots: list[Shot | None] = []
+    for start, stop in landmarks.shots:
+        if not landmarks.found[start:stop].any():
+            shots.append(None)
+            continue
+        indices = references or choose_references(landmarks, start, stop, count)
+        crops = []
+        for index in indices:
+            shot_start, shot_stop = shot_at(landmarks, index)
+            radius_px = crop_radius(landmarks.points[shot_start:shot_stop])
+            crop = FaceCrop.from_landmarks(landmarks.points[index], radius_px, dubber.mouth_size)
+            crops.append(crop.extract(next(read_frames(video, index, index + 1))))
+        shots.append(Shot(crop_radius(landmarks.points[start:stop]), dubber.encode_references(crops)))
+    return shots
+
+
+def shot_at(landmarks: Landmarks, index: int) -> tuple[int, int]:
+    """The shot a frame with landmarks lies in."""
+    return next(shot for shot in landmarks.shots if shot[0] <= index < shot[1])
+
+
+def back_and_forth(video: Path, num_frames: int) -> Iterator[tuple[int, np.ndarray]]:
+    """(index, frame) of a video played forward, backward, forward, … without end."""
+    while True:
+        yield from enumerate(read_frames(video, 0, num_frames))
+        yield from zip(reversed(range(num_frames)), read_frames_backward(video, num_frames), strict=True)
+
+
+def redraw_frames(
+    dubber: Dubber, video: Path, landmarks: Landmarks, shots: list[Shot | None], features: np.ndarray
+) -> Iterator[tuple[np.ndarray, np.ndarray, bool]]:
+    """(source frame, dubbed frame, whether it was redrawn) for every row of `features` (T, D)."""
+    shot_of = np.full(len(landmarks.points), -1)
+    for number, (start, stop) in enumerate(landmarks.shots):
+        shot_of[start:stop] = number if shots[number] else -1
+    timeline = islice(back_and_forth(video, len(landmarks.points)), len(features))
+    numbered = enumerate(timeline)
+    while batch := list(islice(numbered, BATCH_SIZE)):
+        dubbed: list[np.ndarray | None] = [None] * len(batch)
+        for number in {int(shot_of[index]) for _, (index, _) in batch} - {-1}:
+            places = [place for place, (_, (index, _)) in enumerate(batch) if shot_of[index] == number]
+            members = [batch[place] for place in places]
+            shot = shots[number]
+            crops = [
+                FaceCrop.from_landmarks(landmarks.points[index], shot.radius_px, dubber.mouth_size)
+                for _, (index, _) in members
+            ]
+            drawn = dubber.redraw(
+                [crop.extract(frame) for crop, (_, (_, frame)) in zip(crops, members, strict=True)],
+                shot.references,
+                audio_features.windows(features, np.array([time_index for time_index, _ in members])),
+            )
+            for place, crop, image in zip(places, crops, drawn, strict=True):
+                dubbed[place] = crop.paste(batch[place][1][1], image)
+        for (_, (_, frame)), image in zip(batch, dubbed, strict=True):
+            yield frame, frame if image is None else image, image is not None
+
+
+def parse_references(text: str | None, count: int, landmarks: Landmarks) -> list[int] | None:
+    """`--references 3,40,55,80,121` as frame numbers at 25 fps, each with a face; None for the automatic choice."""
+    if text is None:
+        return None
+    try:
+        indices = [int(part) for part in text.split(",")]
+    except ValueError:
+        raise UserError(f"--references: expected {count} frame numbers like 3,40,55, found {text!r}") from None
+    if len(indices) != count:
+        raise UserError(f"--references: expected {count} frame numbers, found {len(indices)}")
+    for index in indices:
+        if not 0 <= index < len(landmarks.points) or not landmarks.usable[index]:
+            last = len(landmarks.points) - 1
+            raise UserError(f"--references: expected frames 0 to {last} with a face, found {index}")
+    return indices
+
+
+def choose_device(name: str) -> torch.device:
+    """`--device`: a torch device that is there; auto prefers a GPU."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"--device {name}: not available here ({str(error).splitlines()[0]})") from None
+    return device
+
+
+def choose_precision(name: str, device: torch.device) -> str:
+    """`--precision`: auto is fp16 on a GPU, bf16 on processors with instructions for it, else fp32."""
+    if name != "auto":
+        return name
+    if device.type == "cuda":
+        return "fp16"
+    return "bf16" if torch.cpu._is_avx512_bf16_supported() else "fp32"
+
+
+def dub(args: argparse.Namespace) -> None:
+    """Everything from the checked arguments to the file in place."""
+    began = time.monotonic()
+    check_readable(args.video, "--video")
+    check_readable(args.audio, "--audio")
+    check_writable(args.output, "--output")
+    if args.output.exists() and any(args.output.samefile(given) for given in (args.video, args.audio)):
+        raise UserError(f"--output: expected another file than the input {args.output}")
+    info = probe(args.video, "--video")
+    device = choose_device(args.device)
+    loaded = load_model(args.checkpoint, device)
+    wanted = args.audio_features or loaded.audio_features
+    if wanted != loaded.audio_features:
+        raise UserError(f"--audio-features: {args.checkpoint} was trained with {loaded.audio_features}, found {wanted}")
+    waveform = load_audio(args.audio, "--audio")
+    features = audio_features.extract(waveform, loaded.audio_features)
+    dubber = Dubber(loaded, device, choose_precision(args.precision, device))
+
+    expected = round(info.duration_s * FPS) or None
+
+    def progress(frames: Iterator) -> Iterator:
+        return iter(tqdm(frames, total=expected, unit="frame", desc="finding the face"))
+
+    landmarks = find_landmarks(args.video, args.landmarks, progress)
+    references = parse_references(args.references, dubber.model.config.num_references, landmarks)
+    shots = prepare_shots(dubber, args.video, landmarks, references)
+
+    width = info.width * (2 if args.side_by_side else 1)
+    redrawn, generating = 0, time.monotonic()
+    with VideoWriter(args.output, width, info.height, crf=args.crf, audio_path=args.audio) as writer:
+        frames = redraw_frames(dubber, args.video, landmarks, shots, features)
+        for source, dubbed, changed in tqdm(frames, total=len(features), unit="frame", desc="dubbing"):
+            writer.write(np.concatenate([source, dubbed], axis=1) if args.side_by_side else dubbed)
+            redrawn += changed
+    seconds = time.monotonic() - began
+    without = len(features) - redrawn
+    print(
+        f"{args.output}: {len(features)} frames ({len(features) / FPS:.1f} s at {FPS} fps) in {seconds:.1f} s, "
+        f"{len(features) / (time.monotonic() - generating):.1f} frames/s dubbing"
+        + (f"; {without} frames without a face left unchanged" if without else "")
+    )
+
+
+@command_line
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--video", type=Path, default=EXAMPLE_VIDEO, help="video of a speaking face (default: the bundled example)")
+    add("--audio", type=Path, default=EXAMPLE_AUDIO, help="sound or video file to speak (default: the example)")
+    add("--output", type=Path, default=Path("dubbed.mp4"), help=".mp4, .mov or .mkv to write (default dubbed.mp4)")
+    add("--checkpoint", type=Path, default=BUNDLED_CHECKPOINT, help="generator (default: the bundled one)")
+    add("--landmarks", choices=BACKENDS, default="dlib", help="landmark detector (default dlib)")
+    add("--references", metavar="N,N,…", help="frames to take the mouth's looks from (default: chosen)")
+    add("--audio-features", choices=list(audio_features.FEATURE_DIMS), help="default: what the checkpoint needs")
+    add("--side-by-side", action="store_true", help="write the source and the dubbed video beside each other")
+    add("--device", default="auto", help="auto (default), cpu, cuda, cuda:1, …")
+    add("--precision", choices=["auto", *DTYPES], default="auto", help="default: the fastest the device has")
+    add("--crf", type=int, default=16, help="H.264 quality, 0 lossless to 51 (default 16, visually lossless)")
+    args = parser.parse_args()
+    if not 0 <= args.crf <= 51:
+        raise UserError(f"--crf: expected 0 to 51, found {args.crf}")
+    dub(args)
+
+
+if __name__ == "__main__":
+    main()

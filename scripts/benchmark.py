@@ -1,0 +1,84 @@
+"""Speed of dubbing on this machine: python scripts/benchmark.py
+
+For each mouth size, frames per second of the generator and of cutting, generating and pasting, in float32 and in
+the fastest precision of the device, one after the other in one run, and the ratio of the two. The weights are random:
+speed does not depend on them.
+"""
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+import torch
+
+from data_processing.errors import command_line
+from data_processing.geometry import FaceCrop, crop_size
+from inference import BATCH_SIZE, Dubber, choose_device, choose_precision
+from models.checkpoint import LoadedModel
+from models.dinet import DINet, DINetConfig
+
+RADIUS_PX = 120  # of a face that fills a third of the height of a 1080p frame
+
+
+def seconds_of(work: Callable[[], object], repeats: int) -> float:
+    """Median seconds of one call, after one to warm up."""
+    work()
+    times = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - began)
+    return statistics.median(times)
+
+
+def measure(mouth_size: int, device: torch.device, precision: str, repeats: int) -> tuple[float, float]:
+    """Frames per second of (the generator, cut + generate + paste) on 1080p frames."""
+    torch.manual_seed(0)
+    model = DINet(DINetConfig()).eval()
+    dubber = Dubber(LoadedModel(model, "phoneme", mouth_size, {}), device, precision)
+    rng = np.random.default_rng(0)
+    frame = rng.integers(0, 256, (1080, 1920, 3), np.uint8)
+    crop = FaceCrop(800.0, 300.0, 2 * RADIUS_PX / mouth_size, mouth_size)
+    images = [rng.integers(0, 256, (*crop_size(mouth_size), 3), np.uint8) for _ in range(5)]
+    references = dubber.encode_references(images)
+    windows = rng.random((BATCH_SIZE, 29, 5), np.float32)
+
+    def whole() -> None:
+        crops = [crop.extract(frame) for _ in range(BATCH_SIZE)]
+        for drawn in dubber.redraw(crops, references, windows):
+            crop.paste(frame, drawn)
+
+    inputs = [images[0]] * BATCH_SIZE
+    generator_seconds = seconds_of(lambda: dubber.redraw(inputs, references, windows), repeats)
+    return BATCH_SIZE / generator_seconds, BATCH_SIZE / seconds_of(whole, repeats)
+
+
+@command_line
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, …")
+    parser.add_argument("--repeats", type=int, default=5, help="timed calls; the median counts (default 5)")
+    args = parser.parse_args()
+    device = choose_device(args.device)
+    fast = choose_precision("auto", device)
+    threads = torch.get_num_threads()
+    print(f"{device}, {threads} threads, torch {torch.__version__}; batches of {BATCH_SIZE}, 1080p frames")
+    print(f"{'S':>4} {'crop':>9}  {'generator fp32':>14} {fast:>7} {'ratio':>6}   {'with cut + paste':>16} {fast:>7}")
+    for mouth_size in (64, 128, 256):
+        slow_generator, slow_whole = measure(mouth_size, device, "fp32", args.repeats)
+        fast_generator, fast_whole = measure(mouth_size, device, fast, args.repeats)
+        height, width = crop_size(mouth_size)
+        print(
+            f"{mouth_size:>4} {f'{height}x{width}':>9}  {slow_generator:>14.1f} {fast_generator:>7.1f} "
+            f"{fast_generator / slow_generator:>6.2f}   {slow_whole:>16.1f} {fast_whole:>7.1f}"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,176 @@
+"""geometry: the authors' radii (golden file), closed forms on ramps, and what pasting may and may not touch."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from data_processing.geometry import FaceCrop, crop_radius, crop_size, frame_radii, mouth_box
+
+DATA = Path(__file__).parent / "data"
+S = 64
+rng = np.random.default_rng(0)
+NOISE = cv2.GaussianBlur(rng.integers(0, 256, (300, 400, 3)).astype(np.uint8), (0, 0), 1.5)
+
+
+def ramp(width: int, height: int) -> np.ndarray:
+    """Float: red is x, green is y of the pixel's centre, blue is flat; linear, so interpolating changes nothing."""
+    x, y = np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5)
+    return np.stack([x, y, np.full_like(x, 77)], axis=-1).astype(np.float32)
+
+
+def test_radius_is_the_authors():
+    golden = np.load(DATA / "crop_radius.npz")
+    accepted = golden["ok"]
+    assert accepted.sum() == 45
+    for points, scale, radius_px in zip(
+        golden["landmarks"][accepted], golden["scale"][accepted], golden["radius_px"][accepted], strict=True
+    ):
+        radii = frame_radii(points.astype(float), scale)
+        # theirs is cut to whole pixels per frame and then raised to a multiple of 4
+        assert (int(np.floor(radii).max()) // 4 + 1) * 4 == radius_px
+        assert crop_radius(points.astype(float), scale) == radii.max()
+
+
+def test_radius_closed_form():
+    points = np.zeros((2, 68, 2))
+    points[:, 29, 1], points[:, 8, 1] = 100, [180, 200]
+    points[:, 48, 0], points[:, 54, 0] = 50, 90
+    assert np.allclose(frame_radii(points), [80 * 1.05 / 2, 100 * 1.05 / 2])
+    points[0, 54, 0] = 250  # a wide mouth decides
+    assert np.allclose(frame_radii(points), [200 * 1.05 / 2, 100 * 1.05 / 2])
+    assert crop_radius(points, scale=1.1) == pytest.approx(110)
+
+
+def test_sizes():
+    assert [crop_size(s) for s in (64, 128, 256)] == [(104, 80), (208, 160), (416, 320)]
+    assert mouth_box(256) == (slice(128, 384), slice(32, 288))
+
+
+def test_place_of_the_crop():
+    points = np.zeros((68, 2))
+    points[29], points[33] = (1000, 120.5), (200.25, 2000)
+    crop = FaceCrop.from_landmarks(points, radius_px=48, mouth_size=S)
+    # rows [y29 − r, y29 + 2.25 r), columns [x33 − 1.25 r, x33 + 1.25 r)
+    corners = np.array([[200.25 - 60, 120.5 - 48], [200.25 + 60, 120.5 + 108]])
+    assert np.allclose(crop.to_crop(corners), [[0, 0], [80, 104]])
+    left, top, right, bottom = crop.mouth_bounds()
+    assert np.allclose(crop.to_crop(np.array([[left, top], [right, bottom]])), [[8, 32], [72, 96]])
+    assert (right - left, bottom - top) == (96, 96)
+
+
+@pytest.mark.parametrize("pixel_size", [0.4, 0.8, 1, 1.2, 1.6, 2, 2.7, 3.5])
+@pytest.mark.parametrize("shift", [0, 0.3, 0.5])
+def test_extract_of_a_ramp(pixel_size, shift):
+    crop = FaceCrop(left=12.2 + shift, top=5.6, pixel_size=pixel_size, mouth_size=S)
+    height, width = crop_size(S)
+    x, y = np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5)
+    expected = np.stack([12.2 + shift + x * pixel_size, 5.6 + y * pixel_size, np.full_like(x, 77)], axis=-1)
+    assert np.abs(crop.extract(ramp(500, 500)) - expected).max() < 0.04  # OpenCV counts in 1/32 pixel
+
+
+@pytest.mark.parametrize("factor", [1, 2, 3])
+def test_extract_in_whole_pixels_is_slicing(factor):
+    crop = FaceCrop(left=21, top=-7 + 10, pixel_size=factor, mouth_size=S)
+    height, width = crop_size(S)
+    frame = cv2.resize(NOISE, (400, 400))
+    part = frame[3 : 3 + height * factor, 21 : 21 + width * factor]
+    mean = part.reshape(height, factor, width, factor, 3).mean(axis=(1, 3))
+    assert np.abs(crop.extract(frame) - mean).max() <= 0.51
+
+
+def test_landmarks_moved_by_half_a_pixel_move_the_crop_by_half_a_pixel():
+    points = np.zeros((68, 2))
+    points[29], points[33] = (0, 100), (150, 0)
+    still = FaceCrop.from_landmarks(points, 40, S).extract(ramp(400, 300))
+    moved = FaceCrop.from_landmarks(points + np.array([0.5, -0.25]), 40, S).extract(ramp(400, 300))
+    assert np.abs(moved - still - [0.5, -0.25, 0]).max() < 0.04
+
+
+@pytest.mark.parametrize("pixel_size", [0.5, 1, 1.7])
+def test_beyond_the_border_the_edge_goes_on(pixel_size):
+    height, width = crop_size(S)
+    crop = FaceCrop(left=-width * pixel_size / 2, top=-height * pixel_size / 2, pixel_size=pixel_size, mouth_size=S)
+    found = crop.extract(NOISE)
+    assert (found[: height // 2 - 1, : width // 2 - 1] == NOISE[0, 0]).all()
+    far = FaceCrop(left=2000, top=10, pixel_size=1, mouth_size=S).extract(NOISE)
+    assert np.abs(far.astype(int) - NOISE[10 : 10 + height, -1:]).max() <= 1
+
+
+CROPS = [
+    FaceCrop(left=41.3, top=20.7, pixel_size=1.37, mouth_size=S),
+    FaceCrop(left=100, top=50, pixel_size=1.0, mouth_size=S),
+    FaceCrop(left=130.9, top=90.2, pixel_size=0.45, mouth_size=S),  # a face smaller than the crop
+    FaceCrop(left=-60.4, top=-80.5, pixel_size=2.6, mouth_size=S),  # across the upper left corner
+    FaceCrop(left=350, top=250, pixel_size=1.2, mouth_size=S),  # across the lower right corner
+]
+
+
+@pytest.mark.parametrize("crop", CROPS)
+def test_pasting_back_what_was_cut_out_changes_nothing(crop):
+    assert (crop.paste(NOISE, crop.extract(NOISE)) == NOISE).all()
+
+
+@pytest.mark.parametrize("crop", CROPS)
+@pytest.mark.parametrize("colour", [(255, 0, 0), (10, 200, 90)])
+def test_paste_of_another_crop(crop, colour):
+    frame = NOISE.copy()
+    generated = np.full((*crop_size(S), 3), colour, np.uint8)
+    pasted = crop.paste(frame, generated)
+    assert (frame == NOISE).all()  # the frame given is left alone
+    assert pasted.shape == frame.shape and pasted.dtype == np.uint8
+
+    left, top, right, bottom = crop.mouth_bounds()
+    margin = S / 16 * crop.pixel_size
+    x, y = np.arange(frame.shape[1]) + 0.5, np.arange(frame.shape[0]) + 0.5
+
+    def between(grow: float) -> np.ndarray:
+        columns = (x > left - grow) & (x < right + grow)
+        return ((y > top - grow) & (y < bottom + grow))[:, None] & columns
+
+    assert between(-2 * margin).any()
+    assert (pasted[~between(margin)] == frame[~between(margin)]).all()
+    assert np.abs(pasted[between(-2 * margin)].astype(int) - colour).max() <= 1
+    # half way at the box's border: neither the one nor the other
+    if left > margin and crop.pixel_size >= 1:
+        border = pasted[between(0) & ~between(-1.01)].astype(float)
+        assert 0.2 < np.abs(border - colour).mean() / np.abs(frame.astype(float) - colour).mean() < 0.8
+
+
+def test_paste_puts_things_where_they_belong():
+    """A bright spot painted into a crop appears at the spot's source coordinates."""
+    frame = np.full((300, 400, 3), 90, np.uint8)
+    for pixel_size in (0.6, 1.0, 1.5, 2.2):
+        crop = FaceCrop(left=60.25, top=30.75, pixel_size=pixel_size, mouth_size=S)
+        generated = crop.extract(frame)
+        x, y = np.meshgrid(np.arange(80) + 0.5, np.arange(104) + 0.5)
+        spot = 120 * np.exp(-((x - 47) ** 2 + (y - 70) ** 2) / (2 * 5**2))
+        generated = (generated + spot[..., None]).astype(np.uint8)
+        change = crop.paste(frame, generated).astype(float)[..., 0] - 90
+        assert change.max() > 100
+        ys, xs = np.indices(change.shape) + 0.5
+        centre = np.array([(xs * change).sum(), (ys * change).sum()]) / change.sum()
+        assert np.abs(centre - (60.25 + 47 * pixel_size, 30.75 + 70 * pixel_size)).max() < 0.15
+
+
+def test_small_change_keeps_the_fine_texture():
+    """Where the generator changes next to nothing, detail finer than a crop pixel stays."""
+    frame = np.full((300, 400, 3), 120, np.uint8)
+    frame[::2, ::2] += 30
+    crop = FaceCrop(left=40, top=20, pixel_size=2.0, mouth_size=S)
+    pasted = crop.paste(frame, crop.extract(frame) + np.uint8(2))
+    inside = pasted[120:180, 90:170].astype(int) - frame[120:180, 90:170]
+    assert np.abs(inside - 2).max() <= 2
+
+
+@pytest.mark.parametrize("corner", [(-500, 20), (1000, 20), (50, -900), (50, 1000)])
+def test_mouth_outside_the_picture(corner):
+    crop = FaceCrop(*corner, pixel_size=1.0, mouth_size=S)
+    generated = np.zeros((*crop_size(S), 3), np.uint8)
+    assert (crop.paste(NOISE, generated) == NOISE).all()
+
+
+def test_paste_refuses_another_size():
+    with pytest.raises(ValueError, match=r"expected \(104, 80, 3\), found \(208, 160, 3\)"):
+        FaceCrop(0, 0, 1.0, S).paste(NOISE, np.zeros((208, 160, 3), np.uint8))

@@ -1,0 +1,323 @@
+"""landmarks: cleaning against closed forms, dlib on a real face moved by known amounts, the other backends."""
+
+import csv
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import skimage.data
+from made_media import no_face_video
+
+from data_processing import landmarks
+from data_processing.errors import UserError
+from data_processing.landmarks import DETECT_EVERY, MAX_GAP, SMOOTHING, clean, find_landmarks
+from data_processing.video import VideoWriter
+
+FACE = skimage.data.astronaut()  # 512 x 512; the mouth's middle is at (223, 147)
+
+
+def linear_motion(num_frames: int) -> np.ndarray:
+    """(T, 68, 2): landmark k at (k + 2 t, 50 − t)."""
+    t, k = np.arange(num_frames)[:, None], np.arange(68)
+    return np.stack(np.broadcast_arrays(k + 2.0 * t, 50.0 - t), axis=-1)
+
+
+def write_frames(path: Path, frames) -> Path:
+    writer = None
+    for frame in frames:
+        if writer is None:
+            writer = VideoWriter(path, frame.shape[1], frame.shape[0]).__enter__()
+        writer.write(frame)
+    writer.__exit__(None, None, None)
+    return path
+
+
+# --- clean --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("gap", [1, 5, MAX_GAP])
+def test_short_gap_is_interpolated(gap):
+    truth = linear_motion(60)
+    raw = truth.copy()
+    raw[20 : 20 + gap] = np.nan
+    result = clean(raw, [])
+    assert result.shots == [(0, 60)]
+    assert result.usable.all()
+    assert (np.flatnonzero(~result.found) == np.arange(20, 20 + gap)).all()
+    inner = slice(6, -6)  # smoothing bends the ends of a line
+    assert np.abs(result.points - truth)[inner].max() < 1e-3
+
+
+def test_long_gap_ends_a_shot():
+    raw = linear_motion(60)
+    raw[20 : 20 + MAX_GAP + 1] = np.nan
+    result = clean(raw, [])
+    assert result.shots == [(0, 20), (20 + MAX_GAP + 1, 60)]
+    assert (np.flatnonzero(~result.usable) == np.arange(20, 20 + MAX_GAP + 1)).all()
+    assert np.isnan(result.points[20 : 20 + MAX_GAP + 1]).all()
+    assert (result.found == result.usable).all()
+
+
+def test_gaps_at_the_ends_of_a_shot():
+    raw = np.tile(linear_motion(1), (60, 1, 1))
+    held, too_long = MAX_GAP // 2, MAX_GAP // 2 + 1
+    raw[:held], raw[60 - too_long :] = np.nan, np.nan
+    result = clean(raw, [])
+    assert result.shots == [(0, 60 - too_long)]
+    assert np.allclose(result.points[: 60 - too_long], linear_motion(1))  # held
+    assert np.isnan(result.points[60 - too_long :]).all()
+
+
+def test_smoothing_has_no_lag_and_is_a_gaussian():
+    raw = np.zeros((41, 68, 2))
+    raw[20] = 1
+    response = clean(raw, []).points[:, 7, 1]
+    offsets = np.arange(-20, 21)
+    weights = np.exp(-(offsets**2) / (2 * SMOOTHING**2))
+    assert np.allclose(response, response[::-1], atol=1e-7)
+    assert np.allclose(response, weights / weights.sum(), atol=1e-3)
+
+
+def test_smoothing_does_not_cross_cuts():
+    raw = np.zeros((50, 68, 2))
+    raw[20:] = 100
+    result = clean(raw, [20])
+    assert result.shots == [(0, 20), (20, 50)]
+    assert (result.points[:20] == 0).all() and (result.points[20:] == 100).all()
+    assert (clean(raw, []).points[18:22] % 100 != 0).all()  # which the step without a cut would show
+
+
+def test_gap_across_a_cut_is_not_interpolated():
+    raw = np.zeros((50, 68, 2))
+    raw[20:], raw[18:23] = 100, np.nan
+    result = clean(raw, [20])
+    assert (result.points[:20] == 0).all() and (result.points[20:] == 100).all()
+
+
+def test_shot_without_a_face_is_left_out():
+    raw = linear_motion(60)
+    raw[20:40] = np.nan
+    result = clean(raw, [20, 40])
+    assert result.shots == [(0, 20), (40, 60)]
+    assert not result.usable[20:40].any()
+
+
+# --- dlib ---------------------------------------------------------------------------------------------------
+
+
+def test_dlib_on_the_portrait(portrait_clip):
+    result = find_landmarks(portrait_clip)
+    assert result.points.shape == (40, 68, 2) and result.points.dtype == np.float32
+    assert result.found.all() and result.usable.all()
+    assert result.shots == [(0, 40)]
+    # `talking_portrait` shows the picture moved by this much; its mouth then opens downwards by up to 6 pixels
+    times = np.arange(40) / 25
+    sway = np.stack([-3 * np.sin(2 * np.pi * 0.7 * times), -2 * np.sin(2 * np.pi * 0.9 * times)], axis=-1)
+    upper_lip, nose = result.points[:, 51], result.points[:, 30]
+    assert np.abs(upper_lip - sway - (127, 142)).max() < 5
+    centred = nose - sway
+    assert np.abs(centred - centred.mean(axis=0)).max() < 1.5
+    left_eye, right_eye = result.points[:, 36:42].mean(axis=(0, 1)), result.points[:, 42:48].mean(axis=(0, 1))
+    assert left_eye[0] < 127 < right_eye[0]  # seen from the front: the order of the 68 points
+    assert max(left_eye[1], right_eye[1]) < nose[:, 1].min() < result.points[:, 8, 1].min()
+
+
+def test_dlib_follows_a_moving_face(tmp_path):
+    """The picture moves 3 pixels left and 1 up a frame, faster than the detector looks."""
+    frames = (FACE[t : t + 256, 3 * t + 60 : 3 * t + 316] for t in range(30))
+    result = find_landmarks(write_frames(tmp_path / "clip.mp4", frames))
+    assert result.found.all() and result.shots == [(0, 30)]
+    t = np.arange(30)[:, None]
+    still = result.points.mean(axis=1) + t * [3, 1]
+    assert np.abs(still - still.mean(axis=0))[4:-4].max() < 0.75
+    slope = np.polyfit(t[4:-4, 0], result.points.mean(axis=1)[4:-4], 1)[0]
+    assert np.abs(slope - [-3, -1]).max() < 0.05
+
+
+def test_dlib_is_size_independent(tmp_path):
+    """The same face four times as large has the same landmarks, four times as large."""
+    small = FACE[:256, 96:352]
+    large = np.kron(small, np.ones((4, 4, 1), np.uint8))
+    a, b = (
+        find_landmarks(write_frames(tmp_path / f"{len(frame)}.mp4", [frame] * 2)).points[0]
+        for frame in (small, large)
+    )
+    assert np.abs(a - b / 4).mean() < 0.8  # of a face 90 pixels wide
+
+
+def test_cut_is_found(tmp_path):
+    first, second = FACE[:256, 96:352], FACE[:256, 30:286][:, ::-1]
+    frames = [*[first] * 12, *[255 - (255 - second) // 3] * 12]
+    result = find_landmarks(write_frames(tmp_path / "clip.mp4", frames))
+    assert result.shots == [(0, 12), (12, 24)]
+    noses = result.points[:, 30, 0]
+    assert np.ptp(noses[:12]) < 1 and np.ptp(noses[12:]) < 1  # nothing of one shot got into the other
+    assert abs(noses[0] - noses[-1]) > 10
+
+
+def test_face_that_comes_late(tmp_path):
+    blank = np.full((256, 256, 3), FACE[:256, 96:352].mean(axis=(0, 1)), np.uint8)
+    frames = [*[blank] * 20, *[FACE[:256, 96:352]] * 10]
+    result = find_landmarks(write_frames(tmp_path / "clip.mp4", frames))
+    assert result.shots == [(20, 30)]
+    assert (result.usable == (np.arange(30) >= 20)).all()
+
+
+def test_no_face(tmp_path):
+    path = no_face_video(tmp_path / "clip.mp4")
+    with pytest.raises(UserError, match=f"--source: no face found in any of the 10 frames of {path}"):
+        find_landmarks(path, flag="--source")
+
+
+def test_bad_calls(tmp_path, portrait_clip):
+    with pytest.raises(UserError, match=r"--landmarks: expected one of dlib, .*, found mediapipe"):
+        find_landmarks(portrait_clip, "mediapipe")
+    with pytest.raises(UserError, match="--video: no such file"):
+        find_landmarks(tmp_path / "absent.mp4")
+
+
+# --- OpenFace -----------------------------------------------------------------------------------------------
+
+
+def openface_rows(num_rows: int, fps: float) -> list[dict]:
+    """Landmark k at (k + 60 s, 3 k − 30 s) for the time s in seconds; headers as OpenFace writes them."""
+    rows = []
+    for index in range(num_rows):
+        s = index / fps
+        row = {"frame": index + 1, " face_id": 0, " timestamp": f"{s:.3f}", " confidence": 0.98, " success": 1}
+        row |= {f" x_{k}": f"{k + 60 * s:.1f}" for k in range(68)}
+        row |= {f" y_{k}": f"{3 * k - 30 * s:.1f}" for k in range(68)}
+        rows.append(row)
+    return rows
+
+
+@pytest.fixture
+def openface_clip(tmp_path) -> Path:
+    """A video of 50 frames that shows nothing."""
+    return write_frames(tmp_path / "clip.mp4", [np.zeros((32, 32, 3), np.uint8)] * 50)
+
+
+def write_csv(path: Path, rows: list[dict]) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+@pytest.mark.parametrize("fps", [25, 30, 50])
+def test_openface(openface_clip, fps):
+    write_csv(openface_clip.with_suffix(".csv"), openface_rows(2 * fps, fps))
+    result = find_landmarks(openface_clip, "openface")
+    s, k = np.arange(50)[:, None] / 25, np.arange(68)
+    truth = np.stack(np.broadcast_arrays(k + 60 * s, 3 * k - 30 * s), axis=-1)
+    assert result.points.shape == (50, 68, 2)
+    nearest_row = 60 * 0.5 / fps if fps % 25 else 0  # pixels that a face moves in half a row's time
+    assert np.abs(result.points - truth)[6:-6].max() < nearest_row + 0.1
+
+
+def test_openface_failures_and_a_csv_that_ends_early(openface_clip):
+    rows = openface_rows(30, 25)
+    for row in rows[10:13]:
+        row[" success"] = 0
+    write_csv(openface_clip.with_suffix(".csv"), rows)
+    result = find_landmarks(openface_clip, "openface")
+    assert not result.found[10:13].any() and result.usable[10:13].all()
+    assert result.found[[*range(10), *range(13, 30)]].all()
+    assert not result.usable[35:].any()
+
+
+def drop_column(rows):
+    for row in rows:
+        del row[" y_67"]
+
+
+def break_cell(rows):
+    rows[3][" x_5"] = "n/a"
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (drop_column, "no column y_67"),
+        (break_cell, "a cell of .* is not a number"),
+        (lambda rows: rows.__delitem__(slice(1, None)) or rows[0].__delitem__(" timestamp"), "no column timestamp"),
+    ],
+)
+def test_openface_bad_csv(openface_clip, damage, words):
+    rows = openface_rows(50, 25)
+    damage(rows)
+    write_csv(openface_clip.with_suffix(".csv"), rows)
+    with pytest.raises(UserError, match=words) as error:
+        find_landmarks(openface_clip, "openface")
+    assert str(openface_clip.with_suffix(".csv")) in str(error.value)
+
+
+def test_openface_no_csv(openface_clip):
+    with pytest.raises(UserError, match=r"clip\.csv, found no such file"):
+        find_landmarks(openface_clip, "openface")
+    openface_clip.with_suffix(".csv").write_text("")
+    with pytest.raises(UserError, match="has no rows"):
+        find_landmarks(openface_clip, "openface")
+    openface_clip.with_suffix(".csv").write_bytes(b"\xff\xfe\x00\x80" * 20)
+    with pytest.raises(UserError, match="expected a CSV file"):
+        find_landmarks(openface_clip, "openface")
+
+
+# --- face_alignment (its weights are not at hand: a stand-in with its interface) ----------------------------
+
+
+class StandIn:
+    """Sees a large and a small face, the large one moving right 2 pixels a call; none in calls 7 and 8."""
+
+    def __init__(self, kind, device):
+        self.boxes = []
+
+    def get_landmarks_from_image(self, image, detected_faces=None):
+        assert image.shape == (32, 32, 3) and image.dtype == np.uint8
+        index = len(self.boxes)
+        self.boxes.append(detected_faces)
+        if index in (7, 8):
+            return None
+        unit = np.random.default_rng(0).random((68, 2))
+        return [5 * unit, 100 * unit + [2 * index, 0]]
+
+
+@pytest.fixture
+def fresh_model():
+    landmarks._face_alignment_model.cache_clear()
+    yield
+    landmarks._face_alignment_model.cache_clear()
+
+
+def test_face_alignment(openface_clip, monkeypatch, fresh_model):
+    module = SimpleNamespace(FaceAlignment=StandIn, LandmarksType=SimpleNamespace(TWO_D=1))
+    monkeypatch.setitem(sys.modules, "face_alignment", module)
+    result = find_landmarks(openface_clip, "face_alignment")
+    assert (np.flatnonzero(~result.found) == [7, 8]).all()
+    truth = 100 * np.random.default_rng(0).random((68, 2)) + 2 * np.arange(50)[:, None, None] * [1, 0]
+    assert np.abs(result.points - truth)[6:-6].max() < 1e-3
+    boxes = landmarks._face_alignment_model().boxes
+    detected = [index for index, box in enumerate(boxes) if box is None]
+    assert detected == sorted({*range(0, 50, DETECT_EVERY), 8, 9})  # and wherever the face was lost just before
+    left, top, right, bottom = boxes[21][0]
+    assert (
+        np.abs([(left + right) / 2 - truth[20, :, 0].mean(), (top + bottom) / 2 - truth[20, :, 1].mean()]).max()
+        < 10
+    )
+    assert 90 < right - left < 120
+
+
+def test_face_alignment_cannot_be_had(openface_clip, monkeypatch, fresh_model):
+    monkeypatch.setitem(sys.modules, "face_alignment", None)
+    with pytest.raises(UserError, match="pip install face-alignment"):
+        find_landmarks(openface_clip, "face_alignment")
+
+    def offline(*args, **kwargs):
+        raise OSError("no route to host")
+
+    module = SimpleNamespace(FaceAlignment=offline, LandmarksType=SimpleNamespace(TWO_D=1))
+    monkeypatch.setitem(sys.modules, "face_alignment", module)
+    with pytest.raises(UserError, match="no route to host"):
+        find_landmarks(openface_clip, "face_alignment")
