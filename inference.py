@@ -118,7 +118,7 @@ def choose_references(landmarks: Landmarks, start: int, stop: int, count: int) -
 def prepare_shots(
     dubber: Dubber, video: Path, landmarks: Landmarks, references: list[int] | None
 ) -> list[Shot | None]:
-    """Radius and encoded references of every shot; the `references` given serve all shots instead of chosen ones."""
+    """Radius and encoded references of every shot; `references` that are given serve all shots."""
     count = dubber.model.config.num_references
     shots: list[Shot | None] = []
     for start, stop in landmarks.shots:
@@ -201,8 +201,8 @@ def choose_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
+        torch.zeros(1, device=device).item()  # a device without data, such as meta, fails here
+    except (RuntimeError, AssertionError, ImportError) as error:
         raise UserError(f"--device {name}: not available here ({str(error).splitlines()[0]})") from None
     return device
 
@@ -221,6 +221,7 @@ def dub(args: argparse.Namespace) -> None:
     began = time.monotonic()
     check_readable(args.video, "--video")
     check_readable(args.audio, "--audio")
+    check_readable(args.checkpoint, "--checkpoint")
     check_writable(args.output, "--output")
     if args.output.exists() and any(args.output.samefile(given) for given in (args.video, args.audio)):
         raise UserError(f"--output: expected another file than the input {args.output}")
@@ -229,7 +230,9 @@ def dub(args: argparse.Namespace) -> None:
     loaded = load_model(args.checkpoint, device)
     wanted = args.audio_features or loaded.audio_features
     if wanted != loaded.audio_features:
-        raise UserError(f"--audio-features: {args.checkpoint} was trained with {loaded.audio_features}, found {wanted}")
+        raise UserError(
+            f"--audio-features: {args.checkpoint} was trained with {loaded.audio_features}, found {wanted}"
+        )
     waveform = load_audio(args.audio, "--audio")
     features = audio_features.extract(waveform, loaded.audio_features)
     dubber = Dubber(loaded, device, choose_precision(args.precision, device))

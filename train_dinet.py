@@ -25,8 +25,10 @@ from configs.schema import TrainConfig, dump_config, load_config
 from data_processing.audio_features import FEATURE_DIMS
 from data_processing.dataset import Batch, Clip, TrainingBatches, load_clips, make_batch
 from data_processing.errors import UserError, command_line
+from data_processing.prepare import read_jsonl
 from data_processing.weights import weight_path
 from evaluate import LPIPS, score, validation_samples
+from inference import choose_device
 from losses.adversarial import discriminator_loss, generator_loss
 from losses.perceptual import PerceptualLoss
 from models.checkpoint import load_model, load_training_state, save_model, save_training_state
@@ -64,8 +66,8 @@ class Trainer:
             start = load_model(Path(config.init_from))
             if start.model.config != generator.config or start.audio_features != config.audio_features:
                 raise UserError(
-                    f"init_from {config.init_from}: expected {generator.config} with {config.audio_features} features, "
-                    f"found {start.model.config} with {start.audio_features}"
+                    f"init_from {config.init_from}: expected {generator.config} with {config.audio_features} "
+                    f"features, found {start.model.config} with {start.audio_features}"
                 )
             generator = start.model.train()
         generator.to(device, memory_format=layout)
@@ -88,7 +90,9 @@ class Trainer:
 
     def autocast(self):
         """bf16 autocast where the configuration asks for it."""
-        return torch.autocast(self.device.type, torch.bfloat16) if self.config.precision == "bf16" else nullcontext()
+        return (
+            torch.autocast(self.device.type, torch.bfloat16) if self.config.precision == "bf16" else nullcontext()
+        )
 
     def state(self) -> dict[str, Any]:
         """Everything a resumed run needs; batches and learning rate follow from the step."""
@@ -163,9 +167,7 @@ def validate(trainer: Trainer, samples: list, lpips: LPIPS) -> dict[str, float]:
     dtype = torch.bfloat16 if trainer.config.precision == "bf16" else None
     means = {}
     for name, shift in (("matched", 0), ("shifted", HALF_SECOND)):
-        scores = score(
-            trainer.generator, samples, lpips, audio_shift=shift, device=trainer.device, precision=dtype
-        )
+        scores = score(trainer.generator, samples, lpips, audio_shift=shift, device=trainer.device, precision=dtype)
         means |= {f"{metric}_{name}": value for metric, value in scores.means().items()}
     means["audio_gap_db"] = means["psnr_matched"] - means["psnr_shifted"]
     return means
@@ -178,7 +180,7 @@ def image_grid(trainer: Trainer, batch: Batch) -> torch.Tensor:
     with trainer.autocast():
         output = trainer.generator(*(x.to(trainer.device) for x in batch[:3])).float().cpu()
     trainer.generator.train()
-    columns = [batch.masked_source, batch.references[:, :3], batch.references[:, 3:6], output, batch.target]
+    columns = [batch.masked_source, *batch.references.split(3, dim=1)[:2], output, batch.target]
     rows = torch.cat(columns, dim=3)
     return torch.cat(list(rows), dim=1)
 
@@ -211,7 +213,10 @@ def train(config: TrainConfig, data: Path, run_dir: Path, device: torch.device, 
 
     batches = TrainingBatches(train_clips, config.batch_size, config.num_references, config.max_steps, config.seed)
     loader = DataLoader(batches, batch_size=None, sampler=range(trainer.step, config.max_steps))
-    writer = SummaryWriter(str(run_dir), purge_step=trainer.step)
+    if trainer.step == 0:  # a run killed before its first save can be resumed too
+        save_training_state(run_dir / "state.pt", trainer.state())
+    _drop_later_lines(run_dir / "log.jsonl", trainer.step)
+    writer = SummaryWriter(str(run_dir), purge_step=trainer.step + 1)
     bar = tqdm(loader, total=config.max_steps, initial=trainer.step, unit="step", dynamic_ncols=True)
     metrics: dict[str, float] = {}
     for batch in bar:
@@ -225,7 +230,9 @@ def train(config: TrainConfig, data: Path, run_dir: Path, device: torch.device, 
                 writer.add_scalar(f"train/{name}", value, step)
             _append(run_dir / "log.jsonl", {"step": step, **losses})
         if step % config.image_every == 0 or last:
-            writer.add_image("held out: masked source, 2 references, output, target", image_grid(trainer, pictured), step)
+            writer.add_image(
+                "held out: masked source, 2 references, output, target", image_grid(trainer, pictured), step
+            )
         if step % config.validate_every == 0 or last:
             metrics = validate(trainer, samples, lpips)
             for name, value in metrics.items():
@@ -234,7 +241,9 @@ def train(config: TrainConfig, data: Path, run_dir: Path, device: torch.device, 
             tqdm.write(f"step {step}: " + ", ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
         if step % config.save_every == 0 or last:
             save_training_state(run_dir / "state.pt", trainer.state())
-            release(trainer, run_dir / "generator.safetensors", {"data": describe(train_clips), "held_out": metrics})
+            release(
+                trainer, run_dir / "generator.safetensors", {"data": describe(train_clips), "held_out": metrics}
+            )
         if last:
             break
     writer.close()
@@ -252,6 +261,15 @@ def describe(clips: list[Clip]) -> str:
 
 def _spread(items: list, count: int) -> list:
     return [items[i * len(items) // count] for i in range(min(count, len(items)))]
+
+
+def _drop_later_lines(path: Path, step: int) -> None:
+    """A killed run may have logged steps after its last state, and half a line: they come again."""
+    if path.exists():
+        lines = [line for line in read_jsonl(path) if line["step"] <= step]
+        partial = path.with_name(f"{path.name}.partial")
+        partial.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        partial.replace(path)
 
 
 def _append(path: Path, line: dict[str, Any]) -> None:
@@ -272,9 +290,11 @@ def prepare_run_dir(run_dir: Path, config: TrainConfig, resume: bool) -> None:
         before = load_config(saved)
         if before != config:
             changed = [f for f in vars(config) if getattr(before, f) != getattr(config, f)]
-            raise UserError(f"--resume: {run_dir} was started with another {', '.join(changed)}; use init_from instead")
+            raise UserError(
+                f"--resume: {run_dir} was started with another {', '.join(changed)}; use init_from instead"
+            )
         return
-    if saved.exists():
+    if (run_dir / "state.pt").exists():
         raise UserError(f"--run-dir: {run_dir} holds a run already; add --resume to continue it or choose another")
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
@@ -284,14 +304,16 @@ def prepare_run_dir(run_dir: Path, config: TrainConfig, resume: bool) -> None:
 
 
 def dry_run(config: TrainConfig, data: Path, device: torch.device) -> None:
-    """One step on real batches and one validation, writing nothing: says whether the run would work, and how fast."""
+    """Three steps and a validation, writing nothing: says whether the run would work, and how fast."""
     trainer = Trainer.create(config, device)
-    clips = load_clips(data, "val", config.mouth_size, config.audio_features)
+    clips = load_clips(data, "train", config.mouth_size, config.audio_features)
+    val_clips = load_clips(data, "val", config.mouth_size, config.audio_features)
     batches = TrainingBatches(clips, config.batch_size, config.num_references, 3, config.seed)
     for step in range(3):
         began = time.monotonic()
         losses = train_step(trainer, batches[step])
         seconds = time.monotonic() - began
+    validate(trainer, validation_samples(val_clips[:1], 1, config.num_references), LPIPS().to(device))
     print(f"losses: {losses}\n{seconds:.2f} s a step of {config.batch_size} samples; nothing was written")
 
 
@@ -308,8 +330,10 @@ def main() -> None:
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1, …")
     parser.add_argument("--dry-run", action="store_true", help="check everything, take three steps, write nothing")
     args = parser.parse_args()
+    if args.max_minutes is not None and not args.max_minutes > 0:
+        raise UserError(f"--max-minutes: expected a number above 0, found {args.max_minutes}")
     config = load_config(args.config, {"init_from": args.init_from, "max_steps": args.max_steps})
-    device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if args.device == "auto" else args.device)
+    device = choose_device(args.device)
     run_dir = args.run_dir or Path("runs") / args.config.stem
     print(f"# {args.config} on {device}\n{dump_config(config)}")
     if args.dry_run:

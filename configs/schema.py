@@ -1,5 +1,6 @@
 """The typed schema of a training configuration: configs/base.yaml, a recipe that states its differences, flags."""
 
+import math
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from types import UnionType
@@ -57,7 +58,7 @@ def load_config(path: Path, overrides: dict[str, Any] | None = None) -> TrainCon
     """
     values = _read(BASE) | _read(path) | {k: v for k, v in (overrides or {}).items() if v is not None}
     types = get_type_hints(TrainConfig)
-    unknown = sorted(values.keys() - types.keys())
+    unknown = sorted(map(str, values.keys() - types.keys()))
     missing = sorted(types.keys() - values.keys())
     if unknown or missing:
         raise UserError(f"--config {path}: unknown keys: {unknown or 'none'}; missing keys: {missing or 'none'}")
@@ -91,28 +92,43 @@ def _checked(path: Path, name: str, value: Any, kind: Any) -> Any:
     if get_origin(kind) is UnionType:
         fits = any(isinstance(value, option) for option in get_args(kind))
     elif get_origin(kind) is list:
-        fits = isinstance(value, list) and all(isinstance(item, get_args(kind)) for item in value)
+        fits = isinstance(value, list) and all(type(item) in (int, float) for item in value)
     elif get_origin(kind) is dict:
-        fits = isinstance(value, dict) and all(isinstance(v, int | float) for v in value.values())
+        fits = isinstance(value, dict) and all(type(item) in (int, float) for item in value.values())
     else:
         fits = type(value) is kind
     if not fits:
-        raise UserError(f"--config {path}: {name}: expected {getattr(kind, '__name__', kind)}, found {value!r}")
+        expected = kind.__name__ if isinstance(kind, type) else kind
+        raise UserError(f"--config {path}: {name}: expected {expected}, found {value!r}")
     return value
 
 
 def _check_ranges(path: Path, config: TrainConfig) -> None:
     checks = {
         "mouth_size": (config.mouth_size > 0 and config.mouth_size % 32 == 0, "a multiple of 32"),
+        "learning_rate": (0 < config.learning_rate < math.inf, "a number above 0"),
         "audio_features": (config.audio_features in FEATURE_DIMS, f"one of {', '.join(FEATURE_DIMS)}"),
         "precision": (config.precision in ("bf16", "fp32"), "bf16 or fp32"),
-        "loss_weights": (set(config.loss_weights) == set(LOSSES), f"the keys {', '.join(LOSSES)}"),
-        "adam_betas": (len(config.adam_betas) == 2, "two numbers"),
+        "loss_weights": (
+            set(config.loss_weights) == set(LOSSES)
+            and all(0 <= weight < math.inf for weight in config.loss_weights.values())
+            and config.loss_weights["pixel"] + config.loss_weights["perceptual"] > 0,
+            f"the keys {', '.join(LOSSES)}, none below 0, and pixel or perceptual above it",
+        ),
+        "adam_betas": (
+            len(config.adam_betas) == 2 and all(0 <= beta < 1 for beta in config.adam_betas),
+            "two numbers from 0 to below 1",
+        ),
     }
     for field in fields(config):
-        value = getattr(config, field.name)
-        if field.type == "int" and field.name not in ("seed", "warmup_steps", "adversarial_start"):
-            checks.setdefault(field.name, (value > 0, "a number above 0"))
+        if field.type is int:
+            lowest = 0 if field.name in ("seed", "warmup_steps", "adversarial_start") else 1
+            checks.setdefault(field.name, (getattr(config, field.name) >= lowest, f"{lowest} or more"))
     for name, (good, expected) in checks.items():
         if not good:
             raise UserError(f"--config {path}: {name}: expected {expected}, found {getattr(config, name)!r}")
+    if config.mouth_size < 64 and config.loss_weights["adversarial"]:
+        raise UserError(
+            f"--config {path}: mouth_size: expected at least 64 with the adversarial loss (its discriminator takes "
+            f"no smaller crops), found {config.mouth_size}"
+        )

@@ -80,7 +80,7 @@ def test_find_sources(tmp_path):
 
 
 def test_find_sources_refuses(tmp_path):
-    with pytest.raises(UserError, match="INPUT: no such file or folder: .*absent"):
+    with pytest.raises(UserError, match=r"INPUT: no such file or folder: .*absent"):
         find_sources([tmp_path / "absent"], None)
     with pytest.raises(UserError, match="found no video"):
         find_sources([tmp_path], None)
@@ -232,7 +232,7 @@ def test_other_settings_are_refused(prepared_dataset, tmp_path):
     output = tmp_path / "out"
     shutil.copytree(prepared_dataset, output)
     other = Settings(mouth_size=128, landmarks="dlib", audio_features="phoneme", val_percent=10)
-    with pytest.raises(UserError, match="--output: .* was prepared with .*64.*, now asked for .*128"):
+    with pytest.raises(UserError, match=r"--output: .* was prepared with .*64.*, now asked for .*128"):
         prepare.prepare([], output, other, jobs=1)
 
 
@@ -268,7 +268,7 @@ def test_bad_files_do_not_stop_the_rest(tmp_path, capsys):
     out = capsys.readouterr().out
     assert "train: 1 clips, 1 people" in out or "val: 1 clips, 1 people" in out
     assert "rejected: 5 videos" in out
-    assert not [path for path in (tmp_path / "out").rglob(".*")]
+    assert not list((tmp_path / "out").rglob(".*"))
 
 
 def test_unexpected_error_is_listed_too(tmp_path, portrait_clip, monkeypatch):
@@ -368,3 +368,12 @@ def test_command_line(tmp_path, monkeypatch, capsys, portrait_clip):
         video = container.streams.video[0]
         assert (video.width, video.height, video.average_rate, video.frames) == (80, 104, 25, 40)
         assert container.streams.audio[0].codec_context.name == "aac"
+
+
+def test_interrupted(tmp_path, monkeypatch, capsys, portrait_clip):
+    def stop(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(prepare, "prepare", stop)
+    assert run_main(monkeypatch, portrait_clip, "--output", tmp_path / "out") == 130
+    assert capsys.readouterr().err == "interrupted\n"

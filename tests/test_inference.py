@@ -1,0 +1,586 @@
+"""Dubbing: choice of references, what is redrawn and what is not, whole files by the command line, refusals."""
+
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from made_media import no_face_video, silent_video_without_audio, speech_like_wav, text_file, truncated_mp4
+
+import inference
+from data_processing.audio import load_audio
+from data_processing.errors import UserError
+from data_processing.geometry import FaceCrop, crop_size, mouth_box
+from data_processing.landmarks import Landmarks
+from data_processing.video import VideoWriter, read_frames
+from inference import (
+    BATCH_SIZE,
+    Dubber,
+    Shot,
+    back_and_forth,
+    choose_device,
+    choose_precision,
+    choose_references,
+    parse_references,
+    redraw_frames,
+)
+from models.checkpoint import load_model, save_model
+from models.dinet import DINet, DINetConfig
+
+ROOT = Path(__file__).parent.parent
+MOUTH = 32
+SECONDS = 2.03  # 32480 samples: 50.75 frames, so 51, more than the 40 of the clip
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    """An untrained generator: it paints the mouth box grey."""
+    path = tmp_path_factory.mktemp("checkpoint") / "untrained.safetensors"
+    torch.manual_seed(0)
+    save_model(path, DINet(DINetConfig()), audio_features="phoneme", mouth_size=MOUTH, info={})
+    return path
+
+
+@pytest.fixture(scope="module")
+def speech(tmp_path_factory) -> Path:
+    return speech_like_wav(tmp_path_factory.mktemp("speech") / "speech.wav", SECONDS, seed=3)
+
+
+def dub(*flags: object) -> None:
+    """`inference.py` with these flags, in this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["inference.py", *map(str, flags)])
+        inference.main()
+
+
+def made_points(opening: float = 0, smile: float = 0, centre: tuple[float, float] = (128, 128)) -> np.ndarray:
+    """Landmarks (68, 2) of a drawn face 120 pixels high; `opening` and `smile` move the lips by so many pixels."""
+    points = np.zeros((68, 2), np.float32)
+    jaw = np.linspace(-50, 50, 17)
+    points[:17] = np.stack([jaw, 60 * np.sqrt(1 - (jaw / 50) ** 2)], axis=1)
+    points[17:27] = np.stack([np.linspace(-40, 40, 10), np.full(10, -35)], axis=1)
+    points[27:31, 1] = [-20, -12, -5, 5]
+    points[31:36] = np.stack([np.linspace(-10, 10, 5), np.full(5, 15)], axis=1)
+    points[36:48] = np.stack([np.linspace(-30, 30, 12), np.full(12, -20)], axis=1)
+    points[48:68, 1] = 30
+    points[[48, 54], 0] = [-20 - smile, 20 + smile]
+    points[62, 1], points[66, 1] = 30 - opening / 2, 30 + opening / 2
+    return points + np.array(centre, np.float32)
+
+
+# --- references ---------------------------------------------------------------------------------------------
+
+SHAPES = [(0, 0), (6, 0), (14, 0), (3, 12), (0, -8)]  # closed, half open, open, smiling, pursed
+
+
+def clusters(seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Landmarks of 100 frames, 20 of each mouth shape in random order and trembling, and their shapes (100,)."""
+    rng = np.random.default_rng(seed)
+    shapes = rng.permutation(np.repeat(np.arange(len(SHAPES)), 20))
+    points = np.stack([made_points(*SHAPES[shape]) for shape in shapes])
+    return points + rng.normal(0, 0.2, points.shape).astype(np.float32), shapes
+
+
+def landmarks_of(points: np.ndarray, found: np.ndarray | None = None) -> Landmarks:
+    found = np.ones(len(points), bool) if found is None else found
+    return Landmarks(points, found, [(0, len(points))])
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_references_hit_every_mouth_shape(seed):
+    points, shapes = clusters(seed)
+    chosen = choose_references(landmarks_of(points), 0, 100, 5)
+    assert sorted(shapes[chosen]) == [0, 1, 2, 3, 4]
+    assert all(type(index) is int for index in chosen)
+
+
+def test_references_are_the_same_every_time():
+    points, _ = clusters(0)
+    np.random.seed(1)
+    first = choose_references(landmarks_of(points), 0, 100, 5)
+    np.random.seed(2)
+    assert choose_references(landmarks_of(points.copy()), 0, 100, 5) == first
+
+
+def test_references_stay_in_their_shot_and_where_the_face_was_seen():
+    points, shapes = clusters(0)
+    found = shapes != 2
+    chosen = choose_references(landmarks_of(points, found), 40, 100, 5)
+    assert all(40 <= index < 100 and found[index] for index in chosen)
+    assert len(set(chosen)) == 5
+    assert set(shapes[chosen]) == {0, 1, 3, 4}
+
+
+def test_slips_of_the_detector_are_no_references():
+    points, _ = clusters(0)
+    slips = [17, 60]
+    points[slips] = made_points(opening=80, smile=60)
+    chosen = choose_references(landmarks_of(points), 0, 100, 5)
+    assert not set(slips) & set(chosen)
+    assert len(set(chosen)) == 5
+
+
+@pytest.mark.parametrize("num_frames", [1, 3, 5])
+def test_short_shots_use_every_frame(num_frames):
+    points = np.stack([made_points(opening=3 * index) for index in range(20)])
+    chosen = choose_references(landmarks_of(points), 7, 7 + num_frames, 5)
+    assert len(chosen) == 5
+    assert set(chosen) == set(range(7, 7 + num_frames))
+
+
+def test_parse_references():
+    points = np.stack([made_points()] * 30)
+    points[10:20] = np.nan
+    landmarks = Landmarks(points, ~np.isnan(points[:, 0, 0]), [(0, 10), (20, 30)])
+    assert parse_references(None, 5, landmarks) is None
+    assert parse_references("29, 0,3,3,25", 5, landmarks) == [29, 0, 3, 3, 25]
+    refused = {
+        "": "found ''",
+        "1,2,x,4,5": "found '1,2,x,4,5'",
+        "1.5,2,3,4,5": "found '1.5,2,3,4,5'",
+        "1,2,3,4": "expected 5 frame numbers, found 4",
+        "1,2,3,4,5,6": "expected 5 frame numbers, found 6",
+        "1,2,3,4,30": "expected frames 0 to 29 with a face, found 30",
+        "-1,2,3,4,5": "expected frames 0 to 29 with a face, found -1",
+        "1,2,3,4,15": "expected frames 0 to 29 with a face, found 15",
+    }
+    for text, words in refused.items():
+        with pytest.raises(UserError) as caught:
+            parse_references(text, 5, landmarks)
+        assert str(caught.value).startswith("--references: ")
+        assert words in str(caught.value)
+
+
+# --- redrawing ----------------------------------------------------------------------------------------------
+
+
+def made_crops(count: int, seed: int) -> list[np.ndarray]:
+    return list(np.random.default_rng(seed).integers(0, 256, (count, *crop_size(MOUTH), 3), np.uint8))
+
+
+def plain_redraw(
+    model: DINet, crops: list[np.ndarray], references: list[np.ndarray], audio: np.ndarray
+) -> np.ndarray:
+    """What `Dubber` should give, one frame at a time and without its shortcuts."""
+    rows, columns = mouth_box(MOUTH)
+    outputs = []
+    for crop, window in zip(crops, audio, strict=True):
+        masked = crop.astype(np.float32) / 255
+        masked[rows, columns] = 0
+        stacked = np.concatenate(references, axis=2).astype(np.float32) / 255  # channels RGBRGB…
+        with torch.no_grad():
+            images = (torch.from_numpy(image.transpose(2, 0, 1))[None].contiguous() for image in (masked, stacked))
+            output = model(*images, torch.from_numpy(window)[None])
+        outputs.append(output[0].permute(1, 2, 0).numpy() * 255)
+    return np.stack(outputs)
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 0.51), ("bf16", 4), ("fp16", 1.5)])
+def test_dubber_gives_what_the_generator_gives(checkpoint, precision, tolerance):
+    loaded = load_model(checkpoint)
+    crops, references = made_crops(3, 0), made_crops(5, 1)
+    audio = np.random.default_rng(2).normal(size=(3, 29, 5)).astype(np.float32)
+    expected = plain_redraw(loaded.model, crops, references, audio)
+    dubber = Dubber(loaded, torch.device("cpu"), precision)
+    drawn = dubber.redraw(crops, dubber.encode_references(references), audio)
+    assert drawn.dtype == np.uint8
+    assert np.abs(drawn - expected).max() < tolerance
+    assert expected.std() > 1  # not one flat grey, whatever comes in
+
+
+def test_dubber_cannot_see_the_mouth_it_redraws(checkpoint):
+    dubber = Dubber(load_model(checkpoint), torch.device("cpu"), "fp32")
+    references = dubber.encode_references(made_crops(5, 1))
+    audio = np.zeros((1, 29, 5), np.float32)
+    (crop,) = made_crops(1, 0)
+    other_mouth, other_cheek = crop.copy(), crop.copy()
+    other_mouth[mouth_box(MOUTH)] = 255 - crop[mouth_box(MOUTH)]
+    other_cheek[:4] = 255 - crop[:4]
+    drawn, mouth, cheek = (dubber.redraw([image], references, audio) for image in (crop, other_mouth, other_cheek))
+    assert np.array_equal(drawn, mouth)
+    assert not np.array_equal(drawn, cheek)
+
+
+def test_back_and_forth(portrait_clip):
+    frames = list(read_frames(portrait_clip))
+    played = list(islice(back_and_forth(portrait_clip, 40), 100))
+    order = [*range(40), *reversed(range(40)), *range(20)]
+    assert [index for index, _ in played] == order
+    assert all(np.array_equal(frame, frames[index]) for index, frame in played)
+
+
+class Inverter:
+    """In a Dubber's place: redraws the negative of every crop, and remembers what it was asked."""
+
+    mouth_size = MOUTH
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, np.ndarray]] = []
+
+    def redraw(self, crops: list[np.ndarray], references: str, windows: np.ndarray) -> np.ndarray:
+        assert len(crops) == len(windows) <= BATCH_SIZE
+        self.calls.append((references, windows))
+        return 255 - np.stack(crops)
+
+
+def test_redraw_frames(portrait_clip):
+    frames = list(read_frames(portrait_clip))
+    points = np.full((40, 68, 2), np.nan, np.float32)
+    for index in range(40):
+        points[index] = made_points(centre=(120 + index / 4, 110))
+    points[13:20] = np.nan  # no face
+    landmarks = Landmarks(points, ~np.isnan(points[:, 0, 0]), [(0, 13), (20, 40)])
+    shots = [Shot(30.0, "first"), Shot(36.0, "second")]
+    order = [*range(40), *reversed(range(40)), *range(17)]
+    features = np.tile(np.arange(len(order), dtype=np.float32)[:, None], (1, 29))
+    dubber = Inverter()
+    results = list(redraw_frames(dubber, portrait_clip, landmarks, shots, features))
+
+    assert len(results) == len(order)
+    for index, (source, dubbed, changed) in zip(order, results, strict=True):
+        assert np.array_equal(source, frames[index])
+        if 13 <= index < 20:
+            assert not changed
+            assert np.array_equal(dubbed, source)
+            continue
+        assert changed
+        crop = FaceCrop.from_landmarks(points[index], 30.0 if index < 13 else 36.0, MOUTH)
+        assert np.array_equal(dubbed, crop.paste(source, 255 - crop.extract(source)))
+        left, top, right, bottom = crop.mouth_bounds()
+        margin = MOUTH / 16 * crop.pixel_size + 1
+        y, x = np.indices(source.shape[:2]) + 0.5
+        outside = (x < left - margin) | (x > right + margin) | (y < top - margin) | (y > bottom + margin)
+        assert np.array_equal(dubbed[outside], source[outside])
+        inside = (x > left + margin) & (x < right - margin) & (y > top + margin) & (y < bottom - margin)
+        assert np.abs(dubbed[inside].astype(int) - source[inside]).mean() > 20
+
+    heard = {}  # time -> references it was drawn with
+    for references, windows in dubber.calls:
+        for window in windows:
+            expected = np.clip(window[0, 2] + np.arange(-2, 3), 0, len(order) - 1)
+            assert np.array_equal(window, np.tile(expected, (29, 1)))
+            assert int(window[0, 2]) not in heard
+            heard[int(window[0, 2])] = references
+    assert heard == {
+        time: "first" if index < 13 else "second" for time, index in enumerate(order) if not 13 <= index < 20
+    }
+
+
+def test_a_shot_without_references_passes_unchanged(portrait_clip):
+    landmarks = Landmarks(np.stack([made_points()] * 40), np.ones(40, bool), [(0, 20), (20, 40)])
+    features = np.zeros((40, 29), np.float32)
+    results = redraw_frames(Inverter(), portrait_clip, landmarks, [None, Shot(30.0, "second")], features)
+    assert [changed for _, _, changed in results] == [False] * 20 + [True] * 20
+
+
+# --- devices ------------------------------------------------------------------------------------------------
+
+
+def test_choose_device():
+    assert choose_device("cpu") == torch.device("cpu")
+    assert choose_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+    for name in ("nonsense", "meta", "cuda:99", ""):
+        with pytest.raises(UserError, match=f"--device {name}"):
+            choose_device(name)
+
+
+def test_choose_precision():
+    assert choose_precision("bf16", torch.device("cuda")) == "bf16"
+    assert choose_precision("fp32", torch.device("cpu")) == "fp32"
+    assert choose_precision("auto", torch.device("cuda")) == "fp16"
+    assert choose_precision("auto", torch.device("cpu")) in ("bf16", "fp32")
+
+
+# --- whole files --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def dubbed(tmp_path_factory, portrait_clip, speech, checkpoint) -> Path:
+    path = tmp_path_factory.mktemp("dubbed") / "dubbed.mp4"
+    dub("--video", portrait_clip, "--audio", speech, "--checkpoint", checkpoint, "--output", path)
+    return path
+
+
+def durations_s(path: Path) -> tuple[float, float]:
+    """Of the picture and of the sound, by their packets."""
+    ends = []
+    with av.open(str(path)) as container:
+        for stream in (container.streams.video[0], container.streams.audio[0]):
+            container.seek(0)
+            packets = [p for p in container.demux(stream) if p.pts is not None]
+            ends.append(float(max(p.pts + p.duration for p in packets) * stream.time_base))
+    return ends[0], ends[1]
+
+
+def test_dubbed_file_is_as_long_as_the_sound(dubbed, speech):
+    frames = list(read_frames(dubbed))
+    assert len(frames) == 51
+    assert frames[0].shape == (256, 256, 3)
+    picture_s, sound_s = durations_s(dubbed)
+    assert picture_s == pytest.approx(51 / 25, abs=1e-3)
+    assert sound_s == pytest.approx(SECONDS, abs=1 / 25)
+
+
+def test_dubbed_file_has_the_new_sound(dubbed, speech):
+    given, heard = load_audio(speech), load_audio(dubbed)
+    length = min(len(given), len(heard))
+    assert np.corrcoef(given[:length], heard[:length])[0, 1] > 0.95
+
+
+def test_dubbed_file_shows_the_source_with_another_mouth(dubbed, portrait_clip):
+    source = list(read_frames(portrait_clip))
+    order = [*range(40), *reversed(range(29, 40))]
+    for index, frame in zip(order, read_frames(dubbed), strict=True):
+        change = np.abs(frame.astype(int) - source[index]).mean(axis=2)
+        assert change[:90].mean() < 1.5  # forehead and eyes
+        assert change[140:160, 110:145].mean() > 15  # lips
+
+
+def test_sound_shorter_than_the_video_ends_it(portrait_clip, checkpoint, tmp_path):
+    speech = speech_like_wav(tmp_path / "short.wav", 0.5)
+    output = tmp_path / "dubbed.mkv"
+    dub("--video", portrait_clip, "--audio", speech, "--checkpoint", checkpoint, "--output", output)
+    assert len(list(read_frames(output))) == 13
+
+
+def test_same_input_gives_the_same_file(dubbed, portrait_clip, speech, checkpoint, tmp_path):
+    """In another process, as users run it; what it says on the way belongs on stderr and in one line on stdout."""
+    output = tmp_path / "again.mp4"
+    flags = ("--video", portrait_clip, "--audio", speech, "--checkpoint", checkpoint, "--output", output)
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    command = [sys.executable, str(ROOT / "inference.py"), *map(str, flags)]
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith(f"{output}: 51 frames (2.0 s at 25 fps)")
+    assert len(result.stdout.splitlines()) == 1
+    assert output.read_bytes() == dubbed.read_bytes()
+
+
+def test_side_by_side(dubbed, portrait_clip, speech, checkpoint, tmp_path):
+    output = tmp_path / "both.mov"
+    flags = ("--video", portrait_clip, "--audio", speech, "--checkpoint", checkpoint, "--output", output)
+    dub(*flags, "--side-by-side")
+    source = list(read_frames(portrait_clip))
+    count = 0
+    for both, alone in zip(read_frames(output), read_frames(dubbed), strict=True):
+        assert both.shape == (256, 512, 3)
+        if count < 40:
+            assert np.abs(both[:, :256].astype(int) - source[count]).mean() < 2
+        assert np.abs(both[:, 256:].astype(int) - alone).mean() < 2
+        count += 1
+    assert count == 51
+
+
+def test_given_references_are_used(dubbed, portrait_clip, speech, checkpoint, tmp_path, monkeypatch):
+    encoded = []
+
+    def encode_references(dubber: Dubber, crops: list[np.ndarray]) -> object:
+        encoded.append(crops)
+        return original(dubber, crops)
+
+    original = Dubber.encode_references
+    monkeypatch.setattr(Dubber, "encode_references", encode_references)
+    flags = ("--video", portrait_clip, "--audio", speech, "--checkpoint", checkpoint)
+    dub(*flags, "--output", tmp_path / "dubbed.mp4", "--references", "7,7,7,7,31")
+    (crops,) = encoded
+    assert len(crops) == 5
+    assert all(np.array_equal(crops[0], crop) for crop in crops[1:4])
+    assert not np.array_equal(crops[0], crops[4])
+    assert (tmp_path / "dubbed.mp4").read_bytes() != dubbed.read_bytes()
+
+
+def test_frames_without_a_face_are_left_alone(portrait_clip, checkpoint, tmp_path, capsys):
+    landscape = list(read_frames(no_face_video(tmp_path / "landscape.mp4", 20)))
+    video, output = tmp_path / "both.mp4", tmp_path / "dubbed.mp4"
+    with VideoWriter(video, 256, 256) as writer:
+        for frame in [*read_frames(portrait_clip, 0, 20), *landscape]:
+            writer.write(frame)
+    speech = speech_like_wav(tmp_path / "speech.wav", 1.8)  # 45 frames: the last five go backward
+    dub("--video", video, "--audio", speech, "--checkpoint", checkpoint, "--output", output)
+    assert "; 25 frames without a face left unchanged" in capsys.readouterr().out
+    source, found = list(read_frames(video)), list(read_frames(output))
+    assert len(found) == 45
+    for index in (*range(20, 40), *reversed(range(35, 40))):
+        assert np.abs(found[index].astype(int) - source[index]).mean() < 1.5
+    assert np.abs(found[10][140:160, 110:145].astype(int) - source[10][140:160, 110:145]).mean() > 15
+
+
+# --- refusals -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def refuse(portrait_clip, speech, checkpoint, tmp_path, capfd) -> Callable[..., str]:
+    """Runs a command line that must fail, checks how it fails, and gives the line it fails with."""
+
+    def run(*flags: object, output: str = "dubbed.mp4") -> str:
+        folder = tmp_path / "output"
+        folder.mkdir(exist_ok=True)
+        before = sorted(tmp_path.rglob("*"))
+        given = ("--video", portrait_clip, "--audio", speech, "--checkpoint", checkpoint)
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as caught:
+            dub(*given, "--output", folder / output, *flags)
+        assert caught.value.code == 2
+        assert sorted(tmp_path.rglob("*")) == before  # no output, nothing half-made
+        said = capfd.readouterr().err
+        (line,) = [line for line in said.splitlines() if "finding the face:" not in line]
+        assert line.startswith("error: ")
+        return line
+
+    return run
+
+
+def empty_file(path: Path) -> Path:
+    path.write_bytes(b"")
+    return path
+
+
+def folder(path: Path) -> Path:
+    path.mkdir()
+    return path
+
+
+def nothing(path: Path) -> Path:
+    return path
+
+
+@pytest.mark.parametrize(
+    "make", [text_file, empty_file, truncated_mp4, no_face_video, folder, nothing, speech_like_wav]
+)
+def test_refused_videos(make, refuse, tmp_path):
+    path = tmp_path / "given.mp4"
+    make(path, 0.5) if make is speech_like_wav else make(path)
+    line = refuse("--video", path)
+    assert line.startswith("error: --video: ")
+    assert str(path) in line
+
+
+def wav_without_samples(path: Path) -> Path:
+    return speech_like_wav(path, 0)
+
+
+@pytest.mark.parametrize(
+    "make", [text_file, empty_file, truncated_mp4, silent_video_without_audio, folder, nothing, wav_without_samples]
+)
+def test_refused_sounds(make, refuse, tmp_path):
+    path = tmp_path / "given.wav"
+    make(path)
+    line = refuse("--audio", path)
+    assert line.startswith("error: --audio")
+    assert str(path) in line
+
+
+class Trap:
+    """A pickle that makes a file when it is loaded."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return Path.touch, (self.path,)
+
+
+def pickle_of_code(path: Path) -> Path:
+    path.write_bytes(pickle.dumps(Trap(path.with_name("sprung"))))
+    return path
+
+
+def torch_file_of_code(path: Path) -> Path:
+    torch.save({"state_dict": Trap(path.with_name("sprung"))}, path)
+    return path
+
+
+def other_safetensors(path: Path) -> Path:
+    safetensors.torch.save_file({"weight": torch.zeros(3)}, path)
+    return path
+
+
+def other_torch_file(path: Path) -> Path:
+    torch.save({"state_dict": {"weight": torch.zeros(3)}}, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        text_file,
+        empty_file,
+        folder,
+        nothing,
+        pickle_of_code,
+        torch_file_of_code,
+        other_safetensors,
+        other_torch_file,
+    ],
+)
+def test_refused_checkpoints(make, refuse, tmp_path):
+    path = tmp_path / "given.safetensors"
+    make(path)
+    line = refuse("--checkpoint", path)
+    assert str(path) in line
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_damaged_checkpoint_is_refused(refuse, checkpoint, tmp_path):
+    path = tmp_path / "half.safetensors"
+    content = checkpoint.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    assert str(path) in refuse("--checkpoint", path)
+
+
+@pytest.mark.parametrize("output", ["absent/dubbed.mp4", "dubbed.gif", "dubbed", "."])
+def test_refused_outputs(output, refuse):
+    assert refuse(output=output).startswith("error: --output: ")
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--audio-features", "deepspeech"),
+        ("--references", "1,2,3"),
+        ("--references", "1,2,3,4,40"),
+        ("--references=-1,2,3,4,5",),
+        ("--device", "nonsense"),
+        ("--device", "meta"),
+        ("--crf", "99"),
+        ("--crf", "-1"),
+    ],
+    ids=" ".join,
+)
+def test_refused_flags(flags, refuse):
+    assert refuse(*flags).startswith(f"error: {flags[0].split('=')[0]}")
+
+
+@pytest.mark.parametrize("given", ["--video", "--audio"])
+def test_output_onto_an_input_is_refused(given, refuse, portrait_clip, tmp_path):
+    path = tmp_path / "clip.mp4"
+    path.write_bytes(portrait_clip.read_bytes())
+    other_name = tmp_path / "link.mp4"
+    other_name.symlink_to(path)
+    for output in (path, tmp_path / "output" / ".." / "clip.mp4", other_name):
+        line = refuse(given, path, "--output", output)
+        assert line.startswith("error: --output: expected another file than the input")
+    assert path.read_bytes() == portrait_clip.read_bytes()
+
+
+def test_interrupted_dubbing_keeps_what_was_there(portrait_clip, speech, checkpoint, tmp_path, monkeypatch):
+    def interrupted(*args: object) -> object:
+        yield from islice(redraw_frames(*args), 3)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(inference, "redraw_frames", interrupted)
+    output = tmp_path / "dubbed.mp4"
+    output.write_text("an earlier one")
+    with pytest.raises(SystemExit) as caught:
+        dub("--video", portrait_clip, "--audio", speech, "--checkpoint", checkpoint, "--output", output)
+    assert caught.value.code == 130
+    assert output.read_text() == "an earlier one"
+    assert list(tmp_path.iterdir()) == [output]

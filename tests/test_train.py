@@ -1,0 +1,434 @@
+"""Training on made clips: interrupted and unbroken runs agree to the bit, one step against plain autograd, the run
+directory, and what is refused."""
+
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+from copy import deepcopy
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import IMAGES, SCALARS, EventAccumulator
+
+import train_dinet
+from configs.schema import load_config
+from data_processing.dataset import Batch, TrainingBatches, load_clips
+from data_processing.errors import UserError
+from data_processing.prepare import read_jsonl
+from models.checkpoint import load_model, load_training_state, save_model
+from models.dinet import DINet, DINetConfig
+from train_dinet import Trainer, learning_rate, prepare_run_dir, train_step
+
+ROOT = Path(__file__).parent.parent
+TINY = """
+mouth_size: 32
+batch_size: 2
+max_steps: 4
+warmup_steps: 2
+loss_weights: {pixel: 1.0, perceptual: 10.0, adversarial: 0.0}
+precision: fp32
+log_every: 1
+validate_every: 3
+image_every: 100
+save_every: 2
+val_frames: 2
+"""
+ADVERSARIAL_BF16 = (
+    TINY
+    + """
+mouth_size: 64
+loss_weights: {pixel: 0.0, perceptual: 10.0, adversarial: 1.0}
+adversarial_start: 1
+precision: bf16
+"""
+)
+
+
+@pytest.fixture
+def recipe(tmp_path) -> Path:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(TINY)
+    return path
+
+
+def train(*flags: object) -> None:
+    """`train_dinet.py` with these flags, in this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["train_dinet.py", *map(str, flags)])
+        train_dinet.main()
+
+
+def refusal(capsys: pytest.CaptureFixture, *flags: object) -> str:
+    """The one line of a refused command line."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as caught:
+        train(*flags)
+    assert caught.value.code == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("error: ")
+    return line
+
+
+@pytest.fixture(scope="module")
+def finished_run(tmp_path_factory, prepared_dataset) -> Path:
+    """The run directory of four steps without interruption."""
+    folder = tmp_path_factory.mktemp("finished")
+    (folder / "tiny.yaml").write_text(TINY)
+    train("--config", folder / "tiny.yaml", "--data", prepared_dataset, "--run-dir", folder / "run")
+    return folder / "run"
+
+
+def assert_same(one: object, other: object, where: str = "state") -> None:
+    """Equal to the bit, through dicts and lists."""
+    assert type(one) is type(other), where
+    if isinstance(one, dict):
+        assert one.keys() == other.keys(), where
+        for key in one:
+            assert_same(one[key], other[key], f"{where}.{key}")
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(other), where
+        for index, pair in enumerate(zip(one, other, strict=True)):
+            assert_same(*pair, f"{where}.{index}")
+    elif isinstance(one, torch.Tensor):
+        assert torch.equal(one, other), where
+    else:
+        assert one == other, where
+
+
+def events(run_dir: Path) -> EventAccumulator:
+    return EventAccumulator(str(run_dir), size_guidance={SCALARS: 0, IMAGES: 0}).Reload()
+
+
+def scalar_steps(run_dir: Path, name: str) -> list[int]:
+    return [event.step for event in events(run_dir).Scalars(name)]
+
+
+# --- interruption -------------------------------------------------------------------------------------------
+
+
+def interrupted_at_step_4(monkeypatch: pytest.MonkeyPatch, *flags: object) -> None:
+    """Ctrl-C after three steps, the third of which is logged but not saved; then go on to the end."""
+
+    def step(trainer: Trainer, batch: Batch) -> dict[str, float]:
+        if trainer.step == 3:
+            raise KeyboardInterrupt
+        return train_step(trainer, batch)
+
+    monkeypatch.setattr(train_dinet, "train_step", step)
+    with pytest.raises(SystemExit) as caught:
+        train(*flags)
+    assert caught.value.code == 130
+    monkeypatch.undo()
+    train(*flags, "--resume")
+
+
+def assert_same_run(run_dir: Path, unbroken: Path) -> None:
+    assert load_training_state(unbroken / "state.pt")["step"] == 4
+    assert_same(load_training_state(run_dir / "state.pt"), load_training_state(unbroken / "state.pt"))
+    for name in ("generator.safetensors", "log.jsonl", "config.yaml"):
+        assert (run_dir / name).read_bytes() == (unbroken / name).read_bytes(), name
+    assert scalar_steps(run_dir, "train/perceptual") == [1, 2, 3, 4]
+    assert scalar_steps(run_dir, "val/psnr_matched") == [3, 4]
+
+
+def test_resumed_run_equals_unbroken_run(recipe, prepared_dataset, finished_run, monkeypatch, tmp_path):
+    flags = ("--config", recipe, "--data", prepared_dataset, "--run-dir", tmp_path / "run")
+    interrupted_at_step_4(monkeypatch, *flags)
+    assert_same_run(tmp_path / "run", finished_run)
+
+
+def test_resumed_adversarial_bf16_run_equals_unbroken_run(recipe, prepared_dataset, monkeypatch, tmp_path):
+    recipe.write_text(ADVERSARIAL_BF16)
+    flags = ("--config", recipe, "--data", prepared_dataset, "--run-dir")
+    train(*flags, tmp_path / "unbroken")
+    interrupted_at_step_4(monkeypatch, *flags, tmp_path / "run")
+    assert_same_run(tmp_path / "run", tmp_path / "unbroken")
+    moments = load_training_state(tmp_path / "run" / "state.pt")["discriminator_optimizer"]["state"]
+    assert {int(moment["step"]) for moment in moments.values()} == {3}  # all but the one before it starts
+
+
+KILLED_WHILE_SAVING = """
+import io, os, signal, torch, train_dinet
+save, calls = torch.save, []
+
+def torn(state, file):
+    calls.append(state["step"])
+    if len(calls) < 3:  # steps 0 and 2 are saved whole
+        return save(state, file)
+    whole = io.BytesIO()
+    save(state, whole)
+    file.write(whole.getvalue()[: whole.tell() // 2])
+    file.flush()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+torch.save = torn
+train_dinet.main()
+"""
+
+
+def test_run_killed_while_saving_goes_on_from_the_save_before(recipe, prepared_dataset, finished_run, tmp_path):
+    flags = ("--config", recipe, "--data", prepared_dataset, "--run-dir", tmp_path / "run")
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    command = [sys.executable, "-c", KILLED_WHILE_SAVING, *map(str, flags)]
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert result.returncode == -9, result.stderr
+    assert load_training_state(tmp_path / "run" / "state.pt")["step"] == 2
+    assert load_model(tmp_path / "run" / "generator.safetensors").info["steps"] == 2
+    with (tmp_path / "run" / "log.jsonl").open("a") as file:
+        file.write('{"step": 4, "pix')  # as a kill while logging leaves it
+
+    train(*flags, "--resume")
+    assert load_training_state(tmp_path / "run" / "state.pt")["step"] == 4
+    assert not list((tmp_path / "run").glob("*.partial*"))
+    log, expected = (read_jsonl(folder / "log.jsonl") for folder in (tmp_path / "run", finished_run))
+    assert [(line["step"], *line) for line in log] == [(line["step"], *line) for line in expected]
+
+
+def test_time_limit_stops_and_the_run_can_be_continued(recipe, prepared_dataset, tmp_path, capsys):
+    run_dir = tmp_path / "run"
+    flags = ("--config", recipe, "--data", prepared_dataset, "--run-dir", run_dir, "--max-steps", 2)
+    train(*flags, "--max-minutes", 1e-6)
+    assert load_training_state(run_dir / "state.pt")["step"] == 1
+    assert load_model(run_dir / "generator.safetensors").info["steps"] == 1
+    assert "time is over at step 1" in capsys.readouterr().out
+
+    assert "--run-dir" in refusal(capsys, *flags)
+    assert "another max_steps;" in refusal(capsys, *flags[:-1], 3, "--resume")
+    recipe.write_text(TINY + "seed: 1\nlearning_rate: 1.0e-3\n")
+    assert "another seed, learning_rate;" in refusal(capsys, *flags, "--resume")
+    assert load_training_state(run_dir / "state.pt")["step"] == 1
+
+    recipe.write_text(TINY)
+    train(*flags, "--resume")
+    assert load_training_state(run_dir / "state.pt")["step"] == 2
+    assert "finished at step 2" in capsys.readouterr().out
+
+
+# --- the run directory --------------------------------------------------------------------------------------
+
+
+def test_run_directory(finished_run):
+    names = {
+        path.name.split(".")[0] + path.suffix for path in finished_run.iterdir() if "tfevents" not in path.name
+    }
+    assert names == {"config.yaml", "state.pt", "generator.safetensors", "log.jsonl"}
+
+    config = load_config(finished_run / "config.yaml")
+    assert (config.mouth_size, config.max_steps, config.precision) == (32, 4, "fp32")
+
+    loaded = load_model(finished_run / "generator.safetensors")
+    assert (loaded.mouth_size, loaded.audio_features) == (32, "phoneme")
+    assert (loaded.info["steps"], loaded.info["batch_size"]) == (4, 2)
+    trained = load_training_state(finished_run / "state.pt")["generator"]
+    for name, tensor in loaded.model.state_dict().items():
+        torch.testing.assert_close(tensor, trained[name], rtol=1e-3, atol=1e-6, msg=name)  # kernels in 16 bits
+
+    log = [json.loads(line) for line in (finished_run / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in log if "pixel" in line] == [1, 2, 3, 4]
+    validations = [line for line in log if "psnr_matched" in line]
+    assert [line["step"] for line in validations] == [3, 4]
+    for line in validations:
+        assert line["audio_gap_db"] == line["psnr_matched"] - line["psnr_shifted"]
+    assert loaded.info["held_out"] == {name: value for name, value in validations[-1].items() if name != "step"}
+
+
+def test_tensorboard_events(finished_run):
+    found = events(finished_run)
+    log = [line for line in read_jsonl(finished_run / "log.jsonl") if "pixel" in line]
+    for name in ("pixel", "perceptual"):
+        values = [event.value for event in found.Scalars(f"train/{name}")]
+        assert values == pytest.approx([line[name] for line in log])
+    (tag,) = found.Tags()["images"]
+    (image,) = found.Images(tag)
+    assert (image.step, image.height, image.width) == (4, 2 * 52, 5 * 40)
+
+
+def test_one_reference_is_enough(recipe, prepared_dataset, tmp_path):
+    recipe.write_text(TINY + "num_references: 1\n")
+    train("--config", recipe, "--data", prepared_dataset, "--run-dir", tmp_path / "run", "--max-steps", 1)
+    found = events(tmp_path / "run")
+    assert found.Images(found.Tags()["images"][0])[0].width == 4 * 40  # source, one reference, output, target
+
+
+def test_dry_run_writes_nothing(recipe, prepared_dataset, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    before = sorted([*tmp_path.rglob("*"), *prepared_dataset.rglob("*")])
+    train("--config", recipe, "--data", prepared_dataset, "--dry-run")
+    assert "nothing was written" in capsys.readouterr().out
+    assert sorted([*tmp_path.rglob("*"), *prepared_dataset.rglob("*")]) == before
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_dry_run_looks_at_both_splits(split, recipe, prepared_dataset, tmp_path, capsys):
+    lines = [line for line in read_jsonl(prepared_dataset / "manifest.jsonl") if line["split"] != split]
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "clips").symlink_to(prepared_dataset / "clips")
+    (data / "manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    line = refusal(capsys, "--config", recipe, "--data", data, "--dry-run")
+    assert "--data" in line
+    assert f"{split} split" in line
+
+
+# --- refusals -----------------------------------------------------------------------------------------------
+
+
+def test_a_refused_start_does_not_block_the_run_directory(recipe, tmp_path, capsys):
+    run_dir = tmp_path / "run"
+    line = refusal(capsys, "--config", recipe, "--data", tmp_path / "absent", "--run-dir", run_dir)
+    assert "--data" in line
+    prepare_run_dir(run_dir, load_config(recipe), resume=False)
+    assert load_config(run_dir / "config.yaml") == load_config(recipe)
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (("--device", "nonsense"), "--device nonsense"),
+        (("--device", "meta"), "--device meta"),
+        (("--max-minutes", "0"), "--max-minutes"),
+        (("--max-minutes", "nan"), "--max-minutes"),
+        (("--max-steps", "0"), "max_steps"),
+        (("--resume",), "--resume"),
+        (("--init-from", "absent.safetensors"), "absent.safetensors"),
+        (("--run-dir", __file__), "--run-dir"),
+        (("--config", "absent.yaml"), "--config"),
+    ],
+    ids=lambda value: "_".join(value) if isinstance(value, tuple) else "",
+)
+def test_refused_command_lines(recipe, prepared_dataset, tmp_path, capsys, flags, named):
+    given = ("--config", recipe, "--data", prepared_dataset, "--run-dir", tmp_path / "run")
+    assert named in refusal(capsys, *given, *flags)
+    assert not (tmp_path / "run" / "state.pt").exists()
+
+
+def test_clips_whose_loss_is_not_finite_are_named(recipe, prepared_dataset, tmp_path, capsys):
+    data = tmp_path / "data"
+    shutil.copytree(prepared_dataset, data)
+    (line,) = [line for line in read_jsonl(data / "manifest.jsonl") if line["split"] == "train"]
+    path = data / "clips" / f"{line['id']}.npz"
+    arrays = dict(np.load(path, allow_pickle=False))
+    arrays["features"][:] = np.nan
+    np.savez(path, **arrays)
+
+    message = refusal(capsys, "--config", recipe, "--data", data, "--run-dir", tmp_path / "run")
+    assert "step 0: a loss is not finite" in message
+    assert line["id"] in message
+    saved = load_training_state(tmp_path / "run" / "state.pt")["generator"]
+    assert all(tensor.isfinite().all() for tensor in saved.values())
+
+
+# --- one step -----------------------------------------------------------------------------------------------
+
+
+def test_learning_rate_closed_form(recipe):
+    config = replace(load_config(recipe), learning_rate=2e-4, warmup_steps=10, max_steps=100)
+    expected = {
+        0: 2e-5,
+        4: 1e-4 * (1 + math.cos(0.04 * math.pi)) / 2,
+        9: 1e-4 * (1 + math.cos(0.09 * math.pi)),
+        25: 1e-4 * (1 + math.sqrt(0.5)),
+        50: 1e-4,
+        75: 1e-4 * (1 - math.sqrt(0.5)),
+        100: 0,
+        250: 0,
+    }
+    assert {step: learning_rate(config, step) for step in expected} == pytest.approx(expected, abs=1e-18)
+    assert learning_rate(replace(config, warmup_steps=0), 0) == pytest.approx(2e-4)
+
+
+@pytest.fixture
+def adversarial_trainer(recipe) -> Trainer:
+    recipe.write_text(
+        ADVERSARIAL_BF16 + "precision: fp32\nloss_weights: {pixel: 3, perceptual: 10, adversarial: 2}"
+    )
+    return Trainer.create(load_config(recipe), torch.device("cpu"))
+
+
+@pytest.fixture
+def batch(prepared_dataset) -> Batch:
+    return TrainingBatches(load_clips(prepared_dataset, "train", 64, "phoneme"), 2, 5, 1, 0)[0]
+
+
+def test_adversarial_step_against_plain_autograd(adversarial_trainer, batch):
+    trainer = adversarial_trainer
+    trainer.step = 1  # where the adversarial loss starts
+    generator, discriminator = deepcopy(trainer.generator), deepcopy(trainer.discriminator)
+    losses = train_step(trainer, batch)
+
+    output = generator(batch.masked_source, batch.references, batch.audio_window)
+    real, fake = discriminator(batch.target), discriminator(output.detach())
+    loss = ((real - 1) ** 2).mean() / 2 + (fake**2).mean() / 2
+    assert losses["discriminator"] == pytest.approx(loss.item(), rel=1e-4)
+    gradients = torch.autograd.grad(loss, list(discriminator.parameters()))
+    pairs = zip(trainer.discriminator.named_parameters(), discriminator.parameters(), gradients, strict=True)
+    for (name, new), old, gradient in pairs:
+        # no trace of the generator's loss, which this network answered after its own step
+        torch.testing.assert_close(new.grad, gradient, rtol=1e-3, atol=1e-6, msg=name)
+        # Adam's first step in closed form, on the gradient it had
+        rate = learning_rate(trainer.config, 1)
+        torch.testing.assert_close(new.detach(), old.detach() - rate * new.grad / (new.grad.abs() + 1e-8))
+
+    pixel = (output - batch.target).abs().mean()
+    perceptual = trainer.perceptual(output, batch.target)
+    adversarial = ((trainer.discriminator(output) - 1) ** 2).mean()  # answered by the discriminator after its step
+    expected = {"pixel": pixel, "perceptual": perceptual, "adversarial": adversarial}
+    for name, value in expected.items():
+        assert losses[name] == pytest.approx(value.item(), rel=1e-4), name
+    total = 3 * pixel + 10 * perceptual + 2 * adversarial
+    gradients = torch.autograd.grad(total, list(generator.parameters()))
+    for (name, new), gradient in zip(trainer.generator.named_parameters(), gradients, strict=True):
+        scale = gradient.abs().max().item()
+        torch.testing.assert_close(new.grad, gradient, rtol=1e-2, atol=1e-3 * scale + 1e-7, msg=name)
+
+
+def test_before_its_start_the_discriminator_rests(adversarial_trainer, batch):
+    trainer = adversarial_trainer
+    before = deepcopy(trainer.discriminator.state_dict())
+    losses = train_step(trainer, batch)
+    assert set(losses) == {"pixel", "perceptual"}
+    assert trainer.step == 1
+    assert_same(trainer.discriminator.state_dict(), before)
+
+
+def test_a_refused_step_leaves_the_generator_as_it_was(adversarial_trainer, batch):
+    trainer = adversarial_trainer
+    before = deepcopy([*trainer.generator.parameters()])
+    target = batch.target.clone()
+    target[1, 0, 0, 0] = math.nan
+    with pytest.raises(UserError, match=f"clips: {batch.clip_ids[0]}, {batch.clip_ids[1]}"):
+        train_step(trainer, batch._replace(target=target))
+    assert_same([*trainer.generator.parameters()], before)
+    assert trainer.step == 0
+
+
+def test_init_from_starts_from_those_weights(recipe, tmp_path):
+    torch.manual_seed(123)
+    start = DINet(DINetConfig())
+    saved = tmp_path / "start.safetensors"
+    save_model(saved, start, audio_features="phoneme", mouth_size=64, info={}, half=False)
+    config = replace(load_config(recipe), init_from=str(saved))
+    trainer = Trainer.create(config, torch.device("cpu"))
+    assert_same(dict(trainer.generator.state_dict()), dict(start.state_dict()))
+    assert trainer.generator.training
+    assert trainer.step == 0
+    updated = trainer.generator_optimizer.param_groups[0]["params"]
+    assert {id(parameter) for parameter in updated} == {id(p) for p in trainer.generator.parameters()}
+
+    own = Trainer.create(replace(config, init_from=None), torch.device("cpu")).generator
+    assert not torch.equal(own.decoder[-1].weight, start.decoder[-1].weight)
+
+
+@pytest.mark.parametrize(("references", "features"), [(3, "phoneme"), (5, "deepspeech")])
+def test_init_from_another_kind_of_generator_is_refused(recipe, tmp_path, references, features):
+    saved = tmp_path / "start.safetensors"
+    model = DINet(DINetConfig(num_references=references))
+    save_model(saved, model, audio_features=features, mouth_size=64, info={})
+    with pytest.raises(UserError, match=r"init_from .*start\.safetensors: expected "):
+        Trainer.create(replace(load_config(recipe), init_from=str(saved)), torch.device("cpu"))
