@@ -17,14 +17,17 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import torch
+from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from configs.schema import TrainConfig, dump_config, load_config
-from data_processing.audio_features import FEATURE_DIMS
+from data_processing.audio_features import FEATURE_DIMS, windows
 from data_processing.dataset import Batch, Clip, TrainingBatches, load_clips, make_batch
 from data_processing.errors import UserError, command_line
+from data_processing.landmarks import mouth_shape
 from data_processing.prepare import read_jsonl
 from data_processing.weights import weight_path
 from evaluate import LPIPS, score, validation_samples
@@ -117,6 +120,32 @@ def learning_rate(config: TrainConfig, step: int) -> float:
     return config.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * min(1.0, step / config.max_steps)))
 
 
+def warm_up_audio(trainer: Trainer, clips: list[Clip]) -> None:
+    """Teach the audio encoder alone to tell the mouth's shape, through a linear head that is thrown away.
+
+    In the generator's first hours the picture hardly depends on the sound, so next to nothing of the losses
+    reaches the audio encoder; one that already speaks of lips is listened to much sooner.
+    """
+    config = trainer.config
+    rng = np.random.default_rng(config.seed)
+    torch.manual_seed(config.seed)
+    audio = np.concatenate([windows(clip.features, np.arange(len(clip.features))) for clip in clips])
+    shapes = np.concatenate([mouth_shape(clip.landmarks) for clip in clips])
+    shapes /= shapes.std()
+    head = nn.Linear(128, shapes.shape[1]).to(trainer.device)
+    optimizer = torch.optim.AdamW([*trainer.generator.audio_encoder.parameters(), *head.parameters()])
+    bar = tqdm(range(config.audio_warmup_steps), unit="step", desc="audio encoder")
+    for step in bar:
+        optimizer.param_groups[0]["lr"] = 1e-3 * 0.5 * (1 + math.cos(math.pi * step / config.audio_warmup_steps))
+        drawn = rng.integers(len(audio), size=256)
+        inputs, wanted = (torch.from_numpy(x[drawn]).to(trainer.device) for x in (audio, shapes))
+        loss = (head(trainer.generator.audio_encoder(inputs)) - wanted).square().mean()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        bar.set_postfix(unexplained=f"{loss.item():.3f}")
+
+
 def train_step(trainer: Trainer, batch: Batch) -> dict[str, float]:
     """One step of the discriminator (where it takes part) and one of the generator.
 
@@ -201,7 +230,8 @@ def train(config: TrainConfig, data: Path, run_dir: Path, device: torch.device, 
     """Train until `max_steps` or the time is over; continue where state.pt in `run_dir` stands, if it is there."""
     started = time.monotonic()
     trainer = Trainer.create(config, device)
-    if (run_dir / "state.pt").exists():
+    resumed = (run_dir / "state.pt").exists()
+    if resumed:
         trainer.load_state(load_training_state(run_dir / "state.pt"))
         print(f"resumed at step {trainer.step}")
     train_clips = load_clips(data, "train", config.mouth_size, config.audio_features)
@@ -211,7 +241,11 @@ def train(config: TrainConfig, data: Path, run_dir: Path, device: torch.device, 
     pictured = make_batch(_spread(samples, 6))
     print(f"train: {describe(train_clips)}; validation: {describe(val_clips)}, {len(samples)} frames")
 
-    batches = TrainingBatches(train_clips, config.batch_size, config.num_references, config.max_steps, config.seed)
+    if config.audio_warmup_steps and not resumed:
+        warm_up_audio(trainer, train_clips)
+    batches = TrainingBatches(
+        train_clips, config.batch_size, config.num_references, config.max_steps, config.seed, config.person_power
+    )
     loader = DataLoader(batches, batch_size=None, sampler=range(trainer.step, config.max_steps))
     if trainer.step == 0:  # a run killed before its first save can be resumed too
         save_training_state(run_dir / "state.pt", trainer.state())

@@ -21,6 +21,8 @@ class TrainConfig:
 
     mouth_size: S, side of the mouth box in crop pixels; num_references: reference frames a sample.
     audio_features: what the dataset was prepared with, recorded in the checkpoint.
+    person_power: how much long recordings of one person count (data_processing.dataset.TrainingBatches).
+    audio_warmup_steps: steps for which the audio encoder alone learns mouth shapes before anything else.
     learning_rate: Adam's, reached after warmup_steps and falling along a cosine to 0 at max_steps.
     loss_weights: weight of each loss, 0 leaves it out; the keys are the names in the log.
     adversarial_start: step from which the adversarial loss acts and the discriminator is trained.
@@ -33,6 +35,8 @@ class TrainConfig:
     mouth_size: int
     num_references: int
     audio_features: str
+    person_power: float
+    audio_warmup_steps: int
     batch_size: int
     max_steps: int
     learning_rate: float
@@ -122,7 +126,7 @@ def _check_ranges(path: Path, config: TrainConfig) -> None:
     }
     for field in fields(config):
         if field.type is int:
-            lowest = 0 if field.name in ("seed", "warmup_steps", "adversarial_start") else 1
+            lowest = 0 if field.name in ("seed", "warmup_steps", "audio_warmup_steps", "adversarial_start") else 1
             checks.setdefault(field.name, (getattr(config, field.name) >= lowest, f"{lowest} or more"))
     for name, (good, expected) in checks.items():
         if not good:

@@ -65,7 +65,7 @@ def save_wav(path: str | Path, waveform: np.ndarray) -> None:
 
 def _open(path: Path, flag: str) -> av.container.InputContainer:
     try:
-        return av.open(str(path))
+        return av.open(str(path.resolve()))  # "take:1.wav" would be read as an address
     except av.FFmpegError as error:
         raise UserError(f"{flag} {path}: not a media file that can be read ({error.strerror})") from error
 

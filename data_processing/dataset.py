@@ -4,6 +4,7 @@ All clips are held decoded as uint8 in memory at the size of the training (45 mi
 is a pure function of (seed, step), so a resumed run sees exactly what an unbroken one would have.
 """
 
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from os import cpu_count
@@ -27,12 +28,13 @@ REFERENCE_GAP = 5  # frames: references nearer to the drawn frame than this woul
 
 @dataclass(frozen=True)
 class Clip:
-    """One clip in memory: frames (T, 13S/8, 5S/4, 3) uint8 RGB, features (T, D) float32."""
+    """One clip in memory: frames (T, 13S/8, 5S/4, 3) uint8 RGB, features (T, D), landmarks (T, 68, 2) float32."""
 
     id: str
     person: str
     frames: np.ndarray
     features: np.ndarray
+    landmarks: np.ndarray
 
 
 class Batch(NamedTuple):
@@ -91,11 +93,13 @@ def _load_clip(data: Path, line: dict, mouth_size: int) -> Clip:
     try:
         with np.load(data / "clips" / f"{line['id']}.npz", allow_pickle=False) as arrays:
             features = arrays["features"].astype(np.float32)
+            landmarks = arrays["landmarks"].astype(np.float32)
     except (OSError, KeyError, ValueError, BadZipFile) as error:
         raise UserError(f"--data: clip {line['id']}: its .npz cannot be read ({error})") from None
-    if len(features) != len(frames):
-        raise UserError(f"--data: clip {line['id']}: {len(frames)} frames but {len(features)} rows of features")
-    return Clip(line["id"], line["person"], frames, features)
+    for name, rows in (("features", features), ("landmarks", landmarks)):
+        if len(rows) != len(frames):
+            raise UserError(f"--data: clip {line['id']}: {len(frames)} frames but {len(rows)} rows of {name}")
+    return Clip(line["id"], line["person"], frames, features, landmarks)
 
 
 def reference_indices(rng: np.random.Generator, num_frames: int, index: int, count: int) -> np.ndarray:
@@ -107,19 +111,34 @@ def reference_indices(rng: np.random.Generator, num_frames: int, index: int, cou
 
 
 class TrainingBatches(torch.utils.data.Dataset):
-    """Item k is the batch of training step k: frames drawn evenly over all clips, with random references.
+    """Item k is the batch of training step k: random frames with random references from their clips.
+
+    A person with n frames is drawn with probability ∝ n ** person_power: 1 draws evenly over all frames, more leans
+    to the long recordings of few people, from which the sound is learned sooner, less to the many faces.
 
     Half of the samples are mirrored, and all have their brightness and contrast changed a little: people and
     lights to come differ more than those at hand.
     """
 
-    def __init__(self, clips: list[Clip], batch_size: int, num_references: int, num_steps: int, seed: int) -> None:
+    def __init__(
+        self,
+        clips: list[Clip],
+        batch_size: int,
+        num_references: int,
+        num_steps: int,
+        seed: int,
+        person_power: float = 1.0,
+    ) -> None:
         self.clips = clips
         self.batch_size = batch_size
         self.num_references = num_references
         self.num_steps = num_steps
         self.seed = seed
-        self.ends = np.cumsum([len(clip.frames) for clip in clips])
+        frames_of = Counter()
+        for clip in clips:
+            frames_of[clip.person] += len(clip.frames)
+        weights = np.array([len(clip.frames) * frames_of[clip.person] ** (person_power - 1) for clip in clips])
+        self.probabilities = weights / weights.sum()
 
     def __len__(self) -> int:
         return self.num_steps
@@ -127,8 +146,8 @@ class TrainingBatches(torch.utils.data.Dataset):
     def __getitem__(self, step: int) -> Batch:
         rng = np.random.default_rng((self.seed, step))
         samples = []
-        for position in rng.integers(self.ends[-1], size=self.batch_size):
-            clip = self.clips[np.searchsorted(self.ends, position, side="right")]
+        for number in rng.choice(len(self.clips), self.batch_size, p=self.probabilities):
+            clip = self.clips[number]
             index = int(rng.integers(len(clip.frames)))
             references = reference_indices(rng, len(clip.frames), index, self.num_references)
             gain, bias, mirror = rng.uniform(0.85, 1.15), rng.uniform(-0.06, 0.06), rng.random() < 0.5

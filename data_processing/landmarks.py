@@ -101,6 +101,20 @@ def clean(raw: np.ndarray, cuts: list[int]) -> Landmarks:
     return Landmarks(points, found, shots)
 
 
+def mouth_shape(points: np.ndarray) -> np.ndarray:
+    """How lips and chin stand in every frame of a clip, whatever the head does: (T, 68, 2) -> (T, 50) float32.
+
+    Lips (48–67) and chin (6–10) seen from the nose base, turned upright by the eyes, in units of the distance
+    between the eyes, as differences from their mean over the clip.
+    """
+    eyes = points[:, 42:48].mean(axis=1) - points[:, 36:42].mean(axis=1)
+    distance = np.linalg.norm(eyes, axis=1)[:, None, None]
+    x, y = np.moveaxis((points[:, [*range(48, 68), *range(6, 11)]] - points[:, 33:34]) / distance, 2, 0)
+    cos, sin = (eyes / distance[:, 0]).T[..., None]
+    shape = np.concatenate([cos * x + sin * y, cos * y - sin * x], axis=1)
+    return (shape - shape.mean(axis=0)).astype(np.float32)
+
+
 class _CutDetector:
     """Says whether a frame starts a new shot, by the change of a small grey picture."""
 

@@ -1,6 +1,7 @@
 """dataset: samples rebuilt by hand from clips whose pixels tell which frame and column they are."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -29,7 +30,13 @@ def made_clip(number: int, num_frames: int) -> Clip:
     frames[..., 1] = np.arange(20)
     frames[..., 2] = number
     features = 10 * np.arange(num_frames)[:, None] + np.arange(29)
-    return Clip(f"clip{number}", f"person{number}", frames, features.astype(np.float32))
+    return Clip(
+        f"clip{number}",
+        f"person{number}",
+        frames,
+        features.astype(np.float32),
+        np.zeros((len(frames), 68, 2), np.float32),
+    )
 
 
 CLIPS = [made_clip(0, 100), made_clip(1, 50), made_clip(2, 30)]
@@ -196,6 +203,14 @@ def test_batch_is_a_function_of_seed_and_step():
     other = TrainingBatches(CLIPS, batch_size=4, num_references=5, num_steps=10, seed=8)
     assert not equal(other[0], forwards[0])
     assert not equal(other[0], forwards[1])  # nor is another seed the same sequence shifted
+
+
+def test_person_power_leans_to_long_recordings():
+    clips = [made_clip(0, 10), replace(made_clip(1, 30), person="person0"), made_clip(2, 20)]  # 40 and 20 frames
+    evenly = TrainingBatches(clips, 4, 5, 1, 0).probabilities
+    np.testing.assert_allclose(evenly, np.array([10, 30, 20]) / 60)
+    leaning = TrainingBatches(clips, 4, 5, 1, 0, person_power=2.0).probabilities
+    np.testing.assert_allclose(leaning, np.array([1600 * 0.25, 1600 * 0.75, 400]) / 2000)
 
 
 def test_training_batches():

@@ -52,7 +52,7 @@ def made_clip(name: str, person: str, num_frames: int, seed: int = 0) -> Clip:
     frames = rng.integers(0, 256, (num_frames, *crop_size(MOUTH), 3), np.uint8)
     features = np.zeros((num_frames, 29), np.float32)
     features[:, 0] = np.arange(num_frames) / 255
-    return Clip(name, person, frames, features)
+    return Clip(name, person, frames, features, np.zeros((len(frames), 68, 2), np.float32))
 
 
 # --- metrics ------------------------------------------------------------------------------------------------

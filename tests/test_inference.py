@@ -4,6 +4,7 @@ import os
 import pickle
 import subprocess
 import sys
+import wave
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
@@ -42,10 +43,14 @@ SECONDS = 2.03  # 32480 samples: 50.75 frames, so 51, more than the 40 of the cl
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory) -> Path:
-    """An untrained generator: it paints the mouth box grey."""
+    """An untrained generator, its kernels so large that picture, references and sound all show in its output."""
     path = tmp_path_factory.mktemp("checkpoint") / "untrained.safetensors"
     torch.manual_seed(0)
-    save_model(path, DINet(DINetConfig()), audio_features="phoneme", mouth_size=MOUTH, info={})
+    model = DINet(DINetConfig())
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, 0, parameter[0].numel() ** -0.5)
+    save_model(path, model, audio_features="phoneme", mouth_size=MOUTH, info={})
     return path
 
 
@@ -55,9 +60,9 @@ def speech(tmp_path_factory) -> Path:
 
 
 def dub(*flags: object) -> None:
-    """`inference.py` with these flags, in this process."""
+    """`inference.py` with these flags, in this process, on the CPU."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["inference.py", *map(str, flags)])
+        patch.setattr(sys, "argv", ["inference.py", "--device", "cpu", *map(str, flags)])
         inference.main()
 
 
@@ -183,7 +188,7 @@ def plain_redraw(
     return np.stack(outputs)
 
 
-@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 0.51), ("bf16", 4), ("fp16", 1.5)])
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 0.51), ("bf16", 2), ("fp16", 1)])
 def test_dubber_gives_what_the_generator_gives(checkpoint, precision, tolerance):
     loaded = load_model(checkpoint)
     crops, references = made_crops(3, 0), made_crops(5, 1)
@@ -193,7 +198,15 @@ def test_dubber_gives_what_the_generator_gives(checkpoint, precision, tolerance)
     drawn = dubber.redraw(crops, dubber.encode_references(references), audio)
     assert drawn.dtype == np.uint8
     assert np.abs(drawn - expected).max() < tolerance
-    assert expected.std() > 1  # not one flat grey, whatever comes in
+    # each input shows by more than the tolerance
+    other_crops, other_references, other_audio = made_crops(3, 3), made_crops(5, 4), audio[::-1].copy()
+    for other in (
+        (other_crops, references, audio),
+        (crops, other_references, audio),
+        (crops, references[::-1], audio),
+        (crops, references, other_audio),
+    ):
+        assert np.abs(plain_redraw(loaded.model, *other) - expected).max() > 2 * tolerance
 
 
 def test_dubber_cannot_see_the_mouth_it_redraws(checkpoint):
@@ -340,7 +353,7 @@ def test_dubbed_file_shows_the_source_with_another_mouth(dubbed, portrait_clip):
     order = [*range(40), *reversed(range(29, 40))]
     for index, frame in zip(order, read_frames(dubbed), strict=True):
         change = np.abs(frame.astype(int) - source[index]).mean(axis=2)
-        assert change[:90].mean() < 1.5  # forehead and eyes
+        assert change[:90].mean() < 2.5  # forehead and eyes
         assert change[140:160, 110:145].mean() > 15  # lips
 
 
@@ -356,7 +369,7 @@ def test_same_input_gives_the_same_file(dubbed, portrait_clip, speech, checkpoin
     output = tmp_path / "again.mp4"
     flags = ("--video", portrait_clip, "--audio", speech, "--checkpoint", checkpoint, "--output", output)
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    command = [sys.executable, str(ROOT / "inference.py"), *map(str, flags)]
+    command = [sys.executable, str(ROOT / "inference.py"), "--device", "cpu", *map(str, flags)]
     result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith(f"{output}: 51 frames (2.0 s at 25 fps)")
@@ -431,7 +444,7 @@ def refuse(portrait_clip, speech, checkpoint, tmp_path, capfd) -> Callable[..., 
         assert caught.value.code == 2
         assert sorted(tmp_path.rglob("*")) == before  # no output, nothing half-made
         said = capfd.readouterr().err
-        (line,) = [line for line in said.splitlines() if "finding the face:" not in line]
+        (line,) = [line for line in said.splitlines() if line and "finding the face:" not in line]
         assert line.startswith("error: ")
         return line
 
@@ -452,19 +465,25 @@ def nothing(path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize(
-    "make", [text_file, empty_file, truncated_mp4, no_face_video, folder, nothing, speech_like_wav]
-)
+def sound(path: Path) -> Path:
+    return speech_like_wav(path, 0.5)
+
+
+@pytest.mark.parametrize("make", [text_file, empty_file, truncated_mp4, no_face_video, folder, nothing, sound])
 def test_refused_videos(make, refuse, tmp_path):
     path = tmp_path / "given.mp4"
-    make(path, 0.5) if make is speech_like_wav else make(path)
+    make(path)
     line = refuse("--video", path)
     assert line.startswith("error: --video: ")
     assert str(path) in line
 
 
 def wav_without_samples(path: Path) -> Path:
-    return speech_like_wav(path, 0)
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(16000)
+    return path
 
 
 @pytest.mark.parametrize(
@@ -508,19 +527,10 @@ def other_torch_file(path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize(
-    "make",
-    [
-        text_file,
-        empty_file,
-        folder,
-        nothing,
-        pickle_of_code,
-        torch_file_of_code,
-        other_safetensors,
-        other_torch_file,
-    ],
-)
+OTHER_FILES = [pickle_of_code, torch_file_of_code, other_safetensors, other_torch_file]
+
+
+@pytest.mark.parametrize("make", [text_file, empty_file, folder, nothing, *OTHER_FILES])
 def test_refused_checkpoints(make, refuse, tmp_path):
     path = tmp_path / "given.safetensors"
     make(path)

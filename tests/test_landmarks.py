@@ -12,7 +12,7 @@ from made_media import no_face_video
 
 from data_processing import landmarks
 from data_processing.errors import UserError
-from data_processing.landmarks import DETECT_EVERY, MAX_GAP, SMOOTHING, clean, find_landmarks
+from data_processing.landmarks import DETECT_EVERY, MAX_GAP, SMOOTHING, clean, find_landmarks, mouth_shape
 from data_processing.video import VideoWriter
 
 FACE = skimage.data.astronaut()  # 512 x 512; the mouth's middle is at (223, 147)
@@ -321,3 +321,25 @@ def test_face_alignment_cannot_be_had(openface_clip, monkeypatch, fresh_model):
     monkeypatch.setitem(sys.modules, "face_alignment", module)
     with pytest.raises(UserError, match="no route to host"):
         find_landmarks(openface_clip, "face_alignment")
+
+
+def test_mouth_shape_does_not_change_with_the_head():
+    rng = np.random.default_rng(0)
+    points = rng.normal(0, 5, (7, 68, 2)) + np.linspace(50, 150, 136).reshape(68, 2)
+    angle = rng.uniform(-0.5, 0.5, 7)
+    turn = np.stack([np.cos(angle), -np.sin(angle), np.sin(angle), np.cos(angle)], axis=1).reshape(7, 2, 2)
+    moved = 1.7 * np.einsum("tij,tkj->tki", turn, points) + rng.normal(0, 30, (7, 1, 2))
+    shape = mouth_shape(points)
+    assert shape.shape == (7, 50)
+    np.testing.assert_allclose(mouth_shape(moved), shape, atol=1e-4)
+    np.testing.assert_allclose(shape.mean(axis=0), 0, atol=1e-5)
+
+
+def test_mouth_shape_sees_the_lower_lip_fall():
+    points = np.zeros((2, 68, 2))
+    points[:, 36:42] = [-10, 0]
+    points[:, 42:48] = [10, 0]  # the eyes are 20 apart
+    points[1, 57] = [0, 4]  # the middle of the lower lip goes down by 4, a fifth of that
+    expected = np.zeros((2, 50))
+    expected[:, 25 + 57 - 48] = [-0.1, 0.1]
+    np.testing.assert_allclose(mouth_shape(points), expected, atol=1e-6)
