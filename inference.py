@@ -10,7 +10,7 @@ import argparse
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
-from itertools import islice
+from itertools import groupby, islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -115,30 +115,26 @@ def choose_references(landmarks: Landmarks, start: int, stop: int, count: int) -
     return [int(frames[index]) for index in chosen]
 
 
-def prepare_shots(
-    dubber: Dubber, video: Path, landmarks: Landmarks, references: list[int] | None
-) -> list[Shot | None]:
+def prepare_shots(dubber: Dubber, video: Path, landmarks: Landmarks, references: list[int] | None) -> list[Shot]:
     """Radius and encoded references of every shot; `references` that are given serve all shots."""
-    count = dubber.model.config.num_references
-    shots: list[Shot | None] = []
-    for start, stop in landmarks.shots:
-        if not landmarks.found[start:stop].any():
-            shots.append(None)
-            continue
-        indices = references or choose_references(landmarks, start, stop, count)
+    radii = [crop_radius(landmarks.points[start:stop]) for start, stop in landmarks.shots]
+    shot_of = shot_numbers(landmarks)
+    shots = []
+    for number, (start, stop) in enumerate(landmarks.shots):
         crops = []
-        for index in indices:
-            shot_start, shot_stop = shot_at(landmarks, index)
-            radius_px = crop_radius(landmarks.points[shot_start:shot_stop])
-            crop = FaceCrop.from_landmarks(landmarks.points[index], radius_px, dubber.mouth_size)
+        for index in references or choose_references(landmarks, start, stop, dubber.model.config.num_references):
+            crop = FaceCrop.from_landmarks(landmarks.points[index], radii[shot_of[index]], dubber.mouth_size)
             crops.append(crop.extract(next(read_frames(video, index, index + 1))))
-        shots.append(Shot(crop_radius(landmarks.points[start:stop]), dubber.encode_references(crops)))
+        shots.append(Shot(radii[number], dubber.encode_references(crops)))
     return shots
 
 
-def shot_at(landmarks: Landmarks, index: int) -> tuple[int, int]:
-    """The shot a frame with landmarks lies in."""
-    return next(shot for shot in landmarks.shots if shot[0] <= index < shot[1])
+def shot_numbers(landmarks: Landmarks) -> np.ndarray:
+    """(T,) the number of the shot each frame lies in, -1 for frames without a face."""
+    numbers = np.full(len(landmarks.points), -1)
+    for number, (start, stop) in enumerate(landmarks.shots):
+        numbers[start:stop] = number
+    return numbers
 
 
 def back_and_forth(video: Path, num_frames: int) -> Iterator[tuple[int, np.ndarray]]:
@@ -149,33 +145,26 @@ def back_and_forth(video: Path, num_frames: int) -> Iterator[tuple[int, np.ndarr
 
 
 def redraw_frames(
-    dubber: Dubber, video: Path, landmarks: Landmarks, shots: list[Shot | None], features: np.ndarray
+    dubber: Dubber, video: Path, landmarks: Landmarks, shots: list[Shot], features: np.ndarray
 ) -> Iterator[tuple[np.ndarray, np.ndarray, bool]]:
     """(source frame, dubbed frame, whether it was redrawn) for every row of `features` (T, D)."""
-    shot_of = np.full(len(landmarks.points), -1)
-    for number, (start, stop) in enumerate(landmarks.shots):
-        shot_of[start:stop] = number if shots[number] else -1
-    timeline = islice(back_and_forth(video, len(landmarks.points)), len(features))
-    numbered = enumerate(timeline)
-    while batch := list(islice(numbered, BATCH_SIZE)):
-        dubbed: list[np.ndarray | None] = [None] * len(batch)
-        for number in {int(shot_of[index]) for _, (index, _) in batch} - {-1}:
-            places = [place for place, (_, (index, _)) in enumerate(batch) if shot_of[index] == number]
-            members = [batch[place] for place in places]
+    numbers = shot_numbers(landmarks)
+    timeline = enumerate(islice(back_and_forth(video, len(numbers)), len(features)))
+    for number, run in groupby(timeline, key=lambda moment: int(numbers[moment[1][0]])):
+        while batch := list(islice(run, BATCH_SIZE)):
+            times = [time_index for time_index, _ in batch]
+            frames = [frame for _, (_, frame) in batch]
+            if number < 0:
+                yield from ((frame, frame, False) for frame in frames)
+                continue
             shot = shots[number]
-            crops = [
-                FaceCrop.from_landmarks(landmarks.points[index], shot.radius_px, dubber.mouth_size)
-                for _, (index, _) in members
-            ]
-            drawn = dubber.redraw(
-                [crop.extract(frame) for crop, (_, (_, frame)) in zip(crops, members, strict=True)],
-                shot.references,
-                audio_features.windows(features, np.array([time_index for time_index, _ in members])),
-            )
-            for place, crop, image in zip(places, crops, drawn, strict=True):
-                dubbed[place] = crop.paste(batch[place][1][1], image)
-        for (_, (_, frame)), image in zip(batch, dubbed, strict=True):
-            yield frame, frame if image is None else image, image is not None
+            points = [landmarks.points[index] for _, (index, _) in batch]
+            crops = [FaceCrop.from_landmarks(p, shot.radius_px, dubber.mouth_size) for p in points]
+            extracted = [crop.extract(frame) for crop, frame in zip(crops, frames, strict=True)]
+            windows = audio_features.windows(features, np.array(times))
+            drawn = dubber.redraw(extracted, shot.references, windows)
+            for frame, crop, image in zip(frames, crops, drawn, strict=True):
+                yield frame, crop.paste(frame, image), True
 
 
 def parse_references(text: str | None, count: int, landmarks: Landmarks) -> list[int] | None:

@@ -1,14 +1,15 @@
-"""Speed of dubbing on this machine: python scripts/benchmark.py
+"""Speed of dubbing on this machine: python scripts/benchmark.py [--video FILE]
 
 For each mouth size, frames per second of the generator and of cutting, generating and pasting, in float32 and in
-the fastest precision of the device, one after the other in one run, and the ratio of the two. The weights are random:
-speed does not depend on them.
+the fastest precision of the device, one after the other in one run. The weights are random: speed does not depend
+on them. With --video, also of reading that file, and of reading it and finding its landmarks.
 """
 
 import argparse
 import statistics
 import sys
 import time
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +20,8 @@ import torch
 
 from data_processing.errors import command_line
 from data_processing.geometry import FaceCrop, crop_size
+from data_processing.landmarks import find_landmarks
+from data_processing.video import read_frames
 from inference import BATCH_SIZE, Dubber, choose_device, choose_precision
 from models.checkpoint import LoadedModel
 from models.dinet import DINet, DINetConfig
@@ -64,19 +67,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, …")
     parser.add_argument("--repeats", type=int, default=5, help="timed calls; the median counts (default 5)")
+    parser.add_argument("--video", type=Path, help="video to find the landmarks of")
     args = parser.parse_args()
+    if args.video:
+        num_frames = sum(1 for _ in read_frames(args.video))
+        reading = seconds_of(lambda: deque(read_frames(args.video), maxlen=0), 1)
+        finding = seconds_of(lambda: find_landmarks(args.video), 1)
+        print(
+            f"{args.video.name}: {num_frames / reading:.1f} frames/s read, {num_frames / finding:.1f} with landmarks"
+        )
     device = choose_device(args.device)
     fast = choose_precision("auto", device)
     threads = torch.get_num_threads()
     print(f"{device}, {threads} threads, torch {torch.__version__}; batches of {BATCH_SIZE}, 1080p frames")
-    print(f"{'S':>4} {'crop':>9}  {'generator fp32':>14} {fast:>7} {'ratio':>6}   {'with cut + paste':>16} {fast:>7}")
+    heads = ("S", "crop", "generator fp32", fast, "ratio", "with cut + paste fp32", fast)
+    print("{:>4} {:>9}  {:>14} {:>7} {:>6}   {:>21} {:>7}".format(*heads))
     for mouth_size in (64, 128, 256):
         slow_generator, slow_whole = measure(mouth_size, device, "fp32", args.repeats)
         fast_generator, fast_whole = measure(mouth_size, device, fast, args.repeats)
         height, width = crop_size(mouth_size)
         print(
             f"{mouth_size:>4} {f'{height}x{width}':>9}  {slow_generator:>14.1f} {fast_generator:>7.1f} "
-            f"{fast_generator / slow_generator:>6.2f}   {slow_whole:>16.1f} {fast_whole:>7.1f}"
+            f"{fast_generator / slow_generator:>6.2f}   {slow_whole:>21.1f} {fast_whole:>7.1f}"
         )
 
 

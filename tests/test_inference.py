@@ -287,16 +287,6 @@ def test_redraw_frames(portrait_clip):
     }
 
 
-def test_a_shot_without_references_passes_unchanged(portrait_clip):
-    landmarks = Landmarks(np.stack([made_points()] * 40), np.ones(40, bool), [(0, 20), (20, 40)])
-    features = np.zeros((40, 29), np.float32)
-    results = redraw_frames(Inverter(), portrait_clip, landmarks, [None, Shot(30.0, "second")], features)
-    assert [changed for _, _, changed in results] == [False] * 20 + [True] * 20
-
-
-# --- devices ------------------------------------------------------------------------------------------------
-
-
 def test_choose_device():
     assert choose_device("cpu") == torch.device("cpu")
     assert choose_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
