@@ -110,9 +110,7 @@ def _decode(path: Path, flag: str) -> tuple[np.ndarray, float | None]:
         except av.FFmpegError as error:
             stopped = sum(map(len, chunks)) / SAMPLE_RATE
             if stopped == 0:
-                raise UserError(
-                    f"{flag} {path}: the audio track cannot be decoded ({error.strerror})"
-                ) from error
+                raise UserError(f"{flag} {path}: the audio track cannot be decoded ({error.strerror})") from error
             print(
                 f"warning: {flag} {path}: audio decoding stopped at {stopped:.2f} s ({error.strerror}); "
                 "using what came before",

@@ -170,8 +170,7 @@ def reduce_phonemes(log_posteriors: np.ndarray) -> np.ndarray:
     other = sorted(set(range(NUM_TOKENS)) - {BLANK}.union(*groups))
     pairs = np.asarray(log_posteriors, np.float64).reshape(-1, 2, NUM_TOKENS)
     columns = [
-        np.logaddexp.reduce(pairs[:, :, group], axis=(1, 2)) - np.log(2)
-        for group in [*groups, other, [BLANK]]
+        np.logaddexp.reduce(pairs[:, :, group], axis=(1, 2)) - np.log(2) for group in [*groups, other, [BLANK]]
     ]
     return (1 + np.clip(np.stack(columns, axis=1), -12, 0) / 12).astype(np.float32)
 
@@ -236,9 +235,7 @@ def read_frozen_graph(path: str | Path) -> "tf.Graph":
     present = {operation.name for operation in graph.get_operations()}
     missing = [name for name in DEEPSPEECH_NODES if name not in present]
     if missing:
-        raise UserError(
-            f"{path}: expected DeepSpeech 0.1.0's frozen graph, found no node {', '.join(missing)}"
-        )
+        raise UserError(f"{path}: expected DeepSpeech 0.1.0's frozen graph, found no node {', '.join(missing)}")
     shape = graph.get_tensor_by_name("input_node:0").shape
     width = NUM_MFCC * (2 * CONTEXT + 1)
     if not shape.is_compatible_with([1, None, width]):

@@ -74,7 +74,8 @@ def main() -> None:
         reading = seconds_of(lambda: deque(read_frames(args.video), maxlen=0), 1)
         finding = seconds_of(lambda: find_landmarks(args.video), 1)
         print(
-            f"{args.video.name}: {num_frames / reading:.1f} frames/s read, {num_frames / finding:.1f} with landmarks"
+            f"{args.video.name}: {num_frames / reading:.1f} frames/s read, "
+            f"{num_frames / finding:.1f} read with landmarks found"
         )
     device = choose_device(args.device)
     fast = choose_precision("auto", device)
