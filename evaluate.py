@@ -24,8 +24,10 @@ from data_processing.audio_features import windows
 from data_processing.dataset import Clip, load_clips, make_batch, reference_indices
 from data_processing.errors import UserError, command_line
 from data_processing.geometry import mouth_box
+from data_processing.video import FPS
 from data_processing.weights import weight_path
 from models.checkpoint import LoadedModel, load_model
+from models.device import choose_device
 
 AUDIO_SHIFT = 12  # frames, 0.48 s: far enough for other sounds, near enough to be the same voice and mood
 METRICS = ("psnr", "ssim", "lpips")
@@ -233,9 +235,7 @@ def main() -> None:
     args = _arguments()
     if args.frames_per_clip < 1:
         raise UserError(f"--frames-per-clip: expected at least 1, found {args.frames_per_clip}")
-    if args.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device: expected a usable GPU for cuda, found none; use cpu")
-    device = "cuda" if args.device != "cpu" and torch.cuda.is_available() else "cpu"
+    device = choose_device(args.device)
     if args.output:
         try:
             args.output.mkdir(parents=True, exist_ok=True)
@@ -255,7 +255,7 @@ def main() -> None:
 
 
 def evaluate(
-    loaded: LoadedModel, clips: list[Clip], frames_per_clip: int, lpips_model: LPIPS, device: str
+    loaded: LoadedModel, clips: list[Clip], frames_per_clip: int, lpips_model: LPIPS, device: torch.device
 ) -> dict[str, Any]:
     """Score a model on clips with matched and with shifted sound.
 
@@ -317,12 +317,12 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--split", choices=("val", "train"), default="val", help="default: %(default)s")
     parser.add_argument("--frames-per-clip", type=int, default=8, metavar="N", help="default: %(default)s")
     parser.add_argument("--output", type=Path, metavar="DIR", help="also write evaluation.json there")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: %(default)s")
+    parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1, …")
     return parser.parse_args()
 
 
 def _print_report(report: dict[str, Any]) -> None:
-    size, seconds = report["mouth_size"], report["audio_shift_frames"] / 25
+    size, seconds = report["mouth_size"], report["audio_shift_frames"] / FPS
     print(f"checkpoint {report['checkpoint']['path']} (sha256 {report['checkpoint']['sha256'][:12]})")
     print(
         f"{report['data']}, {report['split']}: {report['num_frames']} frames of {report['num_clips']} clips of "

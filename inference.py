@@ -34,6 +34,7 @@ from data_processing.video import (
     read_frames_backward,
 )
 from models.checkpoint import LoadedModel, load_model
+from models.device import choose_device, choose_precision
 from models.dinet import ReferenceFeatures
 
 ROOT = Path(__file__).parent
@@ -182,27 +183,6 @@ def parse_references(text: str | None, count: int, landmarks: Landmarks) -> list
             last = len(landmarks.points) - 1
             raise UserError(f"--references: expected frames 0 to {last} with a face, found {index}")
     return indices
-
-
-def choose_device(name: str) -> torch.device:
-    """`--device`: a torch device that is there; auto prefers a GPU."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device).item()  # a device without data, such as meta, fails here
-    except (RuntimeError, AssertionError, ImportError) as error:
-        raise UserError(f"--device {name}: not available here ({str(error).splitlines()[0]})") from None
-    return device
-
-
-def choose_precision(name: str, device: torch.device) -> str:
-    """`--precision`: auto is fp16 on a GPU, bf16 on processors with instructions for it, else fp32."""
-    if name != "auto":
-        return name
-    if device.type == "cuda":
-        return "fp16"
-    return "bf16" if torch.cpu._is_avx512_bf16_supported() else "fp32"
 
 
 def dub(args: argparse.Namespace) -> None:

@@ -29,12 +29,13 @@ from data_processing.dataset import Batch, Clip, TrainingBatches, load_clips, ma
 from data_processing.errors import UserError, command_line
 from data_processing.landmarks import mouth_shape
 from data_processing.prepare import read_jsonl
+from data_processing.video import FPS
 from data_processing.weights import weight_path
-from evaluate import LPIPS, score, validation_samples
-from inference import choose_device
+from evaluate import AUDIO_SHIFT, LPIPS, score, validation_samples
 from losses.adversarial import discriminator_loss, generator_loss
 from losses.perceptual import PerceptualLoss
 from models.checkpoint import load_model, load_training_state, save_model, save_training_state
+from models.device import choose_device
 from models.dinet import DINet, DINetConfig
 from models.discriminator import Discriminator
 
@@ -42,8 +43,6 @@ from models.discriminator import Discriminator
 # LLVMs of TensorFlow and Triton cannot live in one process. A module of this name makes it use its own stub.
 sys.modules.setdefault("tensorboard.compat.notf", ModuleType("tensorboard.compat.notf"))
 from torch.utils.tensorboard import SummaryWriter  # noqa: E402
-
-HALF_SECOND = 12  # frames: validation is repeated with the sound this much too late
 
 
 @dataclass
@@ -195,7 +194,7 @@ def validate(trainer: Trainer, samples: list, lpips: LPIPS) -> dict[str, float]:
     """PSNR, SSIM and LPIPS of the mouth box on held-out people, and the same with the sound half a second late."""
     dtype = torch.bfloat16 if trainer.config.precision == "bf16" else None
     means = {}
-    for name, shift in (("matched", 0), ("shifted", HALF_SECOND)):
+    for name, shift in (("matched", 0), ("shifted", AUDIO_SHIFT)):
         scores = score(trainer.generator, samples, lpips, audio_shift=shift, device=trainer.device, precision=dtype)
         means |= {f"{metric}_{name}": value for metric, value in scores.means().items()}
     means["audio_gap_db"] = means["psnr_matched"] - means["psnr_shifted"]
@@ -289,7 +288,7 @@ def train(config: TrainConfig, data: Path, run_dir: Path, device: torch.device, 
 
 def describe(clips: list[Clip]) -> str:
     """People, clips and minutes in words."""
-    minutes = sum(len(clip.frames) for clip in clips) / 25 / 60
+    minutes = sum(len(clip.frames) for clip in clips) / FPS / 60
     return f"{len({clip.person for clip in clips})} people, {len(clips)} clips, {minutes:.1f} minutes"
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from av.stream import Disposition
 
 from data_processing.errors import UserError
+from data_processing.video import check_readable
 
 SAMPLE_RATE = 16000
 
@@ -24,13 +25,7 @@ def load_audio(path: str | Path, flag: str = "--audio") -> np.ndarray:
     no audio at or after its first video frame.
     """
     path = Path(path)
-    if path.is_dir():
-        raise UserError(f"{flag} {path}: expected a media file, found a folder")
-    if not path.exists():
-        raise UserError(f"{flag} {path}: no such file")
-    if path.stat().st_size == 0:
-        raise UserError(f"{flag} {path}: the file is empty (0 bytes)")
-
+    check_readable(path, flag)
     video_start = _first_video_frame_time(path, flag)
     samples, audio_start = _decode(path, flag)
     if len(samples) == 0:

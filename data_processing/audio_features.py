@@ -15,13 +15,13 @@ from python_speech_features import mfcc
 
 from data_processing.audio import SAMPLE_RATE
 from data_processing.errors import UserError
+from data_processing.video import FPS
 from data_processing.weights import weight_path
 
 if TYPE_CHECKING:
     import tensorflow as tf
 
-FEATURE_FPS = 25
-SAMPLES_PER_FRAME = SAMPLE_RATE // FEATURE_FPS  # 640, exactly
+SAMPLES_PER_FRAME = SAMPLE_RATE // FPS  # 640, exactly
 FEATURE_DIMS = {"phoneme": 29, "deepspeech": 29}
 WINDOW_RADIUS = 2  # the generator hears five rows: the frame's own and two on either side
 

@@ -167,7 +167,7 @@ def test_errors_name_flag_and_file(tmp_path: Path) -> None:
     write_media(tmp_path / "early.mkv", sine(48000, 0.5)[None], 48000, audio_start=0.0, video_start=2.0)
     for name, words in [
         ("missing.wav", "no such file"),
-        (".", "found a folder"),
+        (".", "found a directory"),
         ("empty.wav", "0 bytes"),
         ("text.wav", "not a media file"),
         ("silent.mp4", "found none"),

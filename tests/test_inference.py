@@ -27,13 +27,12 @@ from inference import (
     Dubber,
     Shot,
     back_and_forth,
-    choose_device,
-    choose_precision,
     choose_references,
     parse_references,
     redraw_frames,
 )
 from models.checkpoint import load_model, save_model
+from models.device import choose_device, choose_precision
 from models.dinet import DINet, DINetConfig
 
 ROOT = Path(__file__).parent.parent
