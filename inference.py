@@ -7,6 +7,7 @@ until the sound ends; frames without a face pass through unchanged.
 """
 
 import argparse
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -41,6 +42,7 @@ ROOT = Path(__file__).parent
 EXAMPLE_VIDEO, EXAMPLE_AUDIO = ROOT / "examples/portrait.mp4", ROOT / "examples/speech.wav"
 BUNDLED_CHECKPOINT = ROOT / "checkpoints/dinet_64.safetensors"
 BATCH_SIZE = 8
+MIN_SEARCHED = 60 * FPS  # frames looked at for references, if the sound is shorter than that
 DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -206,18 +208,27 @@ def dub(args: argparse.Namespace) -> None:
     features = audio_features.extract(waveform, loaded.audio_features)
     dubber = Dubber(loaded, device, choose_precision(args.precision, device))
 
-    expected = round(info.duration_s * FPS) or None
+    expected = round(info.duration_s * FPS) or len(features)
+    needed = max(len(features), MIN_SEARCHED)
 
     def progress(frames: Iterator) -> Iterator:
-        return iter(tqdm(frames, total=expected, unit="frame", desc="finding the face"))
+        return iter(tqdm(frames, total=min(expected, needed), unit="frame", desc="finding the face"))
 
-    landmarks = find_landmarks(args.video, args.landmarks, progress)
+    landmarks = find_landmarks(args.video, args.landmarks, progress, stop=needed)
+    if len(landmarks.points) < 0.9 * min(expected, needed):
+        found, wanted = len(landmarks.points) / FPS, min(expected, needed) / FPS
+        print(
+            f"warning: --video: {args.video} says it has {wanted:.1f} s, {found:.1f} s could be read",
+            file=sys.stderr,
+        )
     references = parse_references(args.references, dubber.model.config.num_references, landmarks)
     shots = prepare_shots(dubber, args.video, landmarks, references)
 
     width = info.width * (2 if args.side_by_side else 1)
     redrawn, generating = 0, time.monotonic()
-    with VideoWriter(args.output, width, info.height, crf=args.crf, audio_path=args.audio) as writer:
+    with VideoWriter(
+        args.output, width, info.height, crf=args.crf, audio_path=args.audio, pixel_aspect=info.pixel_aspect
+    ) as writer:
         frames = redraw_frames(dubber, args.video, landmarks, shots, features)
         for source, dubbed, changed in tqdm(frames, total=len(features), unit="frame", desc="dubbing"):
             writer.write(np.concatenate([source, dubbed], axis=1) if args.side_by_side else dubbed)

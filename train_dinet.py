@@ -251,7 +251,7 @@ def train(config: TrainConfig, data: Path, run_dir: Path, device: torch.device, 
     _drop_later_lines(run_dir / "log.jsonl", trainer.step)
     writer = SummaryWriter(str(run_dir), purge_step=trainer.step + 1)
     bar = tqdm(loader, total=config.max_steps, initial=trainer.step, unit="step", dynamic_ncols=True)
-    metrics: dict[str, float] = {}
+    held_out: dict[str, float] = {}
     for batch in bar:
         losses = train_step(trainer, batch)
         step = trainer.step
@@ -268,14 +268,15 @@ def train(config: TrainConfig, data: Path, run_dir: Path, device: torch.device, 
             )
         if step % config.validate_every == 0 or last:
             metrics = validate(trainer, samples, lpips)
+            held_out = {"step": step, **metrics}
             for name, value in metrics.items():
                 writer.add_scalar(f"val/{name}", value, step)
-            _append(run_dir / "log.jsonl", {"step": step, **metrics})
+            _append(run_dir / "log.jsonl", held_out)
             tqdm.write(f"step {step}: " + ", ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
         if step % config.save_every == 0 or last:
             save_training_state(run_dir / "state.pt", trainer.state())
             release(
-                trainer, run_dir / "generator.safetensors", {"data": describe(train_clips), "held_out": metrics}
+                trainer, run_dir / "generator.safetensors", {"data": describe(train_clips), "held_out": held_out}
             )
         if last:
             break

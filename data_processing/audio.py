@@ -6,10 +6,9 @@ from pathlib import Path
 
 import av
 import numpy as np
-from av.stream import Disposition
 
 from data_processing.errors import UserError
-from data_processing.video import check_readable
+from data_processing.video import check_readable, first_frame_time
 
 SAMPLE_RATE = 16000
 
@@ -26,11 +25,11 @@ def load_audio(path: str | Path, flag: str = "--audio") -> np.ndarray:
     """
     path = Path(path)
     check_readable(path, flag)
-    video_start = _first_video_frame_time(path, flag)
     samples, audio_start = _decode(path, flag)
     if len(samples) == 0:
         raise UserError(f"{flag} {path}: the audio track holds no samples")
 
+    video_start = first_frame_time(path)
     if video_start is not None and audio_start is not None:
         delay = round((audio_start - video_start) * SAMPLE_RATE)
         samples = np.pad(samples, (delay, 0)) if delay > 0 else samples[-delay:]
@@ -63,19 +62,6 @@ def _open(path: Path, flag: str) -> av.container.InputContainer:
         return av.open(str(path.resolve()))  # "take:1.wav" would be read as an address
     except av.FFmpegError as error:
         raise UserError(f"{flag} {path}: not a media file that can be read ({error.strerror})") from error
-
-
-def _first_video_frame_time(path: Path, flag: str) -> float | None:
-    """Presentation time in seconds of the first decoded video frame; None without (readable) video."""
-    with _open(path, flag) as container:
-        # The cover picture of a music file is a video stream too, but shows no time.
-        videos = [v for v in container.streams.video if not v.disposition & Disposition.attached_pic]
-        if not videos:
-            return None
-        try:
-            return next((frame.time for frame in container.decode(videos[0])), None)
-        except av.FFmpegError:
-            return None
 
 
 def _decode(path: Path, flag: str) -> tuple[np.ndarray, float | None]:

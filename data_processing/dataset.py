@@ -7,7 +7,7 @@ is a pure function of (seed, step), so a resumed run sees exactly what an unbrok
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from os import cpu_count
+from os import cpu_count, sysconf
 from pathlib import Path
 from typing import NamedTuple
 from zipfile import BadZipFile
@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from data_processing.audio_features import windows
 from data_processing.errors import UserError
-from data_processing.geometry import crop_size, mouth_box
+from data_processing.geometry import crop_size, mouth_box, mouth_size_of
 from data_processing.prepare import read_jsonl
 from data_processing.video import read_frames
 
@@ -72,6 +72,14 @@ def load_clips(data: Path, split: str, mouth_size: int, audio_features: str) -> 
     if other:
         raise UserError(
             f"--data: {data} holds {', '.join(other)} features, the configuration asks for {audio_features}"
+        )
+    height, width = crop_size(mouth_size)
+    needed = sum(line["num_frames"] for line in lines) * height * width * 3
+    available = sysconf("SC_AVPHYS_PAGES") * sysconf("SC_PAGE_SIZE")
+    if needed > available:
+        raise UserError(
+            f"--data: the {split} split takes {needed / 1e9:.1f} GB of memory at S = {mouth_size}, "
+            f"{available / 1e9:.1f} GB are free; choose fewer clips or a smaller mouth_size"
         )
     with ThreadPoolExecutor(cpu_count()) as pool:  # decoding leaves Python's lock
         loaded = pool.map(lambda line: _load_clip(data, line, mouth_size), lines)
@@ -178,7 +186,7 @@ def make_batch(samples: list[tuple[Clip, int, np.ndarray, float, float, bool]]) 
 
 def mask_mouth(images: torch.Tensor) -> torch.Tensor:
     """A copy of face crops (..., 3, H, W) with the mouth box set to 0."""
-    rows, columns = mouth_box(images.shape[-2] * 8 // 13)
+    rows, columns = mouth_box(mouth_size_of(images.shape[-2]))
     masked = images.clone()
     masked[..., rows, columns] = 0
     return masked

@@ -20,6 +20,11 @@ def crop_size(mouth_size: int) -> tuple[int, int]:
     return mouth_size * 13 // 8, mouth_size * 5 // 4
 
 
+def mouth_size_of(crop_height: int) -> int:
+    """Mouth size S of a face crop of that height: the inverse of `crop_size`."""
+    return crop_height * 8 // 13
+
+
 def mouth_box(mouth_size: int) -> tuple[slice, slice]:
     """Rows and columns of the mouth box inside the face crop."""
     s = mouth_size

@@ -46,20 +46,25 @@ class Landmarks:
 
 
 def find_landmarks(
-    path: Path, backend: str = "dlib", progress: Callable[[Iterator], Iterator] = iter, flag: str = "--video"
+    path: Path,
+    backend: str = "dlib",
+    progress: Callable[[Iterator], Iterator] = iter,
+    flag: str = "--video",
+    stop: int | None = None,
 ) -> Landmarks:
-    """Landmarks of the largest face through a whole video (read once, streamed).
+    """Landmarks of the largest face through a video (read once, streamed).
 
     Args:
         path: video file.
         backend: one of BACKENDS.
         progress: wraps the frame iterator, for instance a tqdm bar.
         flag: where the path came from, for error messages.
+        stop: frame to stop before; None for the whole video.
 
     Raises:
         UserError: unreadable video, unknown backend, backend's weights or CSV missing, or no face in any frame.
     """
-    frames = progress(read_frames(path, flag=flag))
+    frames = progress(read_frames(path, stop=stop, flag=flag))
     if backend == "dlib":
         raw, cuts = _with_dlib(frames)
     elif backend == "face_alignment":
@@ -136,19 +141,34 @@ def _dlib_models():
 
 
 def _with_dlib(frames: Iterator[np.ndarray]) -> tuple[np.ndarray, list[int]]:
-    """Detect on every DETECT_EVERY-th reduced frame, follow the face from frame to frame between."""
+    """Follow the face from frame to frame, and have the detector confirm it on every DETECT_EVERY-th.
+
+    Where it does not, the frames since the last confirmation count as missing, and the face is looked for again on
+    the whole frame; another face found elsewhere starts a new shot.
+    """
     is_cut, raw, cuts = _CutDetector(), [], []
     missing = np.full((68, 2), np.nan)
-    points = None
+    points, last_box, confirmed = None, None, 0
     for index, frame in enumerate(frames):
         gray = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
         if is_cut(gray):
             cuts.append(index)
-            points = None
+            points, last_box, confirmed = None, None, index
         box = None if points is None else _box_around(points)
-        if box is None or index % DETECT_EVERY == 0:
-            box = _detect(gray, box)
+        if box is not None and index % DETECT_EVERY == 0:
+            if _confirm(gray, box):
+                confirmed = index
+            else:
+                raw[confirmed + 1 :] = [missing] * (index - confirmed - 1)
+                box = None
+        if box is None:
+            box = _detect(gray)
+            if box is not None:
+                if last_box is not None and np.abs(box - last_box).max() > last_box[2] - last_box[0]:
+                    cuts.append(index)
+                confirmed = index
         points = None if box is None else _fit(gray, box)
+        last_box = last_box if box is None else box
         raw.append(missing if points is None else points)
     return np.array(raw), cuts
 
@@ -160,30 +180,48 @@ def _box_around(points: np.ndarray) -> np.ndarray:
     return np.concatenate([centre - size / 2, centre + size / 2])
 
 
-def _detect(gray: np.ndarray, previous: np.ndarray | None) -> np.ndarray | None:
-    """The face box on a grey frame: the one nearest to the previous box, or else the largest."""
+def _confirm(gray: np.ndarray, box: np.ndarray) -> bool:
+    """Whether the detector sees a face in its expected box, looking at its surroundings only, at one size."""
     detector, _ = _dlib_models()
-    for side in DETECTION_SIDES if previous is None else DETECTION_SIDES[:1]:
+    size, centre = box[2] - box[0], (box[:2] + box[2:]) / 2
+    surroundings = _enlarged_face(gray, centre - size, 2 * size, 240)
+    return any(
+        abs(b.width() - 120) < 48 and np.abs([b.center().x - 120, b.center().y - 120]).max() < 48
+        for b in detector(surroundings, 0)
+    )
+
+
+def _detect(gray: np.ndarray) -> np.ndarray | None:
+    """The box of the largest face on a whole grey frame."""
+    detector, _ = _dlib_models()
+    for side in DETECTION_SIDES:
         scale = side / max(gray.shape)
         if scale < 1 or side > DETECTION_SIDES[0]:
             scale = min(scale, 2.0)
-            reduced = cv2.resize(
-                gray, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-            )
+            method = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+            reduced = cv2.resize(gray, None, fx=scale, fy=scale, interpolation=method)
         else:
             scale, reduced = 1.0, gray
         found = detector(reduced, 0)
-        boxes = np.array([(b.left(), b.top(), b.right(), b.bottom()) for b in found], float) / scale
-        if not len(boxes):
-            continue
-        if previous is None:
-            return boxes[np.argmax(boxes[:, 2] - boxes[:, 0])]
-        distance = np.abs(boxes - previous).max(axis=1)
-        nearest = int(np.argmin(distance))
-        if distance[nearest] < 0.4 * (previous[2] - previous[0]):
-            return previous  # confirmed; the tracked box is steadier than the detector's coarse grid
-        return boxes[np.argmax(boxes[:, 2] - boxes[:, 0])]
+        if len(found):
+            largest = max(found, key=lambda b: b.width())
+            return np.array([largest.left(), largest.top(), largest.right(), largest.bottom()], float) / scale
     return None
+
+
+def _enlarged_face(gray: np.ndarray, corner: np.ndarray, side: float, pixels: int) -> np.ndarray:
+    """The square of `side` source pixels at `corner`, resized to `pixels`²; beyond the border edge pixels go on."""
+    step = side / pixels
+    finer = max(1, int(step))  # sampled finer and averaged, so that shrinking does not alias
+    matrix = np.array([[step / finer, 0, corner[0]], [0, step / finer, corner[1]]])
+    face = cv2.warpAffine(
+        gray,
+        matrix,
+        (pixels * finer, pixels * finer),
+        flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+        borderMode=cv2.BORDER_REPLICATE,
+    )
+    return cv2.resize(face, (pixels, pixels), interpolation=cv2.INTER_AREA) if finer > 1 else face
 
 
 def _fit(gray: np.ndarray, box: np.ndarray) -> np.ndarray:
@@ -198,17 +236,7 @@ def _fit(gray: np.ndarray, box: np.ndarray) -> np.ndarray:
     size, centre = box[2] - box[0], (box[:2] + box[2:]) / 2
     step = size / 256  # source pixels per pixel of the enlarged face
     corner = centre - size
-    finer = max(1, int(step))
-    matrix = np.array([[step / finer, 0, corner[0]], [0, step / finer, corner[1]]])
-    face = cv2.warpAffine(
-        gray,
-        matrix,
-        (512 * finer, 512 * finer),
-        flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
-        borderMode=cv2.BORDER_REPLICATE,
-    )
-    if finer > 1:
-        face = cv2.resize(face, (512, 512), interpolation=cv2.INTER_AREA)
+    face = _enlarged_face(gray, corner, 2 * size, 512)
     total = np.zeros((68, 2))
     for dx, dy in ((-10, 0), (10, 0), (0, -10), (0, 10)):
         shape = predictor(face, dlib.rectangle(128 + dx, 128 + dy, 384 + dx, 384 + dy))
@@ -271,7 +299,7 @@ def _with_openface(frames: Iterator[np.ndarray], csv_path: Path) -> tuple[np.nda
         points = np.array([[float(row[name]) for name in wanted[2:]] for row in rows]).reshape(-1, 68, 2)
     except (TypeError, ValueError) as error:
         raise UserError(f"--landmarks openface: a cell of {csv_path} is not a number ({error})") from None
-    points[~success] = np.nan
+    points[~(success & np.isfinite(points).all(axis=(1, 2)))] = np.nan
     missing = np.full((68, 2), np.nan)
     reach = 2 / FPS  # seconds from a frame to its row; beyond that the CSV ends too early or has a hole
     is_cut, cuts, raw = _CutDetector(), [], []

@@ -55,28 +55,32 @@ class Settings:
     mouth_size: int
     landmarks: str
     audio_features: str
-    val_percent: int
 
 
-def find_sources(inputs: list[Path], person: str | None) -> list[Source]:
+def find_sources(inputs: list[Path], output: Path, person: str | None) -> list[Source]:
     """List the videos of files and folders, with what a MANIFEST.tsv beside them says of each.
 
     Columns `file`, `person` and `audio_late_ms` are read where they exist. Without a person a video is its own.
+    What lies in `output` is left out, so that a dataset inside the folder of its videos does not feed on itself.
 
     Raises:
         UserError: a path does not exist, or no video is found.
     """
-    sources = []
+    sources, metadata = [], {}
     for given in inputs:
         if not given.exists():
             raise UserError(f"INPUT: no such file or folder: {given}")
-        folder = given if given.is_dir() else given.parent
-        rows = _read_metadata(folder / METADATA_NAME)
-        paths = (
-            sorted(p for p in given.rglob("*") if p.suffix.lower() in VIDEO_SUFFIXES) if given.is_dir() else [given]
-        )
-        for path in paths:
-            row = rows.get(path.relative_to(folder).as_posix(), {})
+        for path in sorted(given.rglob("*")) if given.is_dir() else [given]:
+            hidden = given.is_dir() and (path.suffix.lower() not in VIDEO_SUFFIXES or path.name.startswith("."))
+            if hidden or path.is_dir() or output.resolve() in path.resolve().parents:
+                continue
+            row: dict[str, str] = {}
+            for folder in path.parents:  # the nearest MANIFEST.tsv that knows the file, up to the folder given
+                if folder not in metadata:
+                    metadata[folder] = _read_metadata(folder / METADATA_NAME)
+                row = metadata[folder].get(path.relative_to(folder).as_posix(), {})
+                if row or folder in (given, given.parent):
+                    break
             who = person or row.get("person") or path.stem
             sources.append(Source(path, who, float(row.get("audio_late_ms") or 0)))
     if not sources:
@@ -89,8 +93,11 @@ def find_sources(inputs: list[Path], person: str | None) -> list[Source]:
 def _read_metadata(path: Path) -> dict[str, dict[str, str]]:
     if not path.is_file():
         return {}
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file, delimiter="\t"))
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:  # with or without the mark that Excel puts first
+            rows = list(csv.DictReader(file, delimiter="\t"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: expected tab-separated text, found something else ({error})") from None
     if rows and "file" not in rows[0]:
         raise UserError(f"{path}: expected a column 'file', found {', '.join(rows[0])}")
     for row in rows:
@@ -103,9 +110,22 @@ def _read_metadata(path: Path) -> dict[str, dict[str, str]]:
     return {row["file"]: row for row in rows}
 
 
-def split_of(person: str, val_percent: int) -> str:
-    """'train' or 'val', fixed by the person's name alone: all clips of a person fall on one side."""
-    return "val" if zlib.crc32(person.encode()) % 100 < val_percent else "train"
+def assign_splits(clips: list[dict], val_percent: int) -> None:
+    """Set 'split' of every manifest line to 'train' or 'val': all clips of a person fall on one side.
+
+    Which side a person's name alone decides, so that it stays when others come; but with two people or more
+    neither side stays empty. Of a single person the last clips are held out.
+    """
+    people = sorted({clip["person"] for clip in clips}, key=lambda person: zlib.crc32(person.encode()) % 100)
+    val = {person for person in people if zlib.crc32(person.encode()) % 100 < val_percent}
+    if len(people) > 1:
+        val = (val or {people[0]}) - ({people[-1]} if len(val) == len(people) else set())
+        for clip in clips:
+            clip["split"] = "val" if clip["person"] in val else "train"
+    else:
+        held_out = min(len(clips) - 1, max(1, len(clips) * val_percent // 100))
+        for number, clip in enumerate(clips):
+            clip["split"] = "val" if number >= len(clips) - held_out else "train"
 
 
 def prepare_video(source: Source, output: Path, settings: Settings) -> tuple[list[dict], list[str]]:
@@ -151,7 +171,6 @@ def prepare_video(source: Source, output: Path, settings: Settings) -> tuple[lis
                 "id": clip_id,
                 "source": str(source.path.resolve()),
                 "person": source.person,
-                "split": split_of(source.person, settings.val_percent),
                 "start_frame": start,
                 "num_frames": stop - start,
                 "radius_px": round(radius_px, 2),
@@ -199,20 +218,25 @@ def _save_arrays(path: Path, **arrays: np.ndarray) -> None:
     partial.replace(path)
 
 
-def _prepare_one(source: Source, output: Path, settings: Settings) -> tuple[Source, list[dict], list[str]]:
-    """`prepare_video` that never raises: one bad file does not stop the rest."""
+def _prepare_one(
+    source: Source, output: Path, settings: Settings
+) -> tuple[Source, list[dict], list[str], str | None]:
+    """`prepare_video` that never raises: one bad file does not stop the rest.
+
+    The last value is what went wrong that was no fault of the video's; such a video is tried again next time.
+    """
     import cv2
 
     cv2.setNumThreads(1)  # the videos are the parallel part
     try:
-        return source, *prepare_video(source, output, settings)
+        return source, *prepare_video(source, output, settings), None
     except UserError as error:
-        return source, [], [str(error).replace(str(source.path), "the file")]
+        return source, [], [str(error).replace(str(source.path), "the file")], None
     except Exception as error:
-        return source, [], [f"unexpected {type(error).__name__}: {error}"]
+        return source, [], [], f"{type(error).__name__}: {error}"
 
 
-def prepare(sources: list[Source], output: Path, settings: Settings, jobs: int) -> None:
+def prepare(sources: list[Source], output: Path, settings: Settings, val_percent: int, jobs: int) -> None:
     """Prepare all sources that `output` does not hold yet, and print a summary."""
     try:
         (output / "clips").mkdir(parents=True, exist_ok=True)
@@ -233,13 +257,21 @@ def prepare(sources: list[Source], output: Path, settings: Settings, jobs: int) 
     for path in (manifest, rejected):
         _end_last_line(path)
     with manifest.open("a") as accepted_file, rejected.open("a") as rejected_file:
-        for source, clips, reasons in tqdm(results, total=len(todo), unit="video", desc="preparing"):
+        for source, clips, reasons, failure in tqdm(results, total=len(todo), unit="video", desc="preparing"):
+            if failure:
+                tqdm.write(f"{source.path}: {failure}; it will be tried again by the next run")
+                continue
             accepted_file.write("".join(json.dumps(clip) + "\n" for clip in clips))
             if not clips:
                 line = {"source": str(source.path.resolve()), "reason": "; ".join(reasons) or "no usable shot"}
                 rejected_file.write(json.dumps(line) + "\n")
             accepted_file.flush()
             rejected_file.flush()
+    clips = read_jsonl(manifest)
+    assign_splits(clips, val_percent)
+    partial = manifest.with_name(f".{manifest.name}.partial")
+    partial.write_text("".join(json.dumps(clip) + "\n" for clip in clips))
+    partial.replace(manifest)
     _summarise(output)
 
 
@@ -276,7 +308,7 @@ def _summarise(output: Path) -> None:
         part = [clip for clip in clips if clip["split"] == split]
         minutes = sum(clip["num_frames"] for clip in part) / FPS / 60
         print(f"{split}: {len(part)} clips, {len({c['person'] for c in part})} people, {minutes:.1f} minutes")
-    print(f"rejected: {len(rejected)} videos")
+    print(f"rejected: {len(rejected)} videos" + (" (to try them again delete rejected.jsonl)" if rejected else ""))
     for reason, count in Counter(line["reason"] for line in rejected).most_common():
         print(f"  {count:4d}  {reason}")
     print(f"dataset: {output}")
@@ -306,8 +338,9 @@ def main() -> None:
         raise UserError(f"--val-percent: expected 0 to 100, found {args.val_percent}")
     if args.jobs < 1:
         raise UserError(f"--jobs: expected 1 or more, found {args.jobs}")
-    settings = Settings(args.mouth_size, args.landmarks, args.audio_features, args.val_percent)
-    prepare(find_sources(args.inputs, args.person), args.output, settings, args.jobs)
+    settings = Settings(args.mouth_size, args.landmarks, args.audio_features)
+    sources = find_sources(args.inputs, args.output, args.person)
+    prepare(sources, args.output, settings, args.val_percent, args.jobs)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,9 @@ from pathlib import Path
 from types import TracebackType
 
 import av
+import cv2
 import numpy as np
+from av.stream import Disposition
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc, Interpolation
 
 from data_processing.errors import UserError
@@ -45,22 +47,26 @@ UNSPECIFIED_COLORSPACE = 2  # ITU-T H.273; PyAV has no name for it
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What a viewer sees: size after rotation, frame rate, length, and whether there is sound."""
+    """What a viewer sees: size after rotation, width of a pixel over its height, length (an estimate)."""
 
     width: int
     height: int
-    fps: float
+    pixel_aspect: Fraction
     duration_s: float
-    has_audio: bool
 
 
 def check_readable(path: Path, flag: str) -> None:
     """Raise UserError unless `path` is a non-empty file; `flag` names where the path came from."""
-    if path.is_dir():
-        raise UserError(f"{flag}: expected a file, found a directory: {path}")
-    if not path.exists():
-        raise UserError(f"{flag}: no such file: {path}")
-    if path.stat().st_size == 0:
+    try:
+        with path.open("rb") as file:
+            empty = not file.read(1)
+    except IsADirectoryError:
+        raise UserError(f"{flag}: expected a file, found a directory: {path}") from None
+    except FileNotFoundError:
+        raise UserError(f"{flag}: no such file: {path}") from None
+    except OSError as error:
+        raise UserError(f"{flag}: cannot be read: {path}: {error.strerror}") from None
+    if empty:
         raise UserError(f"{flag}: the file is empty (0 bytes): {path}")
 
 
@@ -109,6 +115,7 @@ def probe(path: Path, flag: str = "--video") -> VideoInfo:
         if first is None:
             raise UserError(f"{flag}: no frame of {path} can be decoded")
         turned = _quarter_turns(first) % 2 == 1
+        aspect = stream.sample_aspect_ratio or Fraction(1)
         if stream.duration is not None:
             duration = float(stream.duration * stream.time_base)
         else:
@@ -116,16 +123,23 @@ def probe(path: Path, flag: str = "--video") -> VideoInfo:
         return VideoInfo(
             width=first.height if turned else first.width,
             height=first.width if turned else first.height,
-            fps=float(stream.average_rate or stream.guessed_rate or FPS),
+            pixel_aspect=1 / aspect if turned else aspect,
             duration_s=duration,
-            has_audio=bool(container.streams.audio),
         )
 
 
-def first_frame_time(container: av.container.InputContainer) -> float:
-    """Seconds at which the picture of an open container starts (containers may start anywhere)."""
-    stream = container.streams.video[0]
-    return float(stream.start_time * stream.time_base) if stream.start_time is not None else 0.0
+def first_frame_time(path: Path) -> float | None:
+    """Seconds at which the first picture of a media file that can be decoded is shown; None without a picture.
+
+    Containers may start anywhere, and this is time 0 of everything here, sound and picture. The cover of a music
+    file is a video stream too, but shows no time.
+    """
+    with av.open(str(path.absolute())) as container:
+        videos = [v for v in container.streams.video if not v.disposition & Disposition.attached_pic]
+        try:
+            return next((frame.time for frame in container.decode(videos[0])), None) if videos else None
+        except av.error.FFmpegError:
+            return None
 
 
 def read_frames(path: Path, start: int = 0, stop: int | None = None, flag: str = "--video") -> Iterator[np.ndarray]:
@@ -159,12 +173,13 @@ def read_frames(path: Path, start: int = 0, stop: int | None = None, flag: str =
                 yield from itertools.islice(read_frames(path, 0, stop, flag), start, None)
                 return
             first, frames = landed
+        size = to_rgb(first[1]).shape[1::-1]  # streams may change theirs; landmarks and output need one
         index, (time, frame) = start, first
         for next_time, next_frame in frames:
             # `frame` is the nearest one for every output time before the middle between the two
             middle = (time + next_time) / 2
             if origin + index / FPS < middle:
-                picture = to_rgb(frame)
+                picture = _sized(to_rgb(frame), size)
                 while origin + index / FPS < middle:
                     if stop is not None and index >= stop:
                         return
@@ -173,12 +188,17 @@ def read_frames(path: Path, start: int = 0, stop: int | None = None, flag: str =
             time, frame = next_time, next_frame
         # the last frame stays until its own duration is over
         end = time + (float(frame.duration * stream.time_base) if frame.duration else 1 / FPS)
-        picture = to_rgb(frame)
+        picture = _sized(to_rgb(frame), size)
         while origin + index / FPS < end - 0.5 / FPS or index == 0:
             if stop is not None and index >= stop:
                 return
             yield picture
             index += 1
+
+
+def _sized(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    same = picture.shape[1::-1] == size
+    return picture if same else cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
 
 
 def read_frames_backward(
@@ -260,6 +280,7 @@ class VideoWriter:
         fps: frame rate.
         crf: x264 quality, 0 (lossless) to 51; 16 is visually lossless.
         audio_path: file whose first audio track becomes the sound, or None.
+        pixel_aspect: width of a pixel over its height, as players are to show it.
 
     Raises:
         UserError: the output cannot be written, or `audio_path` holds no sound that can be read.
@@ -273,6 +294,7 @@ class VideoWriter:
         fps: Fraction | int = FPS,
         crf: int = 16,
         audio_path: Path | None = None,
+        pixel_aspect: Fraction = Fraction(1),
     ):
         self.path = path
         self.partial_path = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
@@ -289,6 +311,7 @@ class VideoWriter:
         self._video.pix_fmt = "yuv420p"
         self._video.options = {"crf": str(crf), "preset": "medium"}
         context = self._video.codec_context
+        context.sample_aspect_ratio = pixel_aspect
         context.color_range = ColorRange.MPEG
         context.colorspace = Colorspace.ITU709
         context.color_primaries = ColorPrimaries.BT709
@@ -363,9 +386,8 @@ def _sound_packets(path: Path, output: av.container.OutputContainer) -> Iterator
         if not source.streams.audio:
             raise UserError(f"expected a sound track, found none in {path}")
         stream = source.streams.audio[0]
-        if source.streams.video:
-            origin = first_frame_time(source)
-        else:
+        origin = first_frame_time(path)
+        if origin is None:
             origin = float((stream.start_time or 0) * stream.time_base)
         if stream.codec_context.name in COPIED_AUDIO:
             target = output.add_stream_from_template(stream)

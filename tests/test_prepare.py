@@ -15,10 +15,19 @@ from data_processing.audio import SAMPLE_RATE, load_audio, save_wav
 from data_processing.errors import UserError
 from data_processing.geometry import FaceCrop
 from data_processing.landmarks import Landmarks, find_landmarks
-from data_processing.prepare import MIN_FRAMES, Settings, Source, find_sources, read_jsonl, split_of, unfit_reason
+from data_processing.prepare import (
+    MIN_FRAMES,
+    Settings,
+    Source,
+    assign_splits,
+    find_sources,
+    read_jsonl,
+    unfit_reason,
+)
 from data_processing.video import VideoWriter, read_frames
 
-SETTINGS = Settings(mouth_size=64, landmarks="dlib", audio_features="phoneme", val_percent=10)
+NOWHERE = Path("nowhere")  # an output folder that holds none of the inputs
+SETTINGS = Settings(mouth_size=64, landmarks="dlib", audio_features="phoneme")
 DATA = Path(__file__).parent / "data"
 
 
@@ -28,7 +37,7 @@ def files_of(folder: Path) -> dict[str, int]:
 
 def prepare_one(path: Path, output: Path, audio_late_ms: float = 0, person: str = "Bob") -> dict:
     """Prepare one video and return its one manifest line."""
-    prepare.prepare([Source(path, person, audio_late_ms)], output, SETTINGS, jobs=1)
+    prepare.prepare([Source(path, person, audio_late_ms)], output, SETTINGS, 10, jobs=1)
     lines = read_jsonl(output / "manifest.jsonl")
     assert len(lines) == 1, read_jsonl(output / "rejected.jsonl")
     return lines[0]
@@ -63,7 +72,7 @@ def test_find_sources(tmp_path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     alone = [Source(tmp_path / n, p, 0.0) for n, p in [("a.MOV", "a"), ("b.mp4", "b"), ("inner/c.mkv", "c")]]
-    assert find_sources([tmp_path], None) == alone
+    assert find_sources([tmp_path], NOWHERE, None) == alone
 
     (tmp_path / "MANIFEST.tsv").write_text(
         "file\ttitle\tperson\taudio_late_ms\nb.mp4\tx\tBob\t-40\ninner/c.mkv\ty\t\t12.5\n"
@@ -73,34 +82,61 @@ def test_find_sources(tmp_path):
         Source(tmp_path / "b.mp4", "Bob", -40.0),
         Source(tmp_path / "inner/c.mkv", "c", 12.5),
     ]
-    assert find_sources([tmp_path], None) == described
-    assert find_sources([tmp_path / "b.mp4"], None) == [described[1]]
-    assert find_sources([tmp_path, tmp_path / "b.mp4"], None) == described  # each once
-    assert {source.person for source in find_sources([tmp_path], "Eve")} == {"Eve"}
+    assert find_sources([tmp_path], NOWHERE, None) == described
+    assert find_sources([tmp_path / "b.mp4"], NOWHERE, None) == [described[1]]
+    assert find_sources([tmp_path, tmp_path / "b.mp4"], NOWHERE, None) == described  # each once
+    assert {source.person for source in find_sources([tmp_path], NOWHERE, "Eve")} == {"Eve"}
 
 
 def test_find_sources_refuses(tmp_path):
     with pytest.raises(UserError, match=r"INPUT: no such file or folder: .*absent"):
-        find_sources([tmp_path / "absent"], None)
+        find_sources([tmp_path / "absent"], NOWHERE, None)
     with pytest.raises(UserError, match="found no video"):
-        find_sources([tmp_path], None)
+        find_sources([tmp_path], NOWHERE, None)
     (tmp_path / "a.mp4").touch()
     (tmp_path / "MANIFEST.tsv").write_text("name\tperson\na.mp4\tBob\n")
     with pytest.raises(UserError, match="expected a column 'file', found name, person"):
-        find_sources([tmp_path], None)
+        find_sources([tmp_path], NOWHERE, None)
     (tmp_path / "MANIFEST.tsv").write_text("file\taudio_late_ms\na.mp4\tlate\n")
     with pytest.raises(UserError, match=r"audio_late_ms of a\.mp4: expected a number, found 'late'"):
-        find_sources([tmp_path], None)
+        find_sources([tmp_path], NOWHERE, None)
+
+
+def splits(people: list[str], val_percent: int) -> list[str]:
+    clips = [{"person": person} for person in people]
+    assign_splits(clips, val_percent)
+    return [clip["split"] for clip in clips]
 
 
 def test_split_is_fixed_by_the_person():
-    people = [f"person {k}" for k in range(2000)]
-    val = {person for person in people if split_of(person, 10) == "val"}
+    people = [f"person {k // 2}" for k in range(4000)]  # two clips each
+    val = {person for person, split in zip(people, splits(people, 10), strict=True) if split == "val"}
     assert 150 < len(val) < 250
-    assert val < {person for person in people if split_of(person, 20) == "val"}  # more are added, none leaves
-    assert {split_of(person, 0) for person in people} == {"train"}
-    assert {split_of(person, 100) for person in people} == {"val"}
-    assert (split_of("Bob", 10), split_of("Joe", 10)) == ("train", "val")  # never to change between versions
+    assert splits(people, 10)[::2] == splits(people, 10)[1::2]
+    more = {person for person, split in zip(people, splits(people, 20), strict=True) if split == "val"}
+    assert val < more  # more are added, none leaves
+    assert splits(["Bob", "Joe"], 10) == ["train", "val"]  # never to change between versions
+
+
+def test_no_split_is_empty():
+    for val_percent in (0, 10, 100):
+        for people in (["Bob", "Ann"], ["Joe", "Jim", "Joe"], ["Bob", "Bob", "Bob"], [f"{k}" for k in range(7)]):
+            assert set(splits(people, val_percent)) == {"train", "val"}
+    assert splits(["Bob", "Bob", "Bob"], 10) == ["train", "train", "val"]  # of one person, the last clips
+
+
+def test_dataset_inside_its_videos_is_no_source(tmp_path):
+    (tmp_path / "out" / "clips").mkdir(parents=True)
+    for name in ("a.mp4", "out/clips/a-0.mp4", ".hidden.mp4"):
+        (tmp_path / name).touch()
+    assert [source.path.name for source in find_sources([tmp_path], tmp_path / "out", None)] == ["a.mp4"]
+
+
+def test_manifest_of_a_subfolder_counts(tmp_path):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "a.mp4").touch()
+    (tmp_path / "sub" / "MANIFEST.tsv").write_text("\ufefffile\tperson\na.mp4\tAnn\n", encoding="utf-8")
+    assert [source.person for source in find_sources([tmp_path], NOWHERE, None)] == ["Ann"]
 
 
 # --- what is written ----------------------------------------------------------------------------------------
@@ -144,7 +180,7 @@ def test_name_with_dots(tmp_path, portrait_clip):
     """What follows a dot is no suffix to be replaced: two takes must not share one file."""
     for name in ("talk.v1.mp4", "talk.v2.mp4"):
         shutil.copy(portrait_clip, tmp_path / name)
-    prepare.prepare(find_sources([tmp_path], None), tmp_path / "out", SETTINGS, jobs=1)
+    prepare.prepare(find_sources([tmp_path], NOWHERE, None), tmp_path / "out", SETTINGS, 10, jobs=1)
     ids = {line["id"] for line in read_jsonl(tmp_path / "out" / "manifest.jsonl")}
     assert len(ids) == 2
     assert {path.name for path in (tmp_path / "out" / "clips").iterdir()} == {
@@ -205,8 +241,8 @@ def test_second_run_does_nothing(prepared_dataset, tmp_path, capsys):
     output = tmp_path / "out"
     shutil.copytree(prepared_dataset, output)
     before = files_of(output)
-    sources = find_sources([prepared_dataset.parent / "videos"], None)
-    prepare.prepare(sources, output, SETTINGS, jobs=1)
+    sources = find_sources([prepared_dataset.parent / "videos"], NOWHERE, None)
+    prepare.prepare(sources, output, SETTINGS, 10, jobs=1)
     assert "2 of them done before, 0 to do" in capsys.readouterr().out
     after = files_of(output)
     assert {name for name in before if "clips" in name and before[name] != after[name]} == set()
@@ -221,7 +257,7 @@ def test_line_missing_from_the_manifest_is_done_again(prepared_dataset, tmp_path
     before = files_of(output)
     first, second = (output / "manifest.jsonl").read_text().splitlines(keepends=True)
     (output / "manifest.jsonl").write_text(first + (second[: len(second) // 2] if cut_off else ""))
-    prepare.prepare(find_sources([prepared_dataset.parent / "videos"], None), output, SETTINGS, jobs=1)
+    prepare.prepare(find_sources([prepared_dataset.parent / "videos"], NOWHERE, None), output, SETTINGS, 10, jobs=1)
     assert read_jsonl(output / "manifest.jsonl") == [json.loads(first), json.loads(second)]
     after = files_of(output)
     redone = {name for name in before if name.startswith("clips/") and after[name] != before[name]}
@@ -231,9 +267,9 @@ def test_line_missing_from_the_manifest_is_done_again(prepared_dataset, tmp_path
 def test_other_settings_are_refused(prepared_dataset, tmp_path):
     output = tmp_path / "out"
     shutil.copytree(prepared_dataset, output)
-    other = Settings(mouth_size=128, landmarks="dlib", audio_features="phoneme", val_percent=10)
+    other = Settings(mouth_size=128, landmarks="dlib", audio_features="phoneme")
     with pytest.raises(UserError, match=r"--output: .* was prepared with .*64.*, now asked for .*128"):
-        prepare.prepare([], output, other, jobs=1)
+        prepare.prepare([], output, other, 10, jobs=1)
 
 
 # --- bad videos ---------------------------------------------------------------------------------------------
@@ -254,7 +290,7 @@ def test_bad_files_do_not_stop_the_rest(tmp_path, capsys):
     silent_video_without_audio(videos / "silent.mp4", num_frames=5)
     talking_portrait(videos / "good.mp4", num_frames=25)
 
-    prepare.prepare(find_sources([videos], None), tmp_path / "out", SETTINGS, jobs=2)
+    prepare.prepare(find_sources([videos], NOWHERE, None), tmp_path / "out", SETTINGS, 10, jobs=2)
     accepted = read_jsonl(tmp_path / "out" / "manifest.jsonl")
     assert [Path(line["source"]).name for line in accepted] == ["good.mp4"]
     reasons = {
@@ -271,14 +307,16 @@ def test_bad_files_do_not_stop_the_rest(tmp_path, capsys):
     assert not list((tmp_path / "out").rglob(".*"))
 
 
-def test_unexpected_error_is_listed_too(tmp_path, portrait_clip, monkeypatch):
+def test_unexpected_error_is_told_and_tried_again(tmp_path, portrait_clip, monkeypatch, capsys):
     def broken(*args, **kwargs):
         raise ZeroDivisionError("oh")
 
     monkeypatch.setattr(prepare, "find_landmarks", broken)
-    prepare.prepare([Source(portrait_clip, "Bob", 0)], tmp_path / "out", SETTINGS, jobs=1)
-    (line,) = read_jsonl(tmp_path / "out" / "rejected.jsonl")
-    assert line == {"source": str(portrait_clip), "reason": "unexpected ZeroDivisionError: oh"}
+    prepare.prepare([Source(portrait_clip, "Bob", 0)], tmp_path / "out", SETTINGS, 10, jobs=1)
+    assert f"{portrait_clip}: ZeroDivisionError: oh" in capsys.readouterr().out
+    monkeypatch.undo()
+    prepare.prepare([Source(portrait_clip, "Bob", 0)], tmp_path / "out", SETTINGS, 10, jobs=1)
+    assert [clip["person"] for clip in read_jsonl(tmp_path / "out" / "manifest.jsonl")] == ["Bob"]
 
 
 def test_missing_model_rejects_no_video(tmp_path, portrait_clip, monkeypatch):
@@ -287,7 +325,7 @@ def test_missing_model_rejects_no_video(tmp_path, portrait_clip, monkeypatch):
 
     monkeypatch.setattr(audio_features, "extract", missing)
     with pytest.raises(UserError, match="cannot be had"):
-        prepare.prepare([Source(portrait_clip, "Bob", 0)], tmp_path / "out", SETTINGS, jobs=1)
+        prepare.prepare([Source(portrait_clip, "Bob", 0)], tmp_path / "out", SETTINGS, 10, jobs=1)
     assert read_jsonl(tmp_path / "out" / "rejected.jsonl") == []
 
 
