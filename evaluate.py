@@ -1,6 +1,6 @@
 """Score a generator on held-out clips, driven by their own sound ("self-driven" in the paper's evaluation).
 
-The trainer validates with the functions of this file, so both report the same numbers.
+The trainer validates with the functions of this file, on fewer frames and in its own precision.
 """
 
 import argparse

@@ -27,6 +27,7 @@ from configs.schema import TrainConfig, dump_config, load_config
 from data_processing.audio_features import FEATURE_DIMS, windows
 from data_processing.dataset import Batch, Clip, TrainingBatches, load_clips, make_batch
 from data_processing.errors import UserError, command_line
+from data_processing.geometry import lips_box
 from data_processing.landmarks import mouth_shape
 from data_processing.prepare import read_jsonl
 from data_processing.video import FPS
@@ -174,6 +175,9 @@ def train_step(trainer: Trainer, batch: Batch) -> dict[str, float]:
     with trainer.autocast():
         if config.loss_weights["pixel"]:
             losses["pixel"] = (output - target).abs().mean()
+        if config.loss_weights["lips"]:
+            rows, columns = lips_box(config.mouth_size)
+            losses["lips"] = (output - target)[..., rows, columns].abs().mean()
         if config.loss_weights["perceptual"]:
             losses["perceptual"] = trainer.perceptual(output, target)
         if trainer.adversarial:
@@ -191,7 +195,7 @@ def train_step(trainer: Trainer, batch: Batch) -> dict[str, float]:
 
 
 def validate(trainer: Trainer, samples: list, lpips: LPIPS) -> dict[str, float]:
-    """PSNR, SSIM and LPIPS of the mouth box on held-out people, and the same with the sound half a second late."""
+    """PSNR, SSIM and LPIPS of the mouth box on held-out people, and the same with the sound half a second off."""
     dtype = torch.bfloat16 if trainer.config.precision == "bf16" else None
     means = {}
     for name, shift in (("matched", 0), ("shifted", AUDIO_SHIFT)):

@@ -12,7 +12,7 @@ from data_processing.audio_features import FEATURE_DIMS
 from data_processing.errors import UserError
 
 BASE = Path(__file__).with_name("base.yaml")
-LOSSES = ("pixel", "perceptual", "adversarial")
+LOSSES = ("pixel", "lips", "perceptual", "adversarial")
 
 
 @dataclass(frozen=True)
@@ -55,12 +55,15 @@ class TrainConfig:
 
 
 def load_config(path: Path, overrides: dict[str, Any] | None = None) -> TrainConfig:
-    """Read a recipe over base.yaml and under `overrides` (None values left out).
+    """Read a recipe over base.yaml and under `overrides` (None values left out); loss weights merge one by one.
 
     Raises:
         UserError: unreadable YAML, unknown or missing keys, wrong types, values out of range; all named.
     """
-    values = _read(BASE) | _read(path) | {k: v for k, v in (overrides or {}).items() if v is not None}
+    base, recipe = _read(BASE), _read(path)
+    if isinstance(recipe.get("loss_weights"), dict):
+        recipe["loss_weights"] = base["loss_weights"] | recipe["loss_weights"]
+    values = base | recipe | {k: v for k, v in (overrides or {}).items() if v is not None}
     types = get_type_hints(TrainConfig)
     unknown = sorted(map(str, values.keys() - types.keys()))
     missing = sorted(types.keys() - values.keys())

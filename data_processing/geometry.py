@@ -31,6 +31,12 @@ def mouth_box(mouth_size: int) -> tuple[slice, slice]:
     return slice(s // 2, s * 3 // 2), slice(s // 8, s * 9 // 8)
 
 
+def lips_box(mouth_size: int) -> tuple[slice, slice]:
+    """Rows and columns of the face crop in which speaking lips stay, about a third of the mouth box."""
+    s = mouth_size
+    return slice(s * 13 // 16, s * 21 // 16), slice(s * 5 // 16, s * 15 // 16)
+
+
 def frame_radii(landmarks: np.ndarray, scale: float = RADIUS_SCALE) -> np.ndarray:
     """Radius in pixels that each frame alone would ask for: (T, 68, 2) -> (T,)."""
     height = landmarks[:, :, 1].max(axis=1) - landmarks[:, 29, 1]

@@ -122,7 +122,6 @@ def test_wrong_types_are_refused(tmp_path, line, expected):
         "adam_betas: [0.9]",
         "adam_betas: [0.9, 1.0]",
         "adam_betas: [-0.1, 0.9]",
-        "loss_weights: {pixel: 1.0, perceptual: 1.0}",
         "loss_weights: {pixel: 1.0, perceptual: 1.0, adversarial: 1.0, sync: 1.0}",
         "loss_weights: {pixel: -1.0, perceptual: 10.0, adversarial: 0.0}",
         "loss_weights: {pixel: .nan, perceptual: 10.0, adversarial: 0.0}",

@@ -348,7 +348,7 @@ def test_learning_rate_closed_form(recipe):
 @pytest.fixture
 def adversarial_trainer(recipe) -> Trainer:
     recipe.write_text(
-        ADVERSARIAL_BF16 + "precision: fp32\nloss_weights: {pixel: 3, perceptual: 10, adversarial: 2}"
+        ADVERSARIAL_BF16 + "precision: fp32\nloss_weights: {pixel: 3, lips: 5, perceptual: 10, adversarial: 2}"
     )
     return Trainer.create(load_config(recipe), torch.device("cpu"))
 
@@ -380,10 +380,12 @@ def test_adversarial_step_against_plain_autograd(adversarial_trainer, batch):
     pixel = (output - batch.target).abs().mean()
     perceptual = trainer.perceptual(output, batch.target)
     adversarial = ((trainer.discriminator(output) - 1) ** 2).mean()  # answered by the discriminator after its step
-    expected = {"pixel": pixel, "perceptual": perceptual, "adversarial": adversarial}
+    s = trainer.config.mouth_size
+    lips = (output - batch.target)[:, :, s * 13 // 16 : s * 21 // 16, s * 5 // 16 : s * 15 // 16].abs().mean()
+    expected = {"pixel": pixel, "lips": lips, "perceptual": perceptual, "adversarial": adversarial}
     for name, value in expected.items():
         assert losses[name] == pytest.approx(value.item(), rel=1e-4), name
-    total = 3 * pixel + 10 * perceptual + 2 * adversarial
+    total = 3 * pixel + 5 * lips + 10 * perceptual + 2 * adversarial
     gradients = torch.autograd.grad(total, list(generator.parameters()))
     for (name, new), gradient in zip(trainer.generator.named_parameters(), gradients, strict=True):
         scale = gradient.abs().max().item()
