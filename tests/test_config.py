@@ -42,7 +42,14 @@ def test_a_recipe_goes_over_base_and_overrides_over_both(tmp_path):
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
 def test_every_recipe_loads(path):
     stated, resolved = yaml.safe_load(path.read_text()), asdict(load_config(path))
+    weights = stated.pop("loss_weights", {})
     assert {name: resolved[name] for name in stated} == stated
+    assert resolved["loss_weights"].items() >= weights.items()
+
+
+def test_loss_weights_merge_one_by_one(tmp_path):
+    base = yaml.safe_load(BASE.read_text())["loss_weights"]
+    assert load_config(recipe(tmp_path, "loss_weights: {pixel: 7}")).loss_weights == base | {"pixel": 7}
 
 
 def test_round_trip(tmp_path):
@@ -93,7 +100,7 @@ def test_missing_keys_are_named(tmp_path, monkeypatch):
         ("adam_betas: [0.9, high]", "list[float]"),
         ("adam_betas: [0.9, true]", "list[float]"),
         ("loss_weights: 1.0", "dict[str, float]"),
-        ("loss_weights: {pixel: 1.0, perceptual: ten, adversarial: 0.0}", "dict[str, float]"),
+        ("loss_weights: {pixel: 1.0, lips: 0.0, perceptual: ten, adversarial: 0.0}", "dict[str, float]"),
     ],
 )
 def test_wrong_types_are_refused(tmp_path, line, expected):
@@ -122,10 +129,10 @@ def test_wrong_types_are_refused(tmp_path, line, expected):
         "adam_betas: [0.9]",
         "adam_betas: [0.9, 1.0]",
         "adam_betas: [-0.1, 0.9]",
-        "loss_weights: {pixel: 1.0, perceptual: 1.0, adversarial: 1.0, sync: 1.0}",
-        "loss_weights: {pixel: -1.0, perceptual: 10.0, adversarial: 0.0}",
-        "loss_weights: {pixel: .nan, perceptual: 10.0, adversarial: 0.0}",
-        "loss_weights: {pixel: 0.0, perceptual: 0.0, adversarial: 1.0}",  # nothing to learn before it starts
+        "loss_weights: {pixel: 1.0, lips: 0.0, perceptual: 1.0, adversarial: 1.0, sync: 1.0}",
+        "loss_weights: {pixel: -1.0, lips: 0.0, perceptual: 10.0, adversarial: 0.0}",
+        "loss_weights: {pixel: .nan, lips: 0.0, perceptual: 10.0, adversarial: 0.0}",
+        "loss_weights: {pixel: 0.0, lips: 0.0, perceptual: 0.0, adversarial: 1.0}",  # nothing to learn before it starts
         "adversarial_start: -1",
         "precision: fp16",
         "log_every: 0",
