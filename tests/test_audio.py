@@ -178,7 +178,7 @@ def test_errors_name_flag_and_file(tmp_path: Path) -> None:
         with pytest.raises(UserError) as error:
             load_audio(path, "--sound")
         message = str(error.value)
-        assert message.startswith(f"--sound {path}:") and words in message and "\n" not in message
+        assert message.startswith("--sound") and str(path) in message and words in message and "\n" not in message
 
 
 def test_save_wav_is_exact_and_clips(tmp_path: Path) -> None:
