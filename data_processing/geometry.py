@@ -113,9 +113,11 @@ class FaceCrop:
     def paste(self, frame: np.ndarray, generated: np.ndarray) -> np.ndarray:
         """Put a generated crop's mouth region into its frame.
 
-        The change against the frame's own crop is what is pasted, through a mask that falls from 1 to 0 across
-        the border of the mouth box. So where nothing changed nothing is touched, and the fine texture that a
-        crop of low resolution cannot carry stays; where much changed the old texture fades with it.
+        First the generated colours are moved to the frame's: what they are off by around the mouth box, where both
+        are known, is continued smoothly into it. Then the change against the frame's own crop is what is pasted,
+        through a mask that falls from 1 to 0 across the border of the mouth box. So where nothing changed nothing
+        is touched, and the fine texture that a crop of low resolution cannot carry stays; where much changed the
+        old texture fades with it.
 
         Args:
             frame: (H, W, 3) uint8 RGB.
@@ -138,7 +140,8 @@ class FaceCrop:
             return pasted
         region = frame[y0:y1, x0:x1].astype(np.float32)
         own = self.extract(frame).astype(np.float32)
-        change = self._enlarge(generated.astype(np.float32) - own, (x0, y0, x1, y1))
+        change = generated.astype(np.float32) - own
+        change = self._enlarge(change - self._colour_cast(change), (x0, y0, x1, y1))
         texture = region - self._enlarge(own, (x0, y0, x1, y1))
         strength = cv2.GaussianBlur(np.abs(change).max(axis=2), (0, 0), max(1.0, 1.5 * self.pixel_size))
         fading = 1 - np.exp(-((strength / DETAIL_TOLERANCE) ** 2))
@@ -146,6 +149,14 @@ class FaceCrop:
         region += mask[..., None] * (change - fading[..., None] * texture)
         pasted[y0:y1, x0:x1] = np.clip(np.rint(region), 0, 255).astype(np.uint8)
         return pasted
+
+    def _colour_cast(self, change: np.ndarray) -> np.ndarray:
+        """The change (13S/8, 5S/4, 3) outside the mouth box, smoothly continued into the box from its borders."""
+        known = np.ones(change.shape[:2], np.float32)
+        known[mouth_box(self.mouth_size)] = 0
+        reach = {"ksize": (0, 0), "sigmaX": self.mouth_size / 4, "borderType": cv2.BORDER_REPLICATE}
+        total = cv2.GaussianBlur(change * known[..., None], **reach)
+        return total / np.maximum(cv2.GaussianBlur(known, **reach), 1e-3)[..., None]
 
     def _enlarge(self, crop: np.ndarray, bounds: tuple[int, int, int, int]) -> np.ndarray:
         """A float32 crop as seen in the source pixels of `bounds` (x0, y0, x1, y1)."""

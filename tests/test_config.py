@@ -132,7 +132,7 @@ def test_wrong_types_are_refused(tmp_path, line, expected):
         "loss_weights: {pixel: 1.0, lips: 0.0, perceptual: 1.0, adversarial: 1.0, sync: 1.0}",
         "loss_weights: {pixel: -1.0, lips: 0.0, perceptual: 10.0, adversarial: 0.0}",
         "loss_weights: {pixel: .nan, lips: 0.0, perceptual: 10.0, adversarial: 0.0}",
-        "loss_weights: {pixel: 0.0, lips: 0.0, perceptual: 0.0, adversarial: 1.0}",  # nothing to learn before it starts
+        "loss_weights: {pixel: 0.0, lips: 0.0, perceptual: 0.0, adversarial: 1.0}",  # nothing to learn at first
         "adversarial_start: -1",
         "precision: fp16",
         "log_every: 0",

@@ -116,7 +116,8 @@ def test_pasting_back_what_was_cut_out_changes_nothing(crop):
 @pytest.mark.parametrize("colour", [(255, 0, 0), (10, 200, 90)])
 def test_paste_of_another_crop(crop, colour):
     frame = NOISE.copy()
-    generated = np.full((*crop_size(S), 3), colour, np.uint8)
+    generated = crop.extract(frame)
+    generated[mouth_box(S)] = colour
     pasted = crop.paste(frame, generated)
     assert (frame == NOISE).all()  # the frame given is left alone
     assert pasted.shape == frame.shape and pasted.dtype == np.uint8
@@ -136,6 +137,16 @@ def test_paste_of_another_crop(crop, colour):
     if left > margin and crop.pixel_size >= 1:
         border = pasted[between(0) & ~between(-1.01)].astype(float)
         assert 0.2 < np.abs(border - colour).mean() / np.abs(frame.astype(float) - colour).mean() < 0.8
+
+
+def test_paste_takes_off_a_colour_cast():
+    frame = np.full((300, 400, 3), (90, 100, 110), np.uint8)
+    crop = FaceCrop(left=60.25, top=30.75, pixel_size=1.5, mouth_size=S)
+    cast = crop.extract(frame) + np.uint8(20)  # the generator is too bright by 20 everywhere
+    assert np.abs(crop.paste(frame, cast).astype(int) - frame).max() <= 1
+    cast[52:60, 30:50] -= 60  # and draws something dark in the middle of the mouth box
+    x, y = int(60.25 + 40 * 1.5), int(30.75 + 56 * 1.5)
+    np.testing.assert_allclose(crop.paste(frame, cast)[y, x], (30, 40, 50), atol=1)
 
 
 def test_paste_puts_things_where_they_belong():
