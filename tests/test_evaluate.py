@@ -305,7 +305,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
         with VideoWriter(data / "clips" / f"{clip.id}.mp4", width, height) as writer:
             for frame in clip.frames:
                 writer.write(frame)
-        np.savez(data / "clips" / f"{clip.id}.npz", features=clip.features)
+        np.savez(data / "clips" / f"{clip.id}.npz", features=clip.features, landmarks=clip.landmarks)
         line = {
             "id": clip.id,
             "person": person,

@@ -387,16 +387,18 @@ def test_adversarial_step_against_plain_autograd(adversarial_trainer, batch):
         assert losses[name] == pytest.approx(value.item(), rel=1e-4), name
     total = 3 * pixel + 5 * lips + 10 * perceptual + 2 * adversarial
     gradients = torch.autograd.grad(total, list(generator.parameters()))
+    # a bias before a batch norm has no gradient but rounding, which the largest gradient of all sets the scale of
+    rounding = 1e-5 * max(gradient.abs().max().item() for gradient in gradients)
     for (name, new), gradient in zip(trainer.generator.named_parameters(), gradients, strict=True):
         scale = gradient.abs().max().item()
-        torch.testing.assert_close(new.grad, gradient, rtol=1e-2, atol=1e-3 * scale + 1e-7, msg=name)
+        torch.testing.assert_close(new.grad, gradient, rtol=1e-2, atol=1e-3 * scale + rounding, msg=name)
 
 
 def test_before_its_start_the_discriminator_rests(adversarial_trainer, batch):
     trainer = adversarial_trainer
     before = deepcopy(trainer.discriminator.state_dict())
     losses = train_step(trainer, batch)
-    assert set(losses) == {"pixel", "perceptual"}
+    assert set(losses) == {"pixel", "lips", "perceptual"}
     assert trainer.step == 1
     assert_same(trainer.discriminator.state_dict(), before)
 
