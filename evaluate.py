@@ -23,7 +23,7 @@ from tqdm import tqdm
 from data_processing.audio_features import windows
 from data_processing.dataset import Clip, load_clips, make_batch, reference_indices
 from data_processing.errors import UserError, command_line
-from data_processing.geometry import mouth_box
+from data_processing.geometry import mouth_box, mouth_size_of
 from data_processing.video import FPS
 from data_processing.weights import weight_path
 from models.checkpoint import LoadedModel, load_model
@@ -146,7 +146,7 @@ class Scores:
 
 def mouth_boxes(images: torch.Tensor) -> torch.Tensor:
     """The mouth boxes (B, 3, S, S) of face crops (B, 3, 13S/8, 5S/4)."""
-    rows, columns = mouth_box(images.shape[-2] * 8 // 13)
+    rows, columns = mouth_box(mouth_size_of(images.shape[-2]))
     return images[..., rows, columns]
 
 

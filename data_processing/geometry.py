@@ -49,6 +49,27 @@ def crop_radius(landmarks: np.ndarray, scale: float = RADIUS_SCALE) -> float:
     return float(frame_radii(landmarks, scale).max())
 
 
+def sample_region(
+    image: np.ndarray, left: float, top: float, pixel_size: float, size: tuple[int, int]
+) -> np.ndarray:
+    """The region of an image (H, W[, 3]) uint8 with its corner at (left, top), as `size` = (height, width) pixels.
+
+    Each of them is `pixel_size` source pixels wide. Beyond the image its edge pixels go on.
+    """
+    height, width = size
+    # sampled finer than needed and averaged, so that shrinking does not alias
+    finer = max(1, ceil(pixel_size - 0.25))
+    step = pixel_size / finer
+    region = cv2.warpAffine(
+        image,
+        np.array([[step, 0, left + step / 2 - 0.5], [0, step, top + step / 2 - 0.5]]),
+        (width * finer, height * finer),
+        flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+        borderMode=cv2.BORDER_REPLICATE,
+    )
+    return cv2.resize(region, (width, height), interpolation=cv2.INTER_AREA) if finer > 1 else region
+
+
 @dataclass(frozen=True)
 class FaceCrop:
     """Where one frame's face crop lies.
@@ -96,19 +117,7 @@ class FaceCrop:
         Returns:
             (13S/8, 5S/4, 3) uint8 RGB.
         """
-        height, width = crop_size(self.mouth_size)
-        # sampled finer than needed and averaged, so that shrinking does not alias
-        finer = max(1, ceil(self.pixel_size - 0.25))
-        step = self.pixel_size / finer
-        matrix = np.array([[step, 0, self.left + step / 2 - 0.5], [0, step, self.top + step / 2 - 0.5]])
-        crop = cv2.warpAffine(
-            frame,
-            matrix,
-            (width * finer, height * finer),
-            flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
-            borderMode=cv2.BORDER_REPLICATE,
-        )
-        return cv2.resize(crop, (width, height), interpolation=cv2.INTER_AREA) if finer > 1 else crop
+        return sample_region(frame, self.left, self.top, self.pixel_size, crop_size(self.mouth_size))
 
     def paste(self, frame: np.ndarray, generated: np.ndarray) -> np.ndarray:
         """Put a generated crop's mouth region into its frame.

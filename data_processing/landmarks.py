@@ -15,6 +15,7 @@ import numpy as np
 from scipy.ndimage import gaussian_filter1d
 
 from data_processing.errors import UserError
+from data_processing.geometry import sample_region
 from data_processing.video import FPS, read_frames
 from data_processing.weights import weight_path
 
@@ -184,7 +185,7 @@ def _confirm(gray: np.ndarray, box: np.ndarray) -> bool:
     """Whether the detector sees a face in its expected box, looking at its surroundings only, at one size."""
     detector, _ = _dlib_models()
     size, centre = box[2] - box[0], (box[:2] + box[2:]) / 2
-    surroundings = _enlarged_face(gray, centre - size, 2 * size, 240)
+    surroundings = sample_region(gray, *(centre - size), 2 * size / 240, (240, 240))
     return any(
         abs(b.width() - 120) < 48 and np.abs([b.center().x - 120, b.center().y - 120]).max() < 48
         for b in detector(surroundings, 0)
@@ -209,21 +210,6 @@ def _detect(gray: np.ndarray) -> np.ndarray | None:
     return None
 
 
-def _enlarged_face(gray: np.ndarray, corner: np.ndarray, side: float, pixels: int) -> np.ndarray:
-    """The square of `side` source pixels at `corner`, resized to `pixels`²; beyond the border edge pixels go on."""
-    step = side / pixels
-    finer = max(1, int(step))  # sampled finer and averaged, so that shrinking does not alias
-    matrix = np.array([[step / finer, 0, corner[0]], [0, step / finer, corner[1]]])
-    face = cv2.warpAffine(
-        gray,
-        matrix,
-        (pixels * finer, pixels * finer),
-        flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
-        borderMode=cv2.BORDER_REPLICATE,
-    )
-    return cv2.resize(face, (pixels, pixels), interpolation=cv2.INTER_AREA) if finer > 1 else face
-
-
 def _fit(gray: np.ndarray, box: np.ndarray) -> np.ndarray:
     """Landmarks (68, 2) in a face box, as the mean over four slightly moved boxes.
 
@@ -236,12 +222,12 @@ def _fit(gray: np.ndarray, box: np.ndarray) -> np.ndarray:
     size, centre = box[2] - box[0], (box[:2] + box[2:]) / 2
     step = size / 256  # source pixels per pixel of the enlarged face
     corner = centre - size
-    face = _enlarged_face(gray, corner, 2 * size, 512)
+    face = sample_region(gray, *corner, step, (512, 512))
     total = np.zeros((68, 2))
     for dx, dy in ((-10, 0), (10, 0), (0, -10), (0, 10)):
         shape = predictor(face, dlib.rectangle(128 + dx, 128 + dy, 384 + dx, 384 + dy))
         total += [(part.x, part.y) for part in shape.parts()]
-    return total / 4 * step + corner
+    return (total / 4 + 0.5) * step + corner - 0.5  # dlib counts pixel centres
 
 
 @cache
