@@ -82,13 +82,14 @@ class AdaAT(nn.Module):
 
     def forward(self, features: torch.Tensor, code: torch.Tensor) -> torch.Tensor:
         """Warp `features` (B, C, H, W) by the transforms of `code` (B, code_dim), keeping type and layout."""
-        # In float32 even under autocast: the 8 bits of bfloat16 would put positions off by a good part of a
+        # In float32 or better even under autocast: the 8 bits of bfloat16 would put positions off by a good part of a
         # sample, and 16-bit grid_sample is slower on CPUs.
         with torch.autocast(features.device.type, enabled=False):
-            planes = features.float()
+            exact = torch.promote_types(features.dtype, torch.float32)
+            planes = features.to(exact)
             if self.official_grid:
                 planes = torch.einsum("kc,bchw->bkhw", self.channel_mix, planes)
-            warped = warp_channels(planes, *self.transforms(code.float()), edge_centres=self.official_grid)
+            warped = warp_channels(planes, *self.transforms(code.to(exact)), edge_centres=self.official_grid)
         channels_last = features.is_contiguous(memory_format=torch.channels_last)
         layout = torch.channels_last if channels_last else torch.contiguous_format
         return warped.to(features.dtype, memory_format=layout)

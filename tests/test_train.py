@@ -361,10 +361,13 @@ def batch(prepared_dataset) -> Batch:
 def test_adversarial_step_against_plain_autograd(adversarial_trainer, batch):
     trainer = adversarial_trainer
     trainer.step = 1  # where the adversarial loss starts
+    # In float32 a bias before a batch norm gets nothing but rounding, which differs from machine to machine.
+    trainer.generator.double()
+    batch = Batch(*(x.double() for x in batch[:3]), batch.target, batch.clip_ids)
     generator, discriminator = deepcopy(trainer.generator), deepcopy(trainer.discriminator)
     losses = train_step(trainer, batch)
 
-    output = generator(batch.masked_source, batch.references, batch.audio_window)
+    output = generator(*batch[:3])
     real, fake = discriminator(batch.target), discriminator(output.detach())
     loss = ((real - 1) ** 2).mean() / 2 + (fake**2).mean() / 2
     assert losses["discriminator"] == pytest.approx(loss.item(), rel=1e-4)
@@ -387,11 +390,9 @@ def test_adversarial_step_against_plain_autograd(adversarial_trainer, batch):
         assert losses[name] == pytest.approx(value.item(), rel=1e-4), name
     total = 3 * pixel + 5 * lips + 10 * perceptual + 2 * adversarial
     gradients = torch.autograd.grad(total, list(generator.parameters()))
-    # a bias before a batch norm has no gradient but rounding, which the largest gradient of all sets the scale of
-    rounding = 1e-5 * max(gradient.abs().max().item() for gradient in gradients)
     for (name, new), gradient in zip(trainer.generator.named_parameters(), gradients, strict=True):
         scale = gradient.abs().max().item()
-        torch.testing.assert_close(new.grad, gradient, rtol=1e-2, atol=1e-3 * scale + rounding, msg=name)
+        torch.testing.assert_close(new.grad, gradient, rtol=1e-3, atol=1e-4 * scale + 1e-9, msg=name)
 
 
 def test_before_its_start_the_discriminator_rests(adversarial_trainer, batch):
