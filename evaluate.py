@@ -21,7 +21,7 @@ from torch import nn
 from tqdm import tqdm
 
 from data_processing.audio_features import windows
-from data_processing.dataset import Clip, load_clips, make_batch, reference_indices
+from data_processing.dataset import Clip, Sample, load_clips, make_batch, reference_indices
 from data_processing.errors import UserError, command_line
 from data_processing.geometry import mouth_box, mouth_size_of
 from data_processing.video import FPS
@@ -31,8 +31,6 @@ from models.device import choose_device
 
 AUDIO_SHIFT = 12  # frames, 0.48 s: far enough for other sounds, near enough to be the same voice and mood
 METRICS = ("psnr", "ssim", "lpips")
-
-Sample = tuple[Clip, int, np.ndarray, float, float, bool]  # as `make_batch` takes it
 
 
 # --- metrics ------------------------------------------------------------------------------------------------

@@ -199,6 +199,11 @@ def dub(args: argparse.Namespace) -> None:
     info = probe(args.video, "--video")
     device = choose_device(args.device)
     loaded = load_model(args.checkpoint, device)
+    if loaded.audio_features not in audio_features.FEATURE_DIMS:
+        raise UserError(
+            f"--checkpoint: {args.checkpoint} is driven by {loaded.audio_features}, not by a sound; train on from "
+            "it with audio_warmup_steps (README, Train)"
+        )
     wanted = args.audio_features or loaded.audio_features
     if wanted != loaded.audio_features:
         raise UserError(

@@ -1,4 +1,4 @@
-"""Train the DINet generator on single frames (paper, section 3.4).
+"""Train the DINet generator (paper, section 3.4), on single frames or on clips of five: the recipe says.
 
     python train_dinet.py --config configs/frame_64.yaml --data data/mine --run-dir runs/frame_64
 
@@ -7,14 +7,11 @@ The run directory holds config.yaml (as resolved), state.pt (to continue from, w
 """
 
 import argparse
-import json
 import math
-import sys
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -24,37 +21,38 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from configs.schema import TrainConfig, dump_config, load_config
-from data_processing.audio_features import FEATURE_DIMS, windows
-from data_processing.dataset import Batch, Clip, TrainingBatches, load_clips, make_batch
+from data_processing.audio_features import windows
+from data_processing.dataset import LIPS, Batch, Clip, TrainingBatches, feature_dim, load_clips, make_batch
 from data_processing.errors import UserError, command_line
 from data_processing.geometry import lips_box
-from data_processing.landmarks import mouth_shape
-from data_processing.prepare import read_jsonl
-from data_processing.video import FPS
+from data_processing.landmarks import lip_features
 from data_processing.weights import weight_path
 from evaluate import AUDIO_SHIFT, LPIPS, score, validation_samples
 from losses.adversarial import discriminator_loss, generator_loss
 from losses.perceptual import PerceptualLoss
+from losses.sync import sync_loss
 from models.checkpoint import load_model, load_training_state, save_model, save_training_state
 from models.device import choose_device
 from models.dinet import DINet, DINetConfig
 from models.discriminator import Discriminator
-
-# TensorBoard imports TensorFlow wherever it is installed, though writing events does not need it, and the two
-# LLVMs of TensorFlow and Triton cannot live in one process. A module of this name makes it use its own stub.
-sys.modules.setdefault("tensorboard.compat.notf", ModuleType("tensorboard.compat.notf"))
-from torch.utils.tensorboard import SummaryWriter  # noqa: E402
+from models.syncnet import SyncNet
+from training import RunLog, check_finite, describe, learning_rate, prepare_run_dir
 
 
 @dataclass
 class Trainer:
-    """The adversarial pair with its optimizers, and the number of steps taken."""
+    """The adversarial pair with its optimizers, the frozen judges, and the number of steps taken.
+
+    discriminators: "adversarial", of frames, and "clip_adversarial", of clips, where their losses have a weight.
+    syncnet: where the sync loss has a weight.
+    """
 
     generator: DINet
-    discriminator: Discriminator
+    discriminators: nn.ModuleDict
     generator_optimizer: torch.optim.Adam
-    discriminator_optimizer: torch.optim.Adam
+    discriminator_optimizer: torch.optim.Adam | None
     perceptual: PerceptualLoss
+    syncnet: SyncNet | None
     config: TrainConfig
     device: torch.device
     step: int = 0
@@ -64,32 +62,32 @@ class Trainer:
         """Networks and optimizers at step 0, from the seed or from `init_from`."""
         torch.manual_seed(config.seed)
         layout = torch.channels_last if config.channels_last else torch.contiguous_format
-        generator = DINet(DINetConfig(FEATURE_DIMS[config.audio_features], config.num_references))
+        generator = DINet(DINetConfig(feature_dim(config.audio_features), config.num_references))
         if config.init_from:
-            start = load_model(Path(config.init_from))
-            if start.model.config != generator.config or start.audio_features != config.audio_features:
-                raise UserError(
-                    f"init_from {config.init_from}: expected {generator.config} with {config.audio_features} "
-                    f"features, found {start.model.config} with {start.audio_features}"
-                )
-            generator = start.model.train()
+            generator = _start_of(config, generator)
+        elif config.audio_warmup_steps:
+            raise UserError("audio_warmup_steps: expected init_from with a generator driven by lips, found null")
         generator.to(device, memory_format=layout)
-        discriminator = Discriminator(3).to(device, memory_format=layout)
+        frames_of = {"adversarial": 1, "clip_adversarial": config.clip_length}
+        discriminators = nn.ModuleDict(
+            {name: Discriminator(3 * frames) for name, frames in frames_of.items() if config.loss_weights[name]}
+        ).to(device, memory_format=layout)
         adam = {"lr": config.learning_rate, "betas": tuple(config.adam_betas)}
         return cls(
             generator,
-            discriminator,
+            discriminators,
             torch.optim.Adam(generator.parameters(), **adam),
-            torch.optim.Adam(discriminator.parameters(), **adam),
+            torch.optim.Adam(discriminators.parameters(), **adam) if discriminators else None,
             PerceptualLoss(weight_path("vgg19")).to(device, memory_format=layout),
+            _frozen_syncnet(config).to(device, memory_format=layout) if config.loss_weights["sync"] else None,
             config,
             device,
         )
 
     @property
     def adversarial(self) -> bool:
-        """Whether the discriminator takes part at this step."""
-        return self.config.loss_weights["adversarial"] > 0 and self.step >= self.config.adversarial_start
+        """Whether the discriminators take part at this step."""
+        return len(self.discriminators) > 0 and self.step >= self.config.adversarial_start
 
     def autocast(self):
         """bf16 autocast where the configuration asks for it."""
@@ -99,55 +97,97 @@ class Trainer:
 
     def state(self) -> dict[str, Any]:
         """Everything a resumed run needs; batches and learning rate follow from the step."""
-        return {
-            "step": self.step,
-            "generator": self.generator.state_dict(),
-            "discriminator": self.discriminator.state_dict(),
-            "generator_optimizer": self.generator_optimizer.state_dict(),
-            "discriminator_optimizer": self.discriminator_optimizer.state_dict(),
-        }
+        return {"step": self.step, **{name: part.state_dict() for name, part in self._parts().items()}}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Continue from `state()`."""
-        for name in ("generator", "discriminator", "generator_optimizer", "discriminator_optimizer"):
-            getattr(self, name).load_state_dict(state[name])
+        for name, part in self._parts().items():
+            part.load_state_dict(state[name])
         self.step = state["step"]
 
+    def _parts(self) -> dict[str, Any]:
+        parts = {"generator": self.generator, "generator_optimizer": self.generator_optimizer}
+        if self.discriminators:
+            parts |= {
+                "discriminators": self.discriminators,
+                "discriminator_optimizer": self.discriminator_optimizer,
+            }
+        return parts
 
-def learning_rate(config: TrainConfig, step: int) -> float:
-    """Linear warm-up, then a cosine from `learning_rate` to 0 at `max_steps`."""
-    warm = min(1.0, (step + 1) / max(1, config.warmup_steps))
-    return config.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * min(1.0, step / config.max_steps)))
+
+def _start_of(config: TrainConfig, generator: DINet) -> DINet:
+    """The generator of `init_from`; with another kind of features it keeps the audio encoder of `generator`."""
+    start = load_model(Path(config.init_from))
+    taught = config.audio_warmup_steps > 0
+    features = LIPS if taught else config.audio_features
+    changed_to_lips = config.audio_features == LIPS
+    if start.model.config != generator.config or not (start.audio_features == features or changed_to_lips):
+        raise UserError(
+            f"init_from {config.init_from}: expected {generator.config} with {features} features, "
+            f"found {start.model.config} with {start.audio_features}"
+        )
+    if start.audio_features != config.audio_features:
+        start.model.audio_encoder = generator.audio_encoder
+    return start.model.train()
 
 
-def warm_up_audio(trainer: Trainer, clips: list[Clip]) -> None:
-    """Teach the audio encoder alone to tell the mouth's shape, through a linear head that is thrown away.
+def _frozen_syncnet(config: TrainConfig) -> SyncNet:
+    loaded = load_model(config.syncnet, kind="syncnet")
+    if loaded.audio_features != config.audio_features or loaded.mouth_size != config.mouth_size:
+        raise UserError(
+            f"syncnet {config.syncnet}: expected one for mouths of {config.mouth_size} pixels and "
+            f"{config.audio_features} features, found {loaded.mouth_size} and {loaded.audio_features}"
+        )
+    return loaded.model.requires_grad_(False)
 
-    In the generator's first hours the picture hardly depends on the sound, so next to nothing of the losses
-    reaches the audio encoder; one that already speaks of lips is listened to much sooner.
+
+def warm_up_audio(trainer: Trainer, teacher: DINet, clips: list[Clip]) -> None:
+    """Teach the audio encoder to give the codes that the lips' own movements gave in a generator driven by these.
+
+    What the sound leaves open is guessed at its mean, so that the lips would move too little: the codes are
+    stretched about their mean until they vary as much as the lips' do. The generator has drawn all of them before.
     """
-    config = trainer.config
+    config, generator = trainer.config, trainer.generator
     rng = np.random.default_rng(config.seed)
     torch.manual_seed(config.seed)
-    audio = np.concatenate([windows(clip.features, np.arange(len(clip.features))) for clip in clips])
-    shapes = np.concatenate([mouth_shape(clip.landmarks) for clip in clips])
-    shapes /= shapes.std()
-    head = nn.Linear(128, shapes.shape[1]).to(trainer.device)
-    optimizer = torch.optim.AdamW([*trainer.generator.audio_encoder.parameters(), *head.parameters()])
+    sounds = np.concatenate([windows(clip.features, np.arange(len(clip.features))) for clip in clips])
+    movements = [lip_features(clip.landmarks) for clip in clips]
+    movements = np.concatenate([windows(rows, np.arange(len(rows))) for rows in movements])
+    hears = generator.adaat.common.weight[:, 128:]  # what AdaAT makes of the code of a sound, as in the teacher
+    wanted = _encode(teacher.audio_encoder, movements) @ hears.detach().T
+    scale = wanted.var(dim=0).mean()
+    optimizer = torch.optim.AdamW(generator.audio_encoder.parameters(), weight_decay=1.0)
     bar = tqdm(range(config.audio_warmup_steps), unit="step", desc="audio encoder")
     for step in bar:
         optimizer.param_groups[0]["lr"] = 1e-3 * 0.5 * (1 + math.cos(math.pi * step / config.audio_warmup_steps))
-        drawn = rng.integers(len(audio), size=256)
-        inputs, wanted = (torch.from_numpy(x[drawn]).to(trainer.device) for x in (audio, shapes))
-        loss = (head(trainer.generator.audio_encoder(inputs)) - wanted).square().mean()
+        drawn = rng.integers(len(sounds), size=256)
+        found = generator.audio_encoder(torch.from_numpy(sounds[drawn]).to(trainer.device)) @ hears.detach().T
+        loss = (found - wanted[torch.from_numpy(drawn)]).square().mean() / scale
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
         bar.set_postfix(unexplained=f"{loss.item():.3f}")
+    found = _encode(generator.audio_encoder, sounds) @ hears.detach().T
+    gain = (scale / found.var(dim=0).mean()).sqrt()
+    with torch.no_grad():
+        generator.adaat.common.bias += wanted.mean(dim=0) - gain * found.mean(dim=0)
+        hears *= gain
+    print(f"what the sound explains of the lips was stretched {gain:.2f} times")
+
+
+@torch.no_grad()
+def _encode(encoder: nn.Module, rows: np.ndarray) -> torch.Tensor:
+    """(N, D, 5) -> (N, 128), in evaluation mode."""
+    device = next(encoder.parameters()).device
+    was_training = encoder.training
+    encoder.eval()
+    codes = torch.cat([encoder(torch.from_numpy(part).to(device)) for part in np.array_split(rows, 64)])
+    encoder.train(was_training)
+    return codes
 
 
 def train_step(trainer: Trainer, batch: Batch) -> dict[str, float]:
-    """One step of the discriminator (where it takes part) and one of the generator.
+    """One step of the discriminators (where they take part) and one of the generator.
 
     Returns:
         Unweighted losses by their names.
@@ -156,21 +196,26 @@ def train_step(trainer: Trainer, batch: Batch) -> dict[str, float]:
         UserError: a loss is not finite; the clips of the batch are named.
     """
     config, losses = trainer.config, {}
-    for optimizer in (trainer.generator_optimizer, trainer.discriminator_optimizer):
-        optimizer.param_groups[0]["lr"] = learning_rate(config, trainer.step)
-    masked_source, references, audio_window, target = (x.to(trainer.device) for x in batch[:4])
+    rate = learning_rate(config, trainer.step)
+    masked_source, references, audio_window, target, sync_audio = (x.to(trainer.device) for x in batch[:5])
 
     with trainer.autocast():
         output = trainer.generator(masked_source, references, audio_window).float()
 
+    # What either discriminator looks at: frames, or a clip's frames in the channels.
+    views = {
+        "adversarial": lambda images: images,
+        "clip_adversarial": lambda images: images.unflatten(0, (-1, config.clip_length)).flatten(1, 2),
+    }
     if trainer.adversarial:
-        trainer.discriminator.requires_grad_(True)
-        with trainer.autocast():
-            real, fake = trainer.discriminator(target), trainer.discriminator(output.detach())
-        losses["discriminator"] = discriminator_loss(real, fake)
-        trainer.discriminator_optimizer.zero_grad(set_to_none=True)
-        losses["discriminator"].backward()
-        trainer.discriminator_optimizer.step()
+        trainer.discriminators.requires_grad_(True)
+        terms = []
+        for name, discriminator in trainer.discriminators.items():
+            with trainer.autocast():
+                real, fake = discriminator(views[name](target)), discriminator(views[name](output.detach()))
+            terms.append(discriminator_loss(real, fake))
+        losses["discriminator"] = sum(terms)
+        _descend(trainer.discriminator_optimizer, losses["discriminator"], rate)
 
     with trainer.autocast():
         if config.loss_weights["pixel"]:
@@ -181,17 +226,25 @@ def train_step(trainer: Trainer, batch: Batch) -> dict[str, float]:
         if config.loss_weights["perceptual"]:
             losses["perceptual"] = trainer.perceptual(output, target)
         if trainer.adversarial:
-            trainer.discriminator.requires_grad_(False)  # its gradients here would be thrown away
-            losses["adversarial"] = generator_loss(trainer.discriminator(output))
+            trainer.discriminators.requires_grad_(False)  # their gradients here would be thrown away
+            for name, discriminator in trainer.discriminators.items():
+                losses[name] = generator_loss(discriminator(views[name](output)))
+        if trainer.syncnet:
+            real = target if config.sync_target == "real" else None
+            losses["sync"] = sync_loss(trainer.syncnet, output, sync_audio, real)
     total = sum(config.loss_weights[name] * losses[name] for name in losses if name in config.loss_weights)
     values = {name: loss.item() for name, loss in losses.items()}
-    if not all(map(math.isfinite, values.values())):
-        raise UserError(f"step {trainer.step}: a loss is not finite: {values}; clips: {', '.join(batch.clip_ids)}")
-    trainer.generator_optimizer.zero_grad(set_to_none=True)
-    total.backward()
-    trainer.generator_optimizer.step()
+    check_finite(values, trainer.step, batch.clip_ids)
+    _descend(trainer.generator_optimizer, total, rate)
     trainer.step += 1
     return values
+
+
+def _descend(optimizer: torch.optim.Optimizer, loss: torch.Tensor, rate: float) -> None:
+    optimizer.param_groups[0]["lr"] = rate
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    optimizer.step()
 
 
 def validate(trainer: Trainer, samples: list, lpips: LPIPS) -> dict[str, float]:
@@ -245,15 +298,12 @@ def train(config: TrainConfig, data: Path, run_dir: Path, device: torch.device, 
     print(f"train: {describe(train_clips)}; validation: {describe(val_clips)}, {len(samples)} frames")
 
     if config.audio_warmup_steps and not resumed:
-        warm_up_audio(trainer, train_clips)
-    batches = TrainingBatches(
-        train_clips, config.batch_size, config.num_references, config.max_steps, config.seed, config.person_power
-    )
+        warm_up_audio(trainer, load_model(config.init_from).model.to(device), train_clips)
+    batches = _batches(config, train_clips)
     loader = DataLoader(batches, batch_size=None, sampler=range(trainer.step, config.max_steps))
     if trainer.step == 0:  # a run killed before its first save can be resumed too
         save_training_state(run_dir / "state.pt", trainer.state())
-    _drop_later_lines(run_dir / "log.jsonl", trainer.step)
-    writer = SummaryWriter(str(run_dir), purge_step=trainer.step + 1)
+    log = RunLog(run_dir, trainer.step)
     bar = tqdm(loader, total=config.max_steps, initial=trainer.step, unit="step", dynamic_ncols=True)
     held_out: dict[str, float] = {}
     for batch in bar:
@@ -263,19 +313,15 @@ def train(config: TrainConfig, data: Path, run_dir: Path, device: torch.device, 
         last = step == config.max_steps or out_of_time
         if step % config.log_every == 0:
             bar.set_postfix({name: f"{value:.3f}" for name, value in losses.items()})
-            for name, value in {**losses, "learning_rate": learning_rate(config, step)}.items():
-                writer.add_scalar(f"train/{name}", value, step)
-            _append(run_dir / "log.jsonl", {"step": step, **losses})
+            log.add("train", step, {**losses, "learning_rate": learning_rate(config, step)})
         if step % config.image_every == 0 or last:
-            writer.add_image(
+            log.writer.add_image(
                 "held out: masked source, 2 references, output, target", image_grid(trainer, pictured), step
             )
         if step % config.validate_every == 0 or last:
             metrics = validate(trainer, samples, lpips)
             held_out = {"step": step, **metrics}
-            for name, value in metrics.items():
-                writer.add_scalar(f"val/{name}", value, step)
-            _append(run_dir / "log.jsonl", held_out)
+            log.add("val", step, metrics)
             tqdm.write(f"step {step}: " + ", ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
         if step % config.save_every == 0 or last:
             save_training_state(run_dir / "state.pt", trainer.state())
@@ -284,61 +330,27 @@ def train(config: TrainConfig, data: Path, run_dir: Path, device: torch.device, 
             )
         if last:
             break
-    writer.close()
+    log.writer.close()
     done = trainer.step >= config.max_steps
     print(f"{'finished' if done else 'time is over'} at step {trainer.step}: {run_dir / 'generator.safetensors'}")
     if not done:
         print("continue with the same command and --resume")
 
 
-def describe(clips: list[Clip]) -> str:
-    """People, clips and minutes in words."""
-    minutes = sum(len(clip.frames) for clip in clips) / FPS / 60
-    return f"{len({clip.person for clip in clips})} people, {len(clips)} clips, {minutes:.1f} minutes"
+def _batches(config: TrainConfig, clips: list[Clip]) -> TrainingBatches:
+    return TrainingBatches(
+        clips,
+        config.batch_size,
+        config.num_references,
+        config.max_steps,
+        config.seed,
+        config.person_power,
+        config.clip_length,
+    )
 
 
 def _spread(items: list, count: int) -> list:
     return [items[i * len(items) // count] for i in range(min(count, len(items)))]
-
-
-def _drop_later_lines(path: Path, step: int) -> None:
-    """A killed run may have logged steps after its last state, and half a line: they come again."""
-    if path.exists():
-        lines = [line for line in read_jsonl(path) if line["step"] <= step]
-        partial = path.with_name(f"{path.name}.partial")
-        partial.write_text("".join(json.dumps(line) + "\n" for line in lines))
-        partial.replace(path)
-
-
-def _append(path: Path, line: dict[str, Any]) -> None:
-    with path.open("a") as file:
-        file.write(json.dumps(line) + "\n")
-
-
-def prepare_run_dir(run_dir: Path, config: TrainConfig, resume: bool) -> None:
-    """Create the run directory, or check that an existing one may be continued.
-
-    Raises:
-        UserError: it holds a run and `resume` is off, or one of another configuration, or none to resume.
-    """
-    saved = run_dir / "config.yaml"
-    if resume:
-        if not (run_dir / "state.pt").exists():
-            raise UserError(f"--resume: expected a run to continue, found no state.pt in {run_dir}")
-        before = load_config(saved)
-        if before != config:
-            changed = [f for f in vars(config) if getattr(before, f) != getattr(config, f)]
-            raise UserError(
-                f"--resume: {run_dir} was started with another {', '.join(changed)}; use init_from instead"
-            )
-        return
-    if (run_dir / "state.pt").exists():
-        raise UserError(f"--run-dir: {run_dir} holds a run already; add --resume to continue it or choose another")
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        saved.write_text(dump_config(config))
-    except OSError as error:
-        raise UserError(f"--run-dir: cannot write into {run_dir}: {error.strerror}") from None
 
 
 def dry_run(config: TrainConfig, data: Path, device: torch.device) -> None:
@@ -346,7 +358,7 @@ def dry_run(config: TrainConfig, data: Path, device: torch.device) -> None:
     trainer = Trainer.create(config, device)
     clips = load_clips(data, "train", config.mouth_size, config.audio_features)
     val_clips = load_clips(data, "val", config.mouth_size, config.audio_features)
-    batches = TrainingBatches(clips, config.batch_size, config.num_references, 3, config.seed)
+    batches = _batches(config, clips)
     for step in range(3):
         began = time.monotonic()
         losses = train_step(trainer, batches[step])

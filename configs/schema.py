@@ -1,28 +1,34 @@
-"""The typed schema of a training configuration: configs/base.yaml, a recipe that states its differences, flags."""
+"""The typed schema of training configurations: a base file, a recipe that states its differences, flags."""
 
 import math
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from types import UnionType
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
 
 from data_processing.audio_features import FEATURE_DIMS
+from data_processing.dataset import LIPS
 from data_processing.errors import UserError
+from models.syncnet import CLIP_LENGTH
 
-BASE = Path(__file__).with_name("base.yaml")
-LOSSES = ("pixel", "lips", "perceptual", "adversarial")
+LOSSES = ("pixel", "lips", "perceptual", "adversarial", "clip_adversarial", "sync")
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """One training run. Every field must be set by base.yaml or the recipe; unknown ones are refused.
+    """One training run of the generator. Every field must be set by base.yaml or the recipe; others are refused.
 
     mouth_size: S, side of the mouth box in crop pixels; num_references: reference frames a sample.
-    audio_features: what the dataset was prepared with, recorded in the checkpoint.
+    audio_features: what the dataset was prepared with, recorded in the checkpoint; or lips: the generator is driven
+        by the real lips' movements, to be taught to hear in a next run.
     person_power: how much long recordings of one person count (data_processing.dataset.TrainingBatches).
-    audio_warmup_steps: steps for which the audio encoder alone learns mouth shapes before anything else.
+    clip_length: consecutive frames a sample: 1 in the frame stage, 5 in the clip stage.
+    audio_warmup_steps: steps for which the audio encoder alone learns, before anything else, to give the codes that
+        the lips gave in `init_from`, which must be a generator driven by lips.
+    syncnet: checkpoint of train_syncnet.py, the judge of the sync loss, or null.
+    sync_target: what the generated mouths' score is drawn to: one (paper), or real, the score of the real mouths.
     learning_rate: Adam's, reached after warmup_steps and falling along a cosine to 0 at max_steps.
     loss_weights: weight of each loss, 0 leaves it out; the keys are the names in the log.
     adversarial_start: step from which the adversarial loss acts and the discriminator is trained.
@@ -36,7 +42,10 @@ class TrainConfig:
     num_references: int
     audio_features: str
     person_power: float
+    clip_length: int
     audio_warmup_steps: int
+    syncnet: str | None
+    sync_target: str
     batch_size: int
     max_steps: int
     learning_rate: float
@@ -54,29 +63,65 @@ class TrainConfig:
     val_frames: int
 
 
-def load_config(path: Path, overrides: dict[str, Any] | None = None) -> TrainConfig:
-    """Read a recipe over base.yaml and under `overrides` (None values left out); loss weights merge one by one.
+@dataclass(frozen=True)
+class SyncNetConfig:
+    """One training run of SyncNet; as TrainConfig, over base_syncnet.yaml.
+
+    negative_gap: frames, at least, between a moment and the wrong sound taken from the same clip.
+    shape_warmup_steps: steps for which both encoders learn mouth shapes, through heads that are thrown away, before
+    they are asked whether these agree.
+    weight_decay: AdamW's.
+    """
+
+    seed: int
+    mouth_size: int
+    audio_features: str
+    person_power: float
+    negative_gap: int
+    shape_warmup_steps: int
+    batch_size: int
+    max_steps: int
+    learning_rate: float
+    warmup_steps: int
+    weight_decay: float
+    precision: str
+    channels_last: bool
+    init_from: str | None
+    log_every: int
+    validate_every: int
+    save_every: int
+
+
+FOLDER = Path(__file__).parent
+BASES = {TrainConfig: FOLDER / "base.yaml", SyncNetConfig: FOLDER / "base_syncnet.yaml"}
+MAY_BE_ZERO = ("seed", "warmup_steps", "audio_warmup_steps", "shape_warmup_steps", "adversarial_start")
+Config = TypeVar("Config", TrainConfig, SyncNetConfig)
+
+
+def load_config(path: Path, overrides: dict[str, Any] | None = None, kind: type[Config] = TrainConfig) -> Config:
+    """Read a recipe over the base file of its kind and under `overrides` (None values left out); loss weights merge
+    one by one.
 
     Raises:
         UserError: unreadable YAML, unknown or missing keys, wrong types, values out of range; all named.
     """
-    base, recipe = _read(BASE), _read(path)
+    base, recipe = _read(BASES[kind]), _read(path)
     if isinstance(recipe.get("loss_weights"), dict):
         recipe["loss_weights"] = base["loss_weights"] | recipe["loss_weights"]
     values = base | recipe | {k: v for k, v in (overrides or {}).items() if v is not None}
-    types = get_type_hints(TrainConfig)
+    types = get_type_hints(kind)
     unknown = sorted(map(str, values.keys() - types.keys()))
     missing = sorted(types.keys() - values.keys())
     if unknown or missing:
         raise UserError(f"--config {path}: unknown keys: {unknown or 'none'}; missing keys: {missing or 'none'}")
     for name, value in values.items():
         values[name] = _checked(path, name, value, types[name])
-    config = TrainConfig(**values)
+    config = kind(**values)
     _check_ranges(path, config)
     return config
 
 
-def dump_config(config: TrainConfig) -> str:
+def dump_config(config: TrainConfig | SyncNetConfig) -> str:
     """The resolved configuration as YAML that `load_config` reads back."""
     return yaml.safe_dump(asdict(config), sort_keys=False)
 
@@ -110,32 +155,54 @@ def _checked(path: Path, name: str, value: Any, kind: Any) -> Any:
     return value
 
 
-def _check_ranges(path: Path, config: TrainConfig) -> None:
+def _check_ranges(path: Path, config: TrainConfig | SyncNetConfig) -> None:
+    known = [*FEATURE_DIMS, LIPS] if isinstance(config, TrainConfig) else [*FEATURE_DIMS]
     checks = {
         "mouth_size": (config.mouth_size > 0 and config.mouth_size % 32 == 0, "a multiple of 32"),
         "learning_rate": (0 < config.learning_rate < math.inf, "a number above 0"),
-        "audio_features": (config.audio_features in FEATURE_DIMS, f"one of {', '.join(FEATURE_DIMS)}"),
+        "audio_features": (config.audio_features in known, f"one of {', '.join(known)}"),
         "precision": (config.precision in ("bf16", "fp32"), "bf16 or fp32"),
-        "loss_weights": (
-            set(config.loss_weights) == set(LOSSES)
-            and all(0 <= weight < math.inf for weight in config.loss_weights.values())
-            and config.loss_weights["pixel"] + config.loss_weights["perceptual"] > 0,
-            f"the keys {', '.join(LOSSES)}, none below 0, and pixel or perceptual above it",
-        ),
-        "adam_betas": (
-            len(config.adam_betas) == 2 and all(0 <= beta < 1 for beta in config.adam_betas),
-            "two numbers from 0 to below 1",
-        ),
     }
+    if isinstance(config, TrainConfig):
+        weights = config.loss_weights
+        checks |= {
+            "loss_weights": (
+                set(weights) == set(LOSSES)
+                and all(0 <= weight < math.inf for weight in weights.values())
+                and weights["pixel"] + weights["perceptual"] > 0,
+                f"the keys {', '.join(LOSSES)}, none below 0, and pixel or perceptual above it",
+            ),
+            "adam_betas": (
+                len(config.adam_betas) == 2 and all(0 <= beta < 1 for beta in config.adam_betas),
+                "two numbers from 0 to below 1",
+            ),
+            "sync_target": (config.sync_target in ("one", "real"), "one or real"),
+        }
     for field in fields(config):
         if field.type is int:
-            lowest = 0 if field.name in ("seed", "warmup_steps", "audio_warmup_steps", "adversarial_start") else 1
+            lowest = 0 if field.name in MAY_BE_ZERO else 1
             checks.setdefault(field.name, (getattr(config, field.name) >= lowest, f"{lowest} or more"))
     for name, (good, expected) in checks.items():
         if not good:
             raise UserError(f"--config {path}: {name}: expected {expected}, found {getattr(config, name)!r}")
-    if config.mouth_size < 64 and config.loss_weights["adversarial"]:
+    if isinstance(config, TrainConfig):
+        _check_losses(path, config)
+
+
+def _check_losses(path: Path, config: TrainConfig) -> None:
+    """What one value asks of another."""
+    weights = config.loss_weights
+    if config.mouth_size < 64 and (weights["adversarial"] or weights["clip_adversarial"]):
         raise UserError(
-            f"--config {path}: mouth_size: expected at least 64 with the adversarial loss (its discriminator takes "
+            f"--config {path}: mouth_size: expected at least 64 with an adversarial loss (its discriminator takes "
             f"no smaller crops), found {config.mouth_size}"
+        )
+    if config.clip_length != CLIP_LENGTH and (weights["clip_adversarial"] or weights["sync"]):
+        raise UserError(
+            f"--config {path}: clip_length: expected {CLIP_LENGTH} with the clip discriminator or the sync loss, "
+            f"found {config.clip_length}"
+        )
+    if weights["sync"] and not config.syncnet:
+        raise UserError(
+            f"--config {path}: syncnet: expected a checkpoint of train_syncnet.py with the sync loss, found null"
         )

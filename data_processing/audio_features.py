@@ -51,12 +51,13 @@ def count_frames(waveform: np.ndarray) -> int:
     return max(1, -(-len(waveform) // SAMPLES_PER_FRAME))
 
 
-def windows(features: np.ndarray, indices: np.ndarray) -> np.ndarray:
-    """Audio windows of the frames `indices` (B,): features (T, D) -> (B, D, 5), columns t−2 … t+2.
+def windows(features: np.ndarray, indices: np.ndarray, radius: int = WINDOW_RADIUS) -> np.ndarray:
+    """Audio windows of the frames `indices` (B,): features (T, D) -> (B, D, 2·radius + 1), columns t ± radius.
 
-    Before the first row and after the last, that row is repeated.
+    Before the first row and after the last, that row is repeated. The default radius of 2 gives the audio window
+    of a frame.
     """
-    offsets = np.arange(-WINDOW_RADIUS, WINDOW_RADIUS + 1)
+    offsets = np.arange(-radius, radius + 1)
     rows = np.clip(np.asarray(indices)[:, None] + offsets, 0, len(features) - 1)
     return features[rows].transpose(0, 2, 1)
 

@@ -6,7 +6,7 @@ is a pure function of (seed, step), so a resumed run sees exactly what an unbrok
 
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import cpu_count, sysconf
 from pathlib import Path
 from typing import NamedTuple
@@ -17,12 +17,16 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from data_processing.audio_features import windows
+from data_processing.audio_features import FEATURE_DIMS, WINDOW_RADIUS, windows
 from data_processing.errors import UserError
 from data_processing.geometry import crop_size, mouth_box, mouth_size_of
+from data_processing.landmarks import lip_features
 from data_processing.prepare import read_jsonl
 from data_processing.video import read_frames
 
+SYNC_RADIUS = 4  # steps of audio features before and after the middle one of the five frames SyncNet judges
+LIPS = "lips"  # in place of audio features: the real lips' own movements, which nothing needs to guess
+LIP_FEATURES = 29
 REFERENCE_GAP = 5  # frames: references nearer to the drawn frame than this would show the answer
 
 
@@ -37,10 +41,15 @@ class Clip:
     landmarks: np.ndarray
 
 
-class Batch(NamedTuple):
-    """Training samples; images are RGB in [0, 1].
+# One sample: clip, index or indices of its frames, indices of its references, gain, bias, mirrored.
+Sample = tuple[Clip, int | np.ndarray, np.ndarray, float, float, bool]
 
-    masked_source, target: (B, 3, H, W); references: (B, 3N, H, W); audio_window: (B, D, 5).
+
+class Batch(NamedTuple):
+    """B clips of T consecutive frames, T = 1 in the frame stage; images are RGB in [0, 1].
+
+    masked_source, target: (B·T, 3, H, W), the frames of a clip one after another; audio_window: (B·T, D, 5).
+    references: (B, 3N, H, W); sync_audio: (B, D, T + 4), the audio windows of a clip's frames together.
     clip_ids: B names, for messages.
     """
 
@@ -48,11 +57,24 @@ class Batch(NamedTuple):
     references: torch.Tensor
     audio_window: torch.Tensor
     target: torch.Tensor
+    sync_audio: torch.Tensor
+    clip_ids: list[str]
+
+
+class SyncBatch(NamedTuple):
+    """Mouths with their own sound and with a wrong one.
+
+    mouths: (B, 15, S, S), five frames each, RGB in [0, 1]; matched, mismatched: (B, D, 9); clip_ids: B names.
+    """
+
+    mouths: torch.Tensor
+    matched: torch.Tensor
+    mismatched: torch.Tensor
     clip_ids: list[str]
 
 
 def load_clips(data: Path, split: str, mouth_size: int, audio_features: str) -> list[Clip]:
-    """Decode one split ('train' or 'val') of a prepared dataset into memory.
+    """Decode one split ('train' or 'val') of a prepared dataset into memory; features may be LIPS.
 
     Raises:
         UserError: not a prepared dataset, other features than asked for, an empty split, or a clip that cannot
@@ -69,7 +91,7 @@ def load_clips(data: Path, split: str, mouth_size: int, audio_features: str) -> 
             f"--data: {data} has no clip in its {split} split; prepare more people or raise --val-percent"
         )
     other = {line["audio_features"] for line in lines} - {audio_features}
-    if other:
+    if other and audio_features != LIPS:
         raise UserError(
             f"--data: {data} holds {', '.join(other)} features, the configuration asks for {audio_features}"
         )
@@ -83,7 +105,10 @@ def load_clips(data: Path, split: str, mouth_size: int, audio_features: str) -> 
         )
     with ThreadPoolExecutor(cpu_count()) as pool:  # decoding leaves Python's lock
         loaded = pool.map(lambda line: _load_clip(data, line, mouth_size), lines)
-        return list(tqdm(loaded, total=len(lines), unit="clip", desc=f"loading {split}"))
+        clips = list(tqdm(loaded, total=len(lines), unit="clip", desc=f"loading {split}"))
+    if audio_features == LIPS:
+        clips = [replace(clip, features=lip_features(clip.landmarks)) for clip in clips]
+    return clips
 
 
 def _load_clip(data: Path, line: dict, mouth_size: int) -> Clip:
@@ -110,10 +135,18 @@ def _load_clip(data: Path, line: dict, mouth_size: int) -> Clip:
     return Clip(line["id"], line["person"], frames, features, landmarks)
 
 
-def reference_indices(rng: np.random.Generator, num_frames: int, index: int, count: int) -> np.ndarray:
-    """`count` random frames of a clip, at least REFERENCE_GAP from frame `index` where the clip is long enough."""
+def feature_dim(name: str) -> int:
+    """Features per frame, of a sound or of LIPS."""
+    return LIP_FEATURES if name == LIPS else FEATURE_DIMS[name]
+
+
+def reference_indices(
+    rng: np.random.Generator, num_frames: int, indices: int | np.ndarray, count: int
+) -> np.ndarray:
+    """`count` random frames of a clip, at least REFERENCE_GAP from the frames `indices` where that can be."""
     candidates = np.arange(num_frames)
-    apart = candidates[np.abs(candidates - index) >= REFERENCE_GAP]
+    distance = np.abs(candidates[:, None] - np.atleast_1d(indices)).min(axis=1)
+    apart = candidates[distance >= REFERENCE_GAP]
     candidates = apart if len(apart) >= count else candidates
     return rng.choice(candidates, count, replace=len(candidates) < count)
 
@@ -136,17 +169,15 @@ class TrainingBatches(torch.utils.data.Dataset):
         num_steps: int,
         seed: int,
         person_power: float = 1.0,
+        clip_length: int = 1,
     ) -> None:
         self.clips = clips
         self.batch_size = batch_size
         self.num_references = num_references
         self.num_steps = num_steps
         self.seed = seed
-        frames_of = Counter()
-        for clip in clips:
-            frames_of[clip.person] += len(clip.frames)
-        weights = np.array([len(clip.frames) * frames_of[clip.person] ** (person_power - 1) for clip in clips])
-        self.probabilities = weights / weights.sum()
+        self.clip_length = clip_length
+        self.probabilities = draw_probabilities(clips, person_power)
 
     def __len__(self) -> int:
         return self.num_steps
@@ -156,32 +187,123 @@ class TrainingBatches(torch.utils.data.Dataset):
         samples = []
         for number in rng.choice(len(self.clips), self.batch_size, p=self.probabilities):
             clip = self.clips[number]
-            index = int(rng.integers(len(clip.frames)))
-            references = reference_indices(rng, len(clip.frames), index, self.num_references)
-            gain, bias, mirror = rng.uniform(0.85, 1.15), rng.uniform(-0.06, 0.06), rng.random() < 0.5
-            samples.append((clip, index, references, gain, bias, mirror))
+            indices = rng.integers(len(clip.frames) - self.clip_length + 1) + np.arange(self.clip_length)
+            references = reference_indices(rng, len(clip.frames), indices, self.num_references)
+            samples.append((clip, indices, references, *random_looks(rng)))
         return make_batch(samples)
 
 
-def make_batch(samples: list[tuple[Clip, int, np.ndarray, float, float, bool]]) -> Batch:
-    """Stack (clip, frame index, reference indices, gain, bias, mirrored) into a batch."""
-    targets, references, audio = [], [], []
-    for clip, index, reference, gain, bias, mirror in samples:
-        images = clip.frames[[index, *reference]].astype(np.float32) / 255
-        images = np.clip(images * gain + bias, 0, 1)
-        images = images[:, :, ::-1] if mirror else images
-        images = images.transpose(0, 3, 1, 2)
-        targets.append(images[0])
-        references.append(images[1:].reshape(-1, *images.shape[2:]))
-        audio.append(windows(clip.features, np.array([index]))[0])
-    target = torch.from_numpy(np.stack(targets))
+class SyncBatches(torch.utils.data.Dataset):
+    """Item k is the batch of SyncNet's step k: random moments, each with its own sound and with a wrong one.
+
+    The wrong sound is, in equal shares, from elsewhere in the same clip, `negative_gap` frames away or more, and
+    from another person; the first teaches the moment, the second the voice's independence of the face. Mouths are
+    mirrored and changed in brightness as in TrainingBatches, and moved by up to S/16 pixels.
+    """
+
+    def __init__(
+        self,
+        clips: list[Clip],
+        batch_size: int,
+        num_steps: int,
+        seed: int,
+        negative_gap: int,
+        person_power: float = 1.0,
+    ) -> None:
+        self.clips = clips
+        self.batch_size = batch_size
+        self.num_steps = num_steps
+        self.seed = seed
+        self.negative_gap = negative_gap
+        self.probabilities = draw_probabilities(clips, person_power)
+
+    def __len__(self) -> int:
+        return self.num_steps
+
+    def __getitem__(self, step: int) -> SyncBatch:
+        rng = np.random.default_rng((self.seed, step))
+        mouths, matched, mismatched, ids = [], [], [], []
+        for number in rng.choice(len(self.clips), self.batch_size, p=self.probabilities):
+            clip = self.clips[number]
+            middle = int(rng.integers(2, len(clip.frames) - 2))
+            wrong_clip, wrong_middle = self._wrong(rng, clip, middle)
+            reach = mouth_size_of(clip.frames.shape[1]) // 16
+            mouths.append(mouth_stack(clip, middle, *random_looks(rng), *rng.integers(-reach, reach + 1, 2)))
+            matched.append(windows(clip.features, np.array([middle]), SYNC_RADIUS)[0])
+            mismatched.append(windows(wrong_clip.features, np.array([wrong_middle]), SYNC_RADIUS)[0])
+            ids.append(clip.id)
+        return SyncBatch(*(torch.from_numpy(np.stack(x)) for x in (mouths, matched, mismatched)), ids)
+
+    def _wrong(self, rng: np.random.Generator, clip: Clip, middle: int) -> tuple[Clip, int]:
+        candidates = np.arange(2, len(clip.frames) - 2)
+        candidates = candidates[np.abs(candidates - middle) >= self.negative_gap]
+        if len(candidates) and rng.random() < 0.5:
+            return clip, int(rng.choice(candidates))
+        others = np.array([other.person != clip.person for other in self.clips])
+        if not others.any():  # a dataset of one person: any other moment has to do
+            others[:] = True
+        weights = np.where(others, self.probabilities, 0)
+        other = self.clips[rng.choice(len(self.clips), p=weights / weights.sum())]
+        return other, int(rng.integers(2, len(other.frames) - 2))
+
+
+def draw_probabilities(clips: list[Clip], person_power: float) -> np.ndarray:
+    """(number of clips,) probabilities with which clips are drawn: of a person ∝ (their frames) ** person_power."""
+    frames_of = Counter()
+    for clip in clips:
+        frames_of[clip.person] += len(clip.frames)
+    weights = np.array([len(clip.frames) * frames_of[clip.person] ** (person_power - 1) for clip in clips])
+    return weights / weights.sum()
+
+
+def random_looks(rng: np.random.Generator) -> tuple[float, float, bool]:
+    """Gain, bias and whether to mirror."""
+    return rng.uniform(0.85, 1.15), rng.uniform(-0.06, 0.06), rng.random() < 0.5
+
+
+def make_batch(samples: list[Sample]) -> Batch:
+    """Stack samples, all of as many frames, into a batch."""
+    targets, references, audio, sync_audio = [], [], [], []
+    for clip, indices, reference, gain, bias, mirror in samples:
+        indices = np.atleast_1d(indices)
+        images = _changed(clip.frames[[*indices, *reference]], gain, bias, mirror)
+        targets.append(images[: len(indices)])
+        references.append(images[len(indices) :].reshape(-1, *images.shape[2:]))
+        audio.append(windows(clip.features, indices))
+        middle = indices[len(indices) // 2]
+        sync_audio.append(windows(clip.features, np.array([middle]), WINDOW_RADIUS + len(indices) // 2)[0])
+    target = torch.from_numpy(np.concatenate(targets))
     return Batch(
         mask_mouth(target),
         torch.from_numpy(np.stack(references)),
-        torch.from_numpy(np.stack(audio)),
+        torch.from_numpy(np.concatenate(audio)),
         target,
+        torch.from_numpy(np.stack(sync_audio)),
         [sample[0].id for sample in samples],
     )
+
+
+def _changed(frames: np.ndarray, gain: float, bias: float, mirror: bool) -> np.ndarray:
+    """uint8 (T, H, W, 3) -> float32 (T, 3, H, W) in [0, 1] with other looks."""
+    images = np.clip(frames.astype(np.float32) / 255 * gain + bias, 0, 1)
+    images = images[:, :, ::-1] if mirror else images
+    return images.transpose(0, 3, 1, 2)
+
+
+def mouth_stack(
+    clip: Clip,
+    middle: int,
+    gain: float = 1.0,
+    bias: float = 0.0,
+    mirror: bool = False,
+    down: int = 0,
+    right: int = 0,
+) -> np.ndarray:
+    """The mouth boxes, moved by some pixels, of five frames around frame `middle`: (15, S, S) float32 in [0, 1]."""
+    rows, columns = mouth_box(mouth_size_of(clip.frames.shape[1]))
+    rows, columns = slice(rows.start + down, rows.stop + down), slice(columns.start + right, columns.stop + right)
+    frames = clip.frames[middle - 2 : middle + 3, rows, columns]
+    return np.ascontiguousarray(_changed(frames, gain, bias, mirror).reshape(-1, *frames.shape[1:3]))
 
 
 def mask_mouth(images: torch.Tensor) -> torch.Tensor:

@@ -121,6 +121,21 @@ def mouth_shape(points: np.ndarray) -> np.ndarray:
     return (shape - shape.mean(axis=0)).astype(np.float32)
 
 
+def lip_features(points: np.ndarray) -> np.ndarray:
+    """What the lips do, as features in place of a sound's: (T, 68, 2) -> (T, 29) float32, mostly within [-3, 3].
+
+    Heights, widths and openings of lips and chin from `mouth_shape`, left and right averaged, so that a mirrored
+    face has the same.
+    """
+    shape = mouth_shape(points)
+    x, y = (dict(zip([*range(48, 68), *range(6, 11)], part.T, strict=True)) for part in np.split(shape, 2, axis=1))
+    pairs = [(48, 54), (49, 53), (50, 52), (60, 64), (61, 63), (67, 65), (59, 55), (58, 56), (7, 9), (6, 10)]
+    heights = [(y[left] + y[right]) / 2 for left, right in pairs] + [y[middle] for middle in (51, 62, 66, 57, 8)]
+    widths = [x[right] - x[left] for left, right in pairs]
+    openings = [y[66] - y[62], y[57] - y[51], (y[67] + y[65] - y[61] - y[63]) / 2, y[8] - y[57]]
+    return np.clip(20 * np.stack([*heights, *widths, *openings], axis=1), -3, 3).astype(np.float32)
+
+
 class _CutDetector:
     """Says whether a frame starts a new shot, by the change of a small grey picture."""
 

@@ -82,8 +82,8 @@ class AdaAT(nn.Module):
 
     def forward(self, features: torch.Tensor, code: torch.Tensor) -> torch.Tensor:
         """Warp `features` (B, C, H, W) by the transforms of `code` (B, code_dim), keeping type and layout."""
-        # In float32 or better even under autocast: the 8 bits of bfloat16 would put positions off by a good part of a
-        # sample, and 16-bit grid_sample is slower on CPUs.
+        # In float32 at least, even under autocast: the 8 bits of bfloat16 would put positions off by a good part
+        # of a sample, and 16-bit grid_sample is slower on CPUs.
         with torch.autocast(features.device.type, enabled=False):
             exact = torch.promote_types(features.dtype, torch.float32)
             planes = features.to(exact)

@@ -1,11 +1,15 @@
 """Convolution blocks shared by the networks, in one and two dimensions."""
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 CONV = {1: nn.Conv1d, 2: nn.Conv2d}
-NORM = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d}
+# Statistics over the last hundred batches or so: ten, PyTorch's default, are a few dozen people on a small machine,
+# and what a generator draws after training would depend on who these were.
+NORM = {1: partial(nn.BatchNorm1d, momentum=0.02), 2: partial(nn.BatchNorm2d, momentum=0.02)}
 
 
 class ConvBlock(nn.Module):

@@ -17,6 +17,7 @@ import torch
 
 from data_processing.errors import UserError
 from models.dinet import DINet, DINetConfig
+from models.syncnet import SyncNet
 
 # Where the modules of DINet are called otherwise in the authors' checkpoint: ours, theirs.
 OFFICIAL_NAMES = {
@@ -33,9 +34,13 @@ OFFICIAL_NAMES = {
 }
 
 
+# Kinds of released models, as they are marked in their files and called in messages.
+NAMES = {"dinet": "a DINet generator", "syncnet": "a SyncNet"}
+
+
 @dataclass(frozen=True)
 class LoadedModel:
-    """A generator and what has to be known to use it.
+    """A network and what has to be known to use it.
 
     model: in float32, in evaluation mode.
     audio_features: name of the audio features it was trained with.
@@ -43,7 +48,7 @@ class LoadedModel:
     info: notes on the training.
     """
 
-    model: DINet
+    model: DINet | SyncNet
     audio_features: str
     mouth_size: int
     info: dict[str, Any]
@@ -51,7 +56,7 @@ class LoadedModel:
 
 def save_model(
     path: str | Path,
-    model: DINet,
+    model: DINet | SyncNet,
     *,
     audio_features: str,
     mouth_size: int,
@@ -66,25 +71,30 @@ def save_model(
     if half:
         # Biases and batch norms are next to nothing in size, and variances can leave the range of float16.
         tensors = {name: tensor.half() if tensor.ndim > 1 else tensor for name, tensor in tensors.items()}
+    kind = "dinet" if isinstance(model, DINet) else "syncnet"
     description = {
-        "config": asdict(model.config),
+        "config": asdict(model.config) if kind == "dinet" else {"audio_dim": model.audio_dim},
         "audio_features": audio_features,
         "mouth_size": mouth_size,
         "info": info,
     }
-    content = safetensors.torch.save(tensors, metadata={"dinet": json.dumps(description)})
+    content = safetensors.torch.save(tensors, metadata={kind: json.dumps(description)})
     _write_atomically(Path(path), lambda file: file.write(content))
 
 
-def load_model(path: str | Path, device: str | torch.device = "cpu") -> LoadedModel:
-    """Load a model saved by `save_model`, or the authors' released checkpoint (`.pth`), onto `device`.
+def load_model(path: str | Path, device: str | torch.device = "cpu", kind: str = "dinet") -> LoadedModel:
+    """Load a model of a kind ("dinet" or "syncnet") saved by `save_model` onto `device`.
+
+    As "dinet" the authors' released checkpoint (`.pth`) is taken too.
 
     Raises UserError if the file is missing or is neither, or its tensors are not exactly those of the model.
     """
     path = Path(path)
     # A safetensors file is the length of its header in 8 bytes, then the header in JSON.
     is_safetensors = _start_of(path)[8:9] == b"{"
-    loaded = _load_released(path) if is_safetensors else _load_official(path)
+    if not is_safetensors and kind != "dinet":
+        raise UserError(f"{path}: expected {NAMES[kind]} (.safetensors), found another file")
+    loaded = _load_released(path, kind) if is_safetensors else _load_official(path)
     loaded.model.eval().to(device)
     return loaded
 
@@ -104,29 +114,30 @@ def load_training_state(path: str | Path) -> dict[str, Any]:
     return _torch_load(path, "a training state")
 
 
-def _load_released(path: Path) -> LoadedModel:
+def _load_released(path: Path, kind: str) -> LoadedModel:
+    name = NAMES[kind]
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
     except (safetensors.SafetensorError, OSError) as error:
-        raise UserError(f"{path}: expected a DINet model, found a damaged safetensors file: {error}") from error
-    if "dinet" not in metadata:
-        raise UserError(f"{path}: expected a DINet model, found a safetensors file of something else")
+        raise UserError(f"{path}: expected {name}, found a damaged safetensors file: {error}") from error
+    if kind not in metadata:
+        found = next((NAMES[other] for other in NAMES if other in metadata), "a safetensors file of something else")
+        raise UserError(f"{path}: expected {name}, found {found}")
     try:
-        description = json.loads(metadata["dinet"])
-        config = DINetConfig(**description["config"])
-        loaded = LoadedModel(
-            DINet(config), description["audio_features"], description["mouth_size"], description["info"]
-        )
+        description = json.loads(metadata[kind])
+        config = description["config"]
+        model = DINet(DINetConfig(**config)) if kind == "dinet" else SyncNet(**config)
+        loaded = LoadedModel(model, description["audio_features"], description["mouth_size"], description["info"])
     except (ValueError, KeyError, TypeError, RuntimeError) as error:
-        raise UserError(f"{path}: expected the description of a DINet model, found {error!r} in it") from error
-    _load_strictly(path, loaded.model, tensors, {name: name for name in loaded.model.state_dict()})
+        raise UserError(f"{path}: expected the description of {name}, found {error!r} in it") from error
+    _load_strictly(path, name, loaded.model, tensors, {key: key for key in loaded.model.state_dict()})
     return loaded
 
 
 def _load_official(path: Path) -> LoadedModel:
-    expected = "a DINet model (.safetensors) or the authors' checkpoint (.pth)"
+    expected = "a DINet generator (.safetensors) or the authors' checkpoint (.pth)"
     content = _torch_load(path, expected)
     try:
         tensors = {name.removeprefix("module."): t for name, t in content["state_dict"]["net_g"].items()}
@@ -134,7 +145,9 @@ def _load_official(path: Path) -> LoadedModel:
         found = _first([str(key) for key in content]) or "nothing"
         raise UserError(f"{path}: expected {expected}, found no 'net_g' in 'state_dict' but {found}") from None
     model = DINet(DINetConfig(official_grid=True))
-    _load_strictly(path, model, tensors, {name: _official_name(name) for name in model.state_dict()})
+    _load_strictly(
+        path, NAMES["dinet"], model, tensors, {name: _official_name(name) for name in model.state_dict()}
+    )
     info = {"source": "the authors' released checkpoint"}
     return LoadedModel(model, audio_features="deepspeech", mouth_size=256, info=info)
 
@@ -146,7 +159,9 @@ def _official_name(name: str) -> str:
     return name  # audio_encoder
 
 
-def _load_strictly(path: Path, model: DINet, tensors: dict[str, Any], name_in_file: dict[str, str]) -> None:
+def _load_strictly(
+    path: Path, expected: str, model: DINet | SyncNet, tensors: dict[str, Any], name_in_file: dict[str, str]
+) -> None:
     """Fill `model` with exactly `tensors`; `name_in_file` maps the name of each in the model to the file's."""
     problems = []
     if missing := [name for name in name_in_file.values() if name not in tensors]:
@@ -161,7 +176,7 @@ def _load_strictly(path: Path, model: DINet, tensors: dict[str, Any], name_in_fi
             problems.append(f"{name} of shape {found} instead of {tuple(own[ours].shape)}")
             break
     if problems:
-        raise UserError(f"{path}: expected the tensors of a DINet generator, found {'; '.join(problems)}")
+        raise UserError(f"{path}: expected the tensors of {expected}, found {'; '.join(problems)}")
     model.load_state_dict({ours: tensors[name] for ours, name in name_in_file.items()})
 
 

@@ -89,7 +89,8 @@ class DINet(nn.Module):
 
         Args:
             masked_source: (B, 3, H, W), the mouth box set to 0.
-            references: (B, 3N, H, W), the N reference frames stacked in the channels.
+            references: (B/k, 3N, H, W), the N reference frames stacked in the channels; each serves k consecutive
+                frames of the batch.
             audio_window: (B, D, 5), audio features around each frame.
 
         Returns:
@@ -109,11 +110,12 @@ class DINet(nn.Module):
     def generate(
         self, masked_source: torch.Tensor, references: ReferenceFeatures, audio_window: torch.Tensor
     ) -> torch.Tensor:
-        """`forward` with encoded references; if these have B = 1, they serve every frame of the batch."""
+        """`forward` with encoded references (B/k, …); each serves k consecutive frames of the batch."""
         _check_image("masked_source", masked_source, 3)
         batch, _, height, width = masked_source.shape
-        if references.encoded.shape[0] not in (1, batch):
-            raise ValueError(f"references: expected a batch of 1 or {batch}, got {references.encoded.shape[0]}")
+        num_references = references.encoded.shape[0]
+        if num_references == 0 or batch % num_references:
+            raise ValueError(f"references: expected a batch that divides {batch}, got {num_references}")
         if references.encoded.shape[2:] != (height // 4, width // 4):
             found = tuple(4 * size for size in references.encoded.shape[2:])
             raise ValueError(f"references: expected the source's size {(height, width)}, got {found}")
@@ -121,7 +123,7 @@ class DINet(nn.Module):
             expected = (batch, self.config.audio_dim, AUDIO_WINDOW)
             raise ValueError(f"audio_window: expected {expected}, got {tuple(audio_window.shape)}")
 
-        references = ReferenceFeatures(*(part.expand(batch, -1, -1, -1) for part in references))
+        references = ReferenceFeatures(*(_repeat(part, batch // num_references) for part in references))
         source = self.source_encoder(masked_source)
         code = torch.cat(self.codes(source, references, audio_window), dim=1)
         deformed = self.appearance_after(self.deform(references, code))
@@ -145,6 +147,11 @@ def _image_encoder(in_channels: int) -> nn.Sequential:
     return nn.Sequential(
         ConvBlock(in_channels, 64, 7), ConvBlock(64, 128, 3, stride=2), ConvBlock(128, 256, 3, stride=2)
     )
+
+
+def _repeat(features: torch.Tensor, times: int) -> torch.Tensor:
+    """(B, C, H, W) -> (B·times, C, H, W), each entry `times` times after itself; not copied where B is 1."""
+    return features[:, None].expand(-1, times, -1, -1, -1).flatten(0, 1)
 
 
 def _check_image(name: str, image: torch.Tensor, channels: int) -> None:

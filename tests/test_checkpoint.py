@@ -12,6 +12,7 @@ from golden import golden_state
 from data_processing.errors import UserError
 from models.checkpoint import load_model, load_training_state, save_model, save_training_state
 from models.dinet import DINet, DINetConfig
+from models.syncnet import SyncNet
 
 ABOUT = {"audio_features": "phoneme", "mouth_size": 64, "info": {"steps": 100, "loss": 0.5, "data": ["a", "b"]}}
 
@@ -108,7 +109,25 @@ def test_own_import_is_strict(tmp_path: Path, model: DINet) -> None:
 
     for wrong in ("not JSON", "{}", "[]", '{"config": {"colour": 1}}', metadata["dinet"].replace("44", '"44"')):
         safetensors.torch.save_file(tensors, path, {"dinet": wrong})
-        assert_user_error(lambda: load_model(path), str(path), "expected the description of a DINet model")
+        assert_user_error(lambda: load_model(path), str(path), "expected the description of a DINet generator")
+
+
+def test_syncnet_round_trip_and_kinds(tmp_path: Path, model: DINet) -> None:
+    torch.manual_seed(0)
+    syncnet = SyncNet(44)
+    save_model(tmp_path / "judge", syncnet, **ABOUT, half=False)
+    save_model(tmp_path / "generator", model, **ABOUT)
+    loaded = load_model(tmp_path / "judge", kind="syncnet")
+    assert (loaded.audio_features, loaded.mouth_size) == (ABOUT["audio_features"], ABOUT["mouth_size"])
+    assert not loaded.model.training
+    for name, tensor in syncnet.state_dict().items():
+        assert torch.equal(loaded.model.state_dict()[name], tensor), name
+    assert_user_error(lambda: load_model(tmp_path / "judge"), "expected a DINet generator, found a SyncNet")
+    assert_user_error(
+        lambda: load_model(tmp_path / "generator", kind="syncnet"), "expected a SyncNet, found a DINet generator"
+    )
+    (tmp_path / "text").write_text("just some text\n" * 100)
+    assert_user_error(lambda: load_model(tmp_path / "text", kind="syncnet"), "expected a SyncNet (.safetensors)")
 
 
 class RunsCode:

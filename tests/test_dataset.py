@@ -12,10 +12,12 @@ import torch
 from data_processing.dataset import (
     REFERENCE_GAP,
     Clip,
+    SyncBatches,
     TrainingBatches,
     load_clips,
     make_batch,
     mask_mouth,
+    mouth_stack,
     reference_indices,
 )
 from data_processing.errors import UserError
@@ -133,7 +135,7 @@ def test_make_batch():
     assert batch.target.shape == batch.masked_source.shape == (2, 3, 26, 20)
     assert batch.references.shape == (2, 9, 26, 20)
     assert batch.audio_window.shape == (2, 29, 5)
-    assert all(part.dtype == torch.float32 for part in batch[:4])
+    assert all(part.dtype == torch.float32 for part in batch[:5])
     assert batch.clip_ids == ["clip0", "clip1"]
 
     columns = torch.arange(20) / 255
@@ -146,6 +148,25 @@ def test_make_batch():
             assert torch.allclose(batch.references[sample, 3 * n + 1], order.expand(26, 20))
     rows = 10 * torch.tensor([[10, 11, 12, 13, 14], [0, 0, 0, 1, 2]])
     assert torch.equal(batch.audio_window, (rows[:, None] + torch.arange(29)[:, None]).float())
+
+
+def test_make_batch_of_clips():
+    looks = (1.0, 0.0, False)
+    samples = [
+        (CLIPS[0], np.arange(12, 17), np.array([90, 60]), *looks),
+        (CLIPS[1], np.arange(5), np.array([9, 3]), *looks),
+    ]
+    batch = make_batch(samples)
+    assert batch.target.shape == batch.masked_source.shape == (10, 3, 26, 20)
+    assert batch.references.shape == (2, 6, 26, 20)
+    red = torch.tensor([12, 13, 14, 15, 16, 0, 1, 2, 3, 4])
+    assert torch.allclose(batch.target[:, 0], red[:, None, None] / 255)
+    assert torch.equal(batch.audio_window[:, 0, 2], 10.0 * red)  # each frame has its own window
+    steps = torch.tensor([[10, 11, 12, 13, 14, 15, 16, 17, 18], [0, 0, 0, 1, 2, 3, 4, 5, 6]])
+    assert torch.equal(batch.sync_audio, 10.0 * steps[:, None] + torch.arange(29)[:, None])
+    single = make_batch([(CLIPS[0], 12, *samples[0][2:]), (CLIPS[0], 16, *samples[0][2:])])
+    assert torch.equal(single.target, batch.target[[0, 4]])
+    assert torch.equal(single.audio_window, batch.audio_window[[0, 4]])
 
 
 def test_light_is_changed_alike_in_all_images():
@@ -181,6 +202,12 @@ def test_references_are_apart_from_the_frame():
     assert seen == set(range(30))
 
 
+def test_references_are_apart_from_the_whole_clip():
+    rng = np.random.default_rng(0)
+    seen = {frame for _ in range(200) for frame in reference_indices(rng, 40, np.arange(12, 17), 5).tolist()}
+    assert seen == {*range(8), *range(21, 40)}  # frames 12 … 16, and REFERENCE_GAP to either side
+
+
 @pytest.mark.parametrize(("num_frames", "distinct"), [(9, 5), (5, 5), (3, None), (1, None)])
 def test_references_of_short_clips(num_frames, distinct):
     chosen = reference_indices(np.random.default_rng(0), num_frames, num_frames // 2, 5)
@@ -190,7 +217,7 @@ def test_references_of_short_clips(num_frames, distinct):
 
 
 def equal(a, b) -> bool:
-    return all(torch.equal(x, y) for x, y in zip(a[:4], b[:4], strict=True)) and a.clip_ids == b.clip_ids
+    return all(torch.equal(x, y) for x, y in zip(a[:-1], b[:-1], strict=True)) and a.clip_ids == b.clip_ids
 
 
 def test_batch_is_a_function_of_seed_and_step():
@@ -211,6 +238,49 @@ def test_person_power_leans_to_long_recordings():
     np.testing.assert_allclose(evenly, np.array([10, 30, 20]) / 60)
     leaning = TrainingBatches(clips, 4, 5, 1, 0, person_power=2.0).probabilities
     np.testing.assert_allclose(leaning, np.array([1600 * 0.25, 1600 * 0.75, 400]) / 2000)
+
+
+def test_training_batches_of_clips_end_within_their_recording():
+    batches = TrainingBatches([made_clip(0, 24)], 4, 5, 60, 0, clip_length=5)
+    middles = torch.cat([batches[step].audio_window[:, 0, 2] / 10 for step in range(60)]).reshape(-1, 5)
+    assert torch.equal(middles - middles[:, :1], torch.arange(5.0).expand(240, 5))
+    assert (middles.min(), middles.max()) == (0, 23)
+
+
+def test_mouth_stack():
+    mouths = mouth_stack(CLIPS[0], 30)
+    assert mouths.shape == (15, 16, 16) and mouths.dtype == np.float32
+    np.testing.assert_allclose(mouths[::3], np.arange(28, 33)[:, None, None].repeat(16, 1).repeat(16, 2) / 255)
+    np.testing.assert_allclose(mouths[1::3], np.arange(2, 18) / 255 * np.ones((5, 16, 1)), rtol=1e-6)
+    np.testing.assert_allclose(mouth_stack(CLIPS[0], 30, right=2)[1, 0], np.arange(4, 20) / 255, rtol=1e-6)
+    np.testing.assert_allclose(mouth_stack(CLIPS[0], 30, mirror=True)[1, 0], np.arange(17, 1, -1) / 255, rtol=1e-6)
+
+
+def test_sync_batches():
+    batches = SyncBatches(CLIPS, batch_size=8, num_steps=100, seed=0, negative_gap=10)
+    own, foreign = 0, 0
+    for step in range(100):
+        mouths, matched, mismatched, ids = batches[step]
+        assert mouths.shape == (8, 15, 16, 16) and matched.shape == mismatched.shape == (8, 29, 9)
+        middle = matched[:, 0, 4] / 10
+        assert torch.equal(
+            matched[:, 0] / 10,
+            (middle[:, None] + torch.arange(-4, 5))
+            .clamp(min=0)
+            .minimum(torch.tensor([len(CLIPS[int(name[4:])].frames) - 1 for name in ids])[:, None]),
+        )
+        # the five frames are those of the middle of their sound: red grows by one a frame, whatever the light
+        red = mouths[:, ::3, 0, 0].diff(dim=1)
+        assert (red >= 0).all()
+        wrong = mismatched[:, 0, 4] / 10
+        for name, right_at, wrong_at in zip(ids, middle.tolist(), wrong.tolist(), strict=True):
+            same = abs(right_at - wrong_at) >= 10 and wrong_at < len(CLIPS[int(name[4:])].frames) - 2
+            own += same
+            foreign += not same
+    assert foreign > 150  # at least those too near to be from the same clip
+    alone = SyncBatches(CLIPS[:1], batch_size=8, num_steps=50, seed=0, negative_gap=10)
+    gaps = torch.cat([alone[k].matched[:, 0, 4] - alone[k].mismatched[:, 0, 4] for k in range(50)]).abs() / 10
+    assert (gaps >= 10).float().mean() > 0.7
 
 
 def test_training_batches():

@@ -535,6 +535,12 @@ def test_damaged_checkpoint_is_refused(refuse, checkpoint, tmp_path):
     assert str(path) in refuse("--checkpoint", path)
 
 
+def test_generator_driven_by_lips_is_refused(refuse, tmp_path):
+    path = tmp_path / "lips.safetensors"
+    save_model(path, DINet(DINetConfig()), audio_features="lips", mouth_size=MOUTH, info={})
+    assert "is driven by lips, not by a sound" in refuse("--checkpoint", path)
+
+
 @pytest.mark.parametrize("output", ["absent/dubbed.mp4", "dubbed.gif", "dubbed", "."])
 def test_refused_outputs(output, refuse):
     assert refuse(output=output).startswith("error: --output: ")

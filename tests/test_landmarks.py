@@ -12,7 +12,15 @@ from made_media import no_face_video
 
 from data_processing import landmarks
 from data_processing.errors import UserError
-from data_processing.landmarks import DETECT_EVERY, MAX_GAP, SMOOTHING, clean, find_landmarks, mouth_shape
+from data_processing.landmarks import (
+    DETECT_EVERY,
+    MAX_GAP,
+    SMOOTHING,
+    clean,
+    find_landmarks,
+    lip_features,
+    mouth_shape,
+)
 from data_processing.video import VideoWriter
 
 FACE = skimage.data.astronaut()  # 512 x 512; the mouth's middle is at (223, 147)
@@ -343,3 +351,30 @@ def test_mouth_shape_sees_the_lower_lip_fall():
     expected = np.zeros((2, 50))
     expected[:, 25 + 57 - 48] = [-0.1, 0.1]
     np.testing.assert_allclose(mouth_shape(points), expected, atol=1e-6)
+
+
+MIRRORED = [
+    *range(16, -1, -1), *range(26, 16, -1), *range(27, 31), *range(35, 30, -1), *range(45, 41, -1), 47, 46,
+    *range(39, 35, -1), 41, 40, *range(54, 47, -1), *range(59, 54, -1), *range(64, 59, -1), *range(67, 64, -1),
+]  # fmt: skip
+
+
+def test_lip_features_of_a_mirrored_face_are_the_same():
+    rng = np.random.default_rng(0)
+    face = rng.normal(0, 1, (9, 68, 2)) + np.linspace(50, 150, 136).reshape(68, 2)
+    mirrored = (face * [-1, 1])[:, MIRRORED]
+    features = lip_features(face)
+    assert features.shape == (9, 29) and features.dtype == np.float32
+    np.testing.assert_allclose(lip_features(mirrored), features, atol=1e-4)
+    assert np.abs(features).max() <= 3 and features.std() > 0.1
+
+
+def test_lip_features_see_the_mouth_open():
+    points = np.zeros((2, 68, 2))
+    points[:, 36:42] = [-10, 0]
+    points[:, 42:48] = [10, 0]  # the eyes are 20 apart
+    points[1, [65, 66, 67]] = [0, 2]  # the inner edge of the lower lip goes down by a tenth of that
+    shut, open_ = lip_features(points)
+    # opening at 66 - 62 and at 67, 65 - 61, 63; half of it to either side of the clip's mean
+    np.testing.assert_allclose(open_[[25, 27]], [1, 1], atol=1e-5)
+    np.testing.assert_allclose(shut, -open_, atol=1e-5)

@@ -11,6 +11,8 @@ from torchvision.models.vgg import cfgs, make_layers
 from data_processing.errors import UserError
 from losses.adversarial import discriminator_loss, generator_loss
 from losses.perceptual import OXFORD_SCALES, PerceptualLoss, VGG19Features
+from losses.sync import stack_mouths, sync_loss
+from models.syncnet import SyncNet
 
 
 def test_lsgan_matches_the_original() -> None:
@@ -19,6 +21,36 @@ def test_lsgan_matches_the_original() -> None:
     loss_g = generator_loss(golden["pred_fake"])
     torch.testing.assert_close(loss_d.double(), golden["lsgan_d"], rtol=1e-6, atol=0)
     torch.testing.assert_close(loss_g.double(), golden["lsgan_g"], rtol=1e-6, atol=0)
+
+
+@pytest.fixture(scope="module")
+def judge() -> SyncNet:
+    """Random, frozen, with an opinion."""
+    torch.manual_seed(0)
+    syncnet = SyncNet()
+    torch.nn.init.normal_(syncnet.merge_encoder[-1].weight, std=0.05)
+    return syncnet.requires_grad_(False)
+
+
+def test_sync_loss_by_hand(judge: SyncNet) -> None:
+    clips = torch.rand(2, 5, 3, 104, 80)
+    audio = torch.randn(2, 29, 9)
+    output = clips.flatten(0, 1).requires_grad_()
+    mouths = clips[..., 32:96, 8:72].reshape(2, 15, 64, 64)  # rows S/2 … 3S/2, columns S/8 … 9S/8
+    assert torch.equal(stack_mouths(output), mouths)
+
+    loss = sync_loss(judge, output, audio)
+    torch.testing.assert_close(loss.detach(), ((judge(mouths, audio) - 1) ** 2).mean())
+    (gradient,) = torch.autograd.grad(loss, output)
+    assert gradient[..., 32:96, 8:72].abs().sum() > 0
+    gradient[..., 32:96, 8:72] = 0
+    assert gradient.abs().sum() == 0  # what is not the mouth does not count
+
+    target = torch.rand(10, 3, 104, 80)
+    real = sync_loss(judge, output, audio, target)
+    wanted = judge(stack_mouths(target), audio)
+    torch.testing.assert_close(real.detach(), ((judge(mouths, audio) - wanted) ** 2).mean())
+    assert sync_loss(judge, target, audio, target) == 0
 
 
 @pytest.fixture(scope="module")

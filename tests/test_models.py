@@ -1,6 +1,7 @@
 """Networks against the golden files and closed forms."""
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from models.adaat import AdaAT, warp_channels
 from models.checkpoint import load_model
 from models.dinet import DINet, DINetConfig
 from models.discriminator import Discriminator
+from models.syncnet import SyncNet
 
 
 def assert_close(actual: torch.Tensor, expected: torch.Tensor, tolerance: float = 1e-4) -> None:
@@ -81,6 +83,39 @@ def test_discriminator_matches_the_original(channels: int) -> None:
     discriminator = Discriminator(channels)
     discriminator.load_state_dict(state)
     assert_close(discriminator(golden["image"]), golden["score"])
+
+
+@torch.no_grad()
+def test_syncnet_matches_the_original() -> None:
+    golden = golden_arrays("syncnet_64")
+    syncnet = SyncNet()
+    state = golden_state("syncnet")
+    syncnet.load_state_dict({re.sub("(face|audio)_conv[.]", "", name): tensor for name, tensor in state.items()})
+    assert_close(syncnet(golden["mouth"], golden["audio"]), golden["score"])
+
+
+@torch.no_grad()
+def test_calibrated_syncnet_is_undecided_but_awake() -> None:
+    torch.manual_seed(0)
+    syncnet = SyncNet()
+    mouths, audio = torch.rand(8, 15, 64, 64), torch.randn(8, 29, 9)
+    assert syncnet.face_encoder(mouths).std(dim=0).mean() < 0.01  # as it is, all samples look alike to it
+    syncnet.calibrate(mouths, audio)
+    assert torch.equal(syncnet(mouths, audio), torch.full((8, 1, 2, 2), 0.5))
+    for encoder, samples in ((syncnet.face_encoder, mouths), (syncnet.audio_encoder, audio)):
+        before_relu = []
+        hook = encoder[0].conv.register_forward_hook(lambda *args: before_relu.append(args[2]))  # noqa: B023
+        code = encoder(samples)
+        hook.remove()
+        (first,) = before_relu
+        dims = [0, *range(2, first.ndim)]
+        torch.testing.assert_close(first.mean(dims), torch.zeros(first.shape[1]), atol=1e-4, rtol=0)
+        torch.testing.assert_close(first.std(dims), torch.ones(first.shape[1]), atol=1e-3, rtol=0)
+        assert code.std(dim=0).mean() > 0.2
+    with pytest.raises(ValueError, match="mouths: expected"):
+        syncnet(mouths[..., :48], audio)
+    with pytest.raises(ValueError, match="audio: expected"):
+        syncnet(mouths, audio[..., :5])
 
 
 def warp_all(features: torch.Tensor, scale: float, rotation: float, x: float, y: float) -> torch.Tensor:

@@ -18,12 +18,16 @@ from tensorboard.backend.event_processing.event_accumulator import IMAGES, SCALA
 
 import train_dinet
 from configs.schema import load_config
+from data_processing.audio_features import windows
 from data_processing.dataset import Batch, TrainingBatches, load_clips
 from data_processing.errors import UserError
+from data_processing.landmarks import lip_features
 from data_processing.prepare import read_jsonl
 from models.checkpoint import load_model, load_training_state, save_model
 from models.dinet import DINet, DINetConfig
-from train_dinet import Trainer, learning_rate, prepare_run_dir, train_step, warm_up_audio
+from models.syncnet import SyncNet
+from train_dinet import Trainer, train_step, warm_up_audio
+from training import learning_rate, prepare_run_dir
 
 ROOT = Path(__file__).parent.parent
 TINY = """
@@ -46,7 +50,6 @@ mouth_size: 64
 loss_weights: {pixel: 0.0, perceptual: 10.0, adversarial: 1.0}
 adversarial_start: 1
 precision: bf16
-audio_warmup_steps: 2
 person_power: 0.5
 """
 )
@@ -347,61 +350,104 @@ def test_learning_rate_closed_form(recipe):
 
 @pytest.fixture
 def adversarial_trainer(recipe) -> Trainer:
+    """Of the clip stage, with every loss there is."""
+    torch.manual_seed(0)
+    syncnet = SyncNet()
+    torch.nn.init.normal_(syncnet.merge_encoder[-1].weight, std=0.05)
+    judge = recipe.with_name("syncnet.safetensors")
+    save_model(judge, syncnet, audio_features="phoneme", mouth_size=64, info={}, half=False)
     recipe.write_text(
-        ADVERSARIAL_BF16 + "precision: fp32\nloss_weights: {pixel: 3, lips: 5, perceptual: 10, adversarial: 2}"
+        ADVERSARIAL_BF16
+        + f"precision: fp32\nclip_length: 5\nsyncnet: {judge}\n"
+        + "loss_weights: {pixel: 3, lips: 5, perceptual: 10, "
+        + "adversarial: 2, clip_adversarial: 4, sync: 6}"
     )
     return Trainer.create(load_config(recipe), torch.device("cpu"))
 
 
 @pytest.fixture
 def batch(prepared_dataset) -> Batch:
-    return TrainingBatches(load_clips(prepared_dataset, "train", 64, "phoneme"), 2, 5, 1, 0)[0]
+    return TrainingBatches(load_clips(prepared_dataset, "train", 64, "phoneme"), 2, 5, 1, 0, clip_length=5)[0]
 
 
-def test_adversarial_step_against_plain_autograd(adversarial_trainer, batch):
+def clips(images: torch.Tensor) -> torch.Tensor:
+    return torch.cat([images[:5].reshape(1, 15, 104, 80), images[5:].reshape(1, 15, 104, 80)])
+
+
+def test_clip_step_against_plain_autograd(adversarial_trainer, batch):
     trainer = adversarial_trainer
-    trainer.step = 1  # where the adversarial loss starts
+    trainer.step = 1  # where the adversarial losses start
     # In float32 a bias before a batch norm gets nothing but rounding, which differs from machine to machine.
     trainer.generator.double()
-    batch = Batch(*(x.double() for x in batch[:3]), batch.target, batch.clip_ids)
-    generator, discriminator = deepcopy(trainer.generator), deepcopy(trainer.discriminator)
+    batch = batch._replace(**{name: getattr(batch, name).double() for name in batch._fields[:3]})
+    generator, discriminators = deepcopy(trainer.generator), deepcopy(trainer.discriminators)
     losses = train_step(trainer, batch)
 
-    output = generator(*batch[:3])
-    real, fake = discriminator(batch.target), discriminator(output.detach())
-    loss = ((real - 1) ** 2).mean() / 2 + (fake**2).mean() / 2
+    output = generator(batch.masked_source, batch.references.repeat_interleave(5, dim=0), batch.audio_window)
+    frames, five = discriminators["adversarial"], discriminators["clip_adversarial"]
+    pairs = [
+        (frames(batch.target), frames(output.detach())),
+        (five(clips(batch.target)), five(clips(output.detach()))),
+    ]
+    loss = sum(((real - 1) ** 2).mean() / 2 + (fake**2).mean() / 2 for real, fake in pairs)
     assert losses["discriminator"] == pytest.approx(loss.item(), rel=1e-4)
-    gradients = torch.autograd.grad(loss, list(discriminator.parameters()))
-    pairs = zip(trainer.discriminator.named_parameters(), discriminator.parameters(), gradients, strict=True)
-    for (name, new), old, gradient in pairs:
-        # no trace of the generator's loss, which this network answered after its own step
+    gradients = torch.autograd.grad(loss, list(discriminators.parameters()))
+    rows = zip(trainer.discriminators.named_parameters(), discriminators.parameters(), gradients, strict=True)
+    for (name, new), old, gradient in rows:
+        # no trace of the generator's loss, which these networks answered after their own step
         torch.testing.assert_close(new.grad, gradient, rtol=1e-3, atol=1e-6, msg=name)
         # Adam's first step in closed form, on the gradient it had
         rate = learning_rate(trainer.config, 1)
         torch.testing.assert_close(new.detach(), old.detach() - rate * new.grad / (new.grad.abs() + 1e-8))
 
-    pixel = (output - batch.target).abs().mean()
-    perceptual = trainer.perceptual(output, batch.target)
-    adversarial = ((trainer.discriminator(output) - 1) ** 2).mean()  # answered by the discriminator after its step
     s = trainer.config.mouth_size
-    lips = (output - batch.target)[:, :, s * 13 // 16 : s * 21 // 16, s * 5 // 16 : s * 15 // 16].abs().mean()
-    expected = {"pixel": pixel, "lips": lips, "perceptual": perceptual, "adversarial": adversarial}
-    for name, value in expected.items():
+    error = (output - batch.target)[:, :, s * 13 // 16 : s * 21 // 16, s * 5 // 16 : s * 15 // 16]
+    # the discriminators answer after their step
+    frames, five = trainer.discriminators["adversarial"], trainer.discriminators["clip_adversarial"]
+    mouths = clips(output)[:, :, s // 2 : s * 3 // 2, s // 8 : s * 9 // 8]
+    expected = {
+        "pixel": (3, (output - batch.target).abs().mean()),
+        "lips": (5, error.abs().mean()),
+        "perceptual": (10, trainer.perceptual(output, batch.target)),
+        "adversarial": (2, ((frames(output) - 1) ** 2).mean()),
+        "clip_adversarial": (4, ((five(clips(output)) - 1) ** 2).mean()),
+        "sync": (6, ((trainer.syncnet(mouths, batch.sync_audio) - 1) ** 2).mean()),
+    }
+    assert set(losses) == {*expected, "discriminator"}
+    for name, (_, value) in expected.items():
         assert losses[name] == pytest.approx(value.item(), rel=1e-4), name
-    total = 3 * pixel + 5 * lips + 10 * perceptual + 2 * adversarial
+    total = sum(weight * value for weight, value in expected.values())
     gradients = torch.autograd.grad(total, list(generator.parameters()))
     for (name, new), gradient in zip(trainer.generator.named_parameters(), gradients, strict=True):
         scale = gradient.abs().max().item()
         torch.testing.assert_close(new.grad, gradient, rtol=1e-3, atol=1e-4 * scale + 1e-9, msg=name)
 
 
-def test_before_its_start_the_discriminator_rests(adversarial_trainer, batch):
+def test_before_their_start_the_discriminators_rest(adversarial_trainer, batch):
     trainer = adversarial_trainer
-    before = deepcopy(trainer.discriminator.state_dict())
+    before = deepcopy(trainer.discriminators.state_dict())
     losses = train_step(trainer, batch)
-    assert set(losses) == {"pixel", "lips", "perceptual"}
+    assert set(losses) == {"pixel", "lips", "perceptual", "sync"}
     assert trainer.step == 1
-    assert_same(trainer.discriminator.state_dict(), before)
+    assert_same(dict(trainer.discriminators.state_dict()), dict(before))
+
+
+def test_sync_target_real_asks_no_more_than_the_real_mouths_give(adversarial_trainer, batch):
+    trainer = adversarial_trainer
+    trainer.config = replace(trainer.config, sync_target="real")
+    trainer.generator.forward = lambda *_: batch.target.clone().requires_grad_()  # a perfect generator
+    assert train_step(trainer, batch)["sync"] == 0
+
+
+@pytest.mark.parametrize(("mouth_size", "features"), [(128, "phoneme"), (64, "deepspeech")])
+def test_another_syncnet_is_refused(recipe, tmp_path, mouth_size, features):
+    save_model(tmp_path / "judge", SyncNet(), audio_features=features, mouth_size=mouth_size, info={})
+    recipe.write_text(
+        ADVERSARIAL_BF16
+        + f"clip_length: 5\nsyncnet: {tmp_path / 'judge'}\nloss_weights: {{sync: 1.0, adversarial: 0}}"
+    )
+    with pytest.raises(UserError, match="expected one for mouths of 64 pixels and phoneme features, found"):
+        Trainer.create(load_config(recipe), torch.device("cpu"))
 
 
 def test_a_refused_step_leaves_the_generator_as_it_was(adversarial_trainer, batch):
@@ -415,19 +461,60 @@ def test_a_refused_step_leaves_the_generator_as_it_was(adversarial_trainer, batc
     assert trainer.step == 0
 
 
-def test_audio_warm_up_teaches_the_audio_encoder_only(recipe, prepared_dataset):
+@pytest.fixture
+def driven_by_lips(recipe, prepared_dataset, tmp_path) -> Path:
+    """A generator after four steps with the lips' own movements."""
+    recipe.write_text(TINY + "audio_features: lips\n")
+    train("--config", recipe, "--data", prepared_dataset, "--run-dir", tmp_path / "lips")
+    recipe.write_text(TINY)
+    return tmp_path / "lips" / "generator.safetensors"
+
+
+def heard(generator: DINet, features: list[np.ndarray]) -> torch.Tensor:
+    """What AdaAT's first layer makes of features, without the alignment code."""
+    rows = np.concatenate([windows(part, np.arange(len(part))) for part in features])
+    with torch.no_grad():
+        codes = generator.eval().audio_encoder(torch.from_numpy(rows))
+    return codes @ generator.adaat.common.weight.detach()[:, 128:].T + generator.adaat.common.bias.detach()
+
+
+def test_audio_encoder_is_taught_the_codes_of_lips(recipe, prepared_dataset, driven_by_lips):
+    config = replace(load_config(recipe), audio_warmup_steps=3, init_from=str(driven_by_lips))
     clips = load_clips(prepared_dataset, "train", 32, "phoneme")
-    trainers = [
-        Trainer.create(replace(load_config(recipe), audio_warmup_steps=3), torch.device("cpu")) for _ in range(2)
-    ]
-    before = deepcopy(trainers[0].generator.state_dict())
-    for trainer in trainers:
-        warm_up_audio(trainer, clips)
-    after = trainers[0].generator.state_dict()
-    changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
-    assert changed == {"audio_encoder"}
-    assert_same(dict(after), dict(trainers[1].generator.state_dict()))  # the seed decides, nothing else
-    assert trainers[0].step == 0
+    teacher = load_model(driven_by_lips).model
+    taught = []
+    for _ in range(2):
+        trainer = Trainer.create(config, torch.device("cpu"))
+        warm_up_audio(trainer, teacher, clips)
+        assert trainer.step == 0
+        taught.append(trainer.generator)
+    assert_same(dict(taught[0].state_dict()), dict(taught[1].state_dict()))  # the seed decides, nothing else
+    before = teacher.state_dict()
+    changed = {
+        name.split(".")[0] for name, new in taught[0].state_dict().items() if not torch.equal(before[name], new)
+    }
+    assert changed == {"audio_encoder", "adaat"}
+    assert torch.equal(taught[0].adaat.common.weight[:, :128], teacher.adaat.common.weight[:, :128])
+    # however little it has learned, in the mean and in the variance over the clips it says as much as the lips did
+    sound = heard(taught[0], [clip.features for clip in clips])
+    lips = heard(teacher, [lip_features(clip.landmarks) for clip in clips])
+    torch.testing.assert_close(sound.mean(dim=0), lips.mean(dim=0), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(sound.var(dim=0).mean(), lips.var(dim=0).mean(), rtol=1e-3, atol=0)
+
+
+def test_from_lips_to_sound(recipe, prepared_dataset, driven_by_lips, tmp_path, capsys):
+    assert load_model(driven_by_lips).audio_features == "lips"
+    recipe.write_text(TINY + f"init_from: {driven_by_lips}\n")
+    flags = ("--config", recipe, "--data", prepared_dataset, "--run-dir", tmp_path / "sound")
+    assert "expected DINetConfig" in refusal(capsys, *flags)  # without being taught it would not understand
+    shutil.rmtree(tmp_path / "sound")
+    recipe.write_text(TINY + f"init_from: {driven_by_lips}\naudio_warmup_steps: 2\n")
+    train(*flags)
+    assert load_model(tmp_path / "sound" / "generator.safetensors").audio_features == "phoneme"
+    recipe.write_text(TINY + "audio_warmup_steps: 2\n")
+    assert "expected init_from with a generator driven by lips" in refusal(
+        capsys, "--config", recipe, "--data", prepared_dataset, "--run-dir", tmp_path / "none"
+    )
 
 
 def test_init_from_starts_from_those_weights(recipe, tmp_path):

@@ -1,0 +1,200 @@
+"""SyncNet: do these mouths speak this sound? The judge of the sync loss (paper, "Loss function")."""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from data_processing.audio_features import windows
+
+CLIP_LENGTH = 5  # frames judged together
+SYNC_WINDOW = 9  # steps of audio features, 25 per second: the audio windows of the five frames together
+
+
+class SyncNet(nn.Module):
+    """Scores every patch of five mouths against their sound: near 1 in step, near 0 not.
+
+    Without norms, so that a clip's score does not depend on the others of its batch. Fully convolutional; a patch
+    is 32 pixels wide.
+
+    Args:
+        audio_dim: audio features per step.
+    """
+
+    def __init__(self, audio_dim: int = 29) -> None:
+        super().__init__()
+        self.audio_dim = audio_dim
+        self.face_encoder = nn.Sequential(
+            _Conv(3 * CLIP_LENGTH, 64, 7),
+            _Residual(64),
+            _HalvingConv(64, 64),
+            _Conv(64, 128, 3),
+            _Residual(128),
+            *(layer for _ in range(3) for layer in (_HalvingConv(128, 128), _Conv(128, 128, 3), _Residual(128))),
+            _HalvingConv(128, 128),
+            _Conv(128, 128, 1),
+        )
+        self.audio_encoder = nn.Sequential(
+            _Conv(audio_dim, 128, 7, dims=1),
+            *(layer for _ in range(3) for layer in (_Residual(128, dims=1), _Conv(128, 128, 3, stride=2, dims=1))),
+            _Conv(128, 128, 3, dims=1),
+            nn.AdaptiveAvgPool1d(1),
+        )
+        self.merge_encoder = nn.Sequential(
+            nn.Conv2d(256, 128, 3, padding=1), nn.LeakyReLU(0.2), nn.Conv2d(128, 1, 3, padding=1)
+        )
+
+    def forward(self, mouths: torch.Tensor, audio: torch.Tensor) -> torch.Tensor:
+        """Score mouths against sound.
+
+        Args:
+            mouths: (B, 15, S, S), the mouth boxes of five consecutive frames stacked in the channels, RGB in
+                [0, 1]; S a multiple of 32.
+            audio: (B, D, 9), the audio features of these frames, and of the two before and after.
+
+        Returns:
+            (B, 1, S/32, S/32).
+
+        Raises:
+            ValueError: a shape is not as above.
+        """
+        if mouths.ndim != 4 or mouths.shape[1] != 3 * CLIP_LENGTH or mouths.shape[2] % 32 or mouths.shape[3] % 32:
+            raise ValueError(f"mouths: expected (B, 15, S, S), S a multiple of 32, got {tuple(mouths.shape)}")
+        if audio.shape != (len(mouths), self.audio_dim, SYNC_WINDOW):
+            expected = (len(mouths), self.audio_dim, SYNC_WINDOW)
+            raise ValueError(f"audio: expected {expected}, got {tuple(audio.shape)}")
+        return self.merge(self.face_encoder(mouths), self.audio_encoder(audio))
+
+    def merge(self, faces: torch.Tensor, audio: torch.Tensor) -> torch.Tensor:
+        """Scores (B, 1, h, w) of encoded faces (B, 128, h, w) and encoded sound (B, 128, 1)."""
+        audio = audio[..., None].expand(-1, -1, *faces.shape[2:])
+        return self.merge_encoder(torch.cat([faces, audio], dim=1)).float()
+
+    @torch.no_grad()
+    def calibrate(self, mouths: torch.Tensor, audio: torch.Tensor) -> None:
+        """Scale and centre every layer on samples, as norms would, before training; arguments as `forward`'s.
+
+        With PyTorch's own initialisation what differs between two samples dies on its way through so many layers
+        without norms: all scores are the same, and training starts with a plateau that may never end. Residual
+        blocks start as identity, the score at 0.5.
+        """
+        silent = [
+            *(block.conv2 for block in self.modules() if isinstance(block, _Residual)),
+            self.merge_encoder[-1],
+        ]
+        for conv in silent:
+            nn.init.zeros_(conv.weight)
+            nn.init.zeros_(conv.bias)
+        nn.init.constant_(self.merge_encoder[-1].bias, 0.5)
+
+        def normalise(conv: nn.Module, _: object, output: torch.Tensor) -> torch.Tensor:
+            dims = [0, *range(2, output.ndim)]
+            std, mean = torch.std_mean(output, dims)
+            conv.weight /= std.reshape(-1, *[1] * (conv.weight.ndim - 1))
+            conv.bias.sub_(mean).div_(std)
+            shape = (1, -1, *[1] * (output.ndim - 2))
+            return (output - mean.reshape(shape)) / std.reshape(shape)
+
+        convs = [m for m in self.modules() if isinstance(m, nn.Conv1d | nn.Conv2d) and m not in silent]
+        hooks = [conv.register_forward_hook(normalise) for conv in convs]
+        try:
+            self(mouths, audio)
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+
+@torch.no_grad()
+def encode_moments(syncnet: SyncNet, mouths: np.ndarray, stride: int = 1) -> tuple[np.ndarray, torch.Tensor]:
+    """Encode every `stride`-th moment of a clip: five frames each.
+
+    Args:
+        syncnet: in evaluation mode.
+        mouths: (T, S, S, 3) uint8 RGB, consecutive frames, five or more.
+
+    Returns:
+        The middle frames of the moments (M,), and their codes (M, 128, S/32, S/32).
+    """
+    device = next(syncnet.parameters()).device
+    half = CLIP_LENGTH // 2
+    moments = np.arange(half, len(mouths) - half, stride)
+    codes = []
+    for start in range(0, len(moments), 32):
+        frames = mouths[moments[start : start + 32, None] + np.arange(-half, half + 1)]
+        images = torch.from_numpy(frames).to(device).permute(0, 1, 4, 2, 3).flatten(1, 2)
+        codes.append(syncnet.face_encoder(images.float() / 255))
+    return moments, torch.cat(codes)
+
+
+@torch.no_grad()
+def moment_scores(syncnet: SyncNet, codes: torch.Tensor, features: np.ndarray, heard: np.ndarray) -> np.ndarray:
+    """Scores (M,), means over patches, of encoded moments with the sound at `heard` (M,) in features (T, D)."""
+    sound = torch.from_numpy(windows(features, heard, SYNC_WINDOW // 2)).to(codes.device)
+    return syncnet.merge(codes, syncnet.audio_encoder(sound)).mean(dim=(1, 2, 3)).cpu().numpy()
+
+
+def shift_scores(
+    syncnet: SyncNet, moments: np.ndarray, codes: torch.Tensor, features: np.ndarray, max_shift: int
+) -> np.ndarray:
+    """Scores (2·max_shift + 1, M) of a clip's moments with its sound moved by −max_shift … max_shift frames.
+
+    Entry (max_shift + d, i) compares moment i with the sound d frames later; NaN where the clip has none. A clip in
+    sync has its highest mean in the middle row.
+    """
+    scores = np.full((2 * max_shift + 1, len(moments)), np.nan, np.float32)
+    half = CLIP_LENGTH // 2
+    for row, shift in enumerate(range(-max_shift, max_shift + 1)):
+        heard = moments + shift
+        there = (heard >= half) & (heard < len(features) - half)
+        if there.any():
+            scores[row, there] = moment_scores(syncnet, codes[torch.from_numpy(there)], features, heard[there])
+    return scores
+
+
+def offset_and_confidence(scores: np.ndarray) -> tuple[int, float]:
+    """How many frames late the sound is, and how sure that is, from `shift_scores` (2K + 1, moments).
+
+    The offset is the shift of the highest mean score, the confidence how far that stands above the median shift's.
+    """
+    counts = (~np.isnan(scores)).sum(axis=1)
+    means = np.where(counts, np.nansum(scores, axis=1) / np.maximum(counts, 1), np.nan)
+    return int(np.nanargmax(means)) - len(means) // 2, float(np.nanmax(means) - np.nanmedian(means))
+
+
+def _conv(dims: int) -> type[nn.Module]:
+    return {1: nn.Conv1d, 2: nn.Conv2d}[dims]
+
+
+class _Conv(nn.Module):
+    """Convolution, ReLU."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: int, *, stride: int = 1, dims: int = 2
+    ) -> None:
+        super().__init__()
+        self.conv = _conv(dims)(in_channels, out_channels, kernel_size, stride, padding=kernel_size // 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.relu(self.conv(x))
+
+
+class _HalvingConv(_Conv):
+    """A `_Conv` of kernel size 3, then 2 × 2 average pooling."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.avg_pool2d(super().forward(x), 2)
+
+
+class _Residual(nn.Module):
+    """x + two times (ReLU, 3-wide convolution)."""
+
+    def __init__(self, channels: int, *, dims: int = 2) -> None:
+        super().__init__()
+        self.conv1 = _conv(dims)(channels, channels, 3, padding=1)
+        self.conv2 = _conv(dims)(channels, channels, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.conv2(F.relu(self.conv1(F.relu(x))))

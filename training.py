@@ -1,0 +1,87 @@
+"""What both trainers share: the learning rate, and the run directory with its log."""
+
+import json
+import math
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from configs.schema import SyncNetConfig, TrainConfig, dump_config, load_config
+from data_processing.dataset import Clip
+from data_processing.errors import UserError
+from data_processing.prepare import read_jsonl
+from data_processing.video import FPS
+
+# TensorBoard imports TensorFlow wherever it is installed, though writing events does not need it, and the two
+# LLVMs of TensorFlow and Triton cannot live in one process. A module of this name makes it use its own stub.
+sys.modules.setdefault("tensorboard.compat.notf", ModuleType("tensorboard.compat.notf"))
+from torch.utils.tensorboard import SummaryWriter  # noqa: E402
+
+
+def learning_rate(config: TrainConfig | SyncNetConfig, step: int) -> float:
+    """Linear warm-up, then a cosine from `learning_rate` to 0 at `max_steps`."""
+    warm = min(1.0, (step + 1) / max(1, config.warmup_steps))
+    return config.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * min(1.0, step / config.max_steps)))
+
+
+def describe(clips: list[Clip]) -> str:
+    """People, clips and minutes in words."""
+    minutes = sum(len(clip.frames) for clip in clips) / FPS / 60
+    return f"{len({clip.person for clip in clips})} people, {len(clips)} clips, {minutes:.1f} minutes"
+
+
+def check_finite(losses: dict[str, float], step: int, clip_ids: list[str]) -> None:
+    """Raises UserError, naming the clips of the batch, if a loss is not finite."""
+    if not all(map(math.isfinite, losses.values())):
+        raise UserError(f"step {step}: a loss is not finite: {losses}; clips: {', '.join(clip_ids)}")
+
+
+def prepare_run_dir(run_dir: Path, config: TrainConfig | SyncNetConfig, resume: bool) -> None:
+    """Create the run directory, or check that an existing one may be continued.
+
+    Raises:
+        UserError: it holds a run and `resume` is off, or one of another configuration, or none to resume.
+    """
+    saved = run_dir / "config.yaml"
+    if resume:
+        if not (run_dir / "state.pt").exists():
+            raise UserError(f"--resume: expected a run to continue, found no state.pt in {run_dir}")
+        before = load_config(saved, kind=type(config))
+        if before != config:
+            changed = [f for f in vars(config) if getattr(before, f) != getattr(config, f)]
+            raise UserError(
+                f"--resume: {run_dir} was started with another {', '.join(changed)}; use init_from instead"
+            )
+        return
+    if (run_dir / "state.pt").exists():
+        raise UserError(f"--run-dir: {run_dir} holds a run already; add --resume to continue it or choose another")
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        saved.write_text(dump_config(config))
+    except OSError as error:
+        raise UserError(f"--run-dir: cannot write into {run_dir}: {error.strerror}") from None
+
+
+class RunLog:
+    """The numbers of a run, in log.jsonl and in TensorBoard; lines later than `step` are dropped, they come again.
+
+    `writer` is TensorBoard's, for pictures.
+    """
+
+    def __init__(self, run_dir: Path, step: int) -> None:
+        self.path = run_dir / "log.jsonl"
+        if self.path.exists():  # a killed run may have logged steps after its last state, and half a line
+            lines = [line for line in read_jsonl(self.path) if line["step"] <= step]
+            partial = self.path.with_name(f"{self.path.name}.partial")
+            partial.write_text("".join(json.dumps(line) + "\n" for line in lines))
+            partial.replace(self.path)
+        self.writer = SummaryWriter(str(run_dir), purge_step=step + 1)
+
+    def add(self, kind: str, step: int, values: dict[str, Any]) -> None:
+        """Write `values` under "kind/name"; only numbers go to TensorBoard."""
+        for name, value in values.items():
+            if isinstance(value, int | float):
+                self.writer.add_scalar(f"{kind}/{name}", value, step)
+        with self.path.open("a") as file:
+            file.write(json.dumps({"step": step, **values}) + "\n")
