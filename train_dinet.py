@@ -36,7 +36,7 @@ from models.device import choose_device
 from models.dinet import DINet, DINetConfig
 from models.discriminator import Discriminator
 from models.syncnet import SyncNet
-from training import RunLog, check_finite, describe, learning_rate, prepare_run_dir
+from training import RunLog, add_run_arguments, check_finite, describe, learning_rate, prepare_run_dir
 
 
 @dataclass
@@ -370,18 +370,9 @@ def dry_run(config: TrainConfig, data: Path, device: torch.device) -> None:
 @command_line
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", type=Path, required=True, help="recipe, read over configs/base.yaml")
-    parser.add_argument("--data", type=Path, required=True, help="prepared dataset (data_processing.prepare)")
-    parser.add_argument("--run-dir", type=Path, help="where the run is written (default runs/<name of the recipe>)")
-    parser.add_argument("--resume", action="store_true", help="continue the run in --run-dir")
-    parser.add_argument("--init-from", help="start from the weights of this release checkpoint")
-    parser.add_argument("--max-steps", type=int, help="instead of the recipe's")
-    parser.add_argument("--max-minutes", type=float, help="stop (resumably) after this time")
-    parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1, …")
+    add_run_arguments(parser, base="configs/base.yaml")
     parser.add_argument("--dry-run", action="store_true", help="check everything, take three steps, write nothing")
     args = parser.parse_args()
-    if args.max_minutes is not None and not args.max_minutes > 0:
-        raise UserError(f"--max-minutes: expected a number above 0, found {args.max_minutes}")
     config = load_config(args.config, {"init_from": args.init_from, "max_steps": args.max_steps})
     device = choose_device(args.device)
     run_dir = args.run_dir or Path("runs") / args.config.stem

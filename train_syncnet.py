@@ -41,7 +41,7 @@ from data_processing.landmarks import lip_features
 from models.checkpoint import load_model, load_training_state, save_model, save_training_state
 from models.device import choose_device
 from models.syncnet import SyncNet, encode_moments, moment_scores, offset_and_confidence, shift_scores
-from training import RunLog, check_finite, describe, learning_rate, prepare_run_dir
+from training import RunLog, add_run_arguments, check_finite, describe, learning_rate, prepare_run_dir
 
 MAX_SHIFT = 15  # frames to either side in the curve of score against shift
 UNDECIDED = 0.25  # the loss of a judge that always says 0.5
@@ -336,17 +336,8 @@ def train(
 @command_line
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", type=Path, required=True, help="recipe, read over configs/base_syncnet.yaml")
-    parser.add_argument("--data", type=Path, required=True, help="prepared dataset (data_processing.prepare)")
-    parser.add_argument("--run-dir", type=Path, help="where the run is written (default runs/<name of the recipe>)")
-    parser.add_argument("--resume", action="store_true", help="continue the run in --run-dir")
-    parser.add_argument("--init-from", help="start from the weights of this SyncNet")
-    parser.add_argument("--max-steps", type=int, help="instead of the recipe's")
-    parser.add_argument("--max-minutes", type=float, help="stop (resumably) after this time")
-    parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1, …")
+    add_run_arguments(parser, base="configs/base_syncnet.yaml")
     args = parser.parse_args()
-    if args.max_minutes is not None and not args.max_minutes > 0:
-        raise UserError(f"--max-minutes: expected a number above 0, found {args.max_minutes}")
     overrides = {"init_from": args.init_from, "max_steps": args.max_steps}
     config = load_config(args.config, overrides, SyncNetConfig)
     device = choose_device(args.device)

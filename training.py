@@ -1,11 +1,11 @@
 """What both trainers share: the learning rate, and the run directory with its log."""
 
+import argparse
 import json
 import math
 import sys
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 from configs.schema import SyncNetConfig, TrainConfig, dump_config, load_config
 from data_processing.dataset import Clip
@@ -17,6 +17,29 @@ from data_processing.video import FPS
 # LLVMs of TensorFlow and Triton cannot live in one process. A module of this name makes it use its own stub.
 sys.modules.setdefault("tensorboard.compat.notf", ModuleType("tensorboard.compat.notf"))
 from torch.utils.tensorboard import SummaryWriter  # noqa: E402
+
+
+def add_run_arguments(parser: argparse.ArgumentParser, base: str) -> None:
+    """The flags of both trainers; `base` is the file that recipes go over."""
+    add = parser.add_argument
+    add("--config", type=Path, required=True, help=f"recipe, read over {base}")
+    add("--data", type=Path, required=True, help="prepared dataset (data_processing.prepare)")
+    add("--run-dir", type=Path, help="where the run is written (default runs/<name of the recipe>)")
+    add("--resume", action="store_true", help="continue the run in --run-dir")
+    add("--init-from", help="start from the weights of this release checkpoint")
+    add("--max-steps", type=int, help="instead of the recipe's")
+    add("--max-minutes", type=_minutes, help="stop (resumably) after this time")
+    add("--device", default="auto", help="auto (default), cpu, cuda, cuda:1, …")
+
+
+def _minutes(text: str) -> float:
+    try:
+        minutes = float(text)
+    except ValueError:
+        minutes = math.nan
+    if not minutes > 0:
+        raise UserError(f"--max-minutes: expected a number above 0, found {text}")
+    return minutes
 
 
 def learning_rate(config: TrainConfig | SyncNetConfig, step: int) -> float:
@@ -78,10 +101,9 @@ class RunLog:
             partial.replace(self.path)
         self.writer = SummaryWriter(str(run_dir), purge_step=step + 1)
 
-    def add(self, kind: str, step: int, values: dict[str, Any]) -> None:
-        """Write `values` under "kind/name"; only numbers go to TensorBoard."""
+    def add(self, kind: str, step: int, values: dict[str, float]) -> None:
+        """Write `values`, in TensorBoard as "kind/name"."""
         for name, value in values.items():
-            if isinstance(value, int | float):
-                self.writer.add_scalar(f"{kind}/{name}", value, step)
+            self.writer.add_scalar(f"{kind}/{name}", value, step)
         with self.path.open("a") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")

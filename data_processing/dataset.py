@@ -23,8 +23,9 @@ from data_processing.geometry import crop_size, mouth_box, mouth_size_of
 from data_processing.landmarks import lip_features
 from data_processing.prepare import read_jsonl
 from data_processing.video import read_frames
+from models.syncnet import SYNC_WINDOW
 
-SYNC_RADIUS = 4  # steps of audio features before and after the middle one of the five frames SyncNet judges
+SYNC_RADIUS = SYNC_WINDOW // 2  # steps of audio features around the middle of the five frames SyncNet judges
 LIPS = "lips"  # in place of audio features: the real lips' own movements, which nothing needs to guess
 LIP_FEATURES = 29
 REFERENCE_GAP = 5  # frames: references nearer to the drawn frame than this would show the answer

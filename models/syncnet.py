@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from data_processing.audio_features import windows
+from models.blocks import CONV
 
 CLIP_LENGTH = 5  # frames judged together
 SYNC_WINDOW = 9  # steps of audio features, 25 per second: the audio windows of the five frames together
@@ -161,10 +162,6 @@ def offset_and_confidence(scores: np.ndarray) -> tuple[int, float]:
     return int(np.nanargmax(means)) - len(means) // 2, float(np.nanmax(means) - np.nanmedian(means))
 
 
-def _conv(dims: int) -> type[nn.Module]:
-    return {1: nn.Conv1d, 2: nn.Conv2d}[dims]
-
-
 class _Conv(nn.Module):
     """Convolution, ReLU."""
 
@@ -172,7 +169,7 @@ class _Conv(nn.Module):
         self, in_channels: int, out_channels: int, kernel_size: int, *, stride: int = 1, dims: int = 2
     ) -> None:
         super().__init__()
-        self.conv = _conv(dims)(in_channels, out_channels, kernel_size, stride, padding=kernel_size // 2)
+        self.conv = CONV[dims](in_channels, out_channels, kernel_size, stride, padding=kernel_size // 2)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return F.relu(self.conv(x))
@@ -193,8 +190,8 @@ class _Residual(nn.Module):
 
     def __init__(self, channels: int, *, dims: int = 2) -> None:
         super().__init__()
-        self.conv1 = _conv(dims)(channels, channels, 3, padding=1)
-        self.conv2 = _conv(dims)(channels, channels, 3, padding=1)
+        self.conv1 = CONV[dims](channels, channels, 3, padding=1)
+        self.conv2 = CONV[dims](channels, channels, 3, padding=1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x + self.conv2(F.relu(self.conv1(F.relu(x))))
