@@ -10,7 +10,7 @@ import argparse
 import math
 import time
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -118,16 +118,17 @@ class Trainer:
 def _start_of(config: TrainConfig, generator: DINet) -> DINet:
     """The generator of `init_from`; with another kind of features it keeps the audio encoder of `generator`."""
     start = load_model(Path(config.init_from))
-    taught = config.audio_warmup_steps > 0
-    features = LIPS if taught else config.audio_features
+    features = LIPS if config.audio_warmup_steps else config.audio_features
     changed_to_lips = config.audio_features == LIPS
-    if start.model.config != generator.config or not (start.audio_features == features or changed_to_lips):
+    same = replace(start.model.config, audio_dim=generator.config.audio_dim) == generator.config
+    if not same or not (start.audio_features == features or changed_to_lips):
         raise UserError(
             f"init_from {config.init_from}: expected {generator.config} with {features} features, "
             f"found {start.model.config} with {start.audio_features}"
         )
     if start.audio_features != config.audio_features:
         start.model.audio_encoder = generator.audio_encoder
+        start.model.config = generator.config
     return start.model.train()
 
 

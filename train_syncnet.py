@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from matplotlib.figure import Figure
 from torch import nn
 from torch.utils.data import DataLoader
@@ -45,6 +46,7 @@ from training import RunLog, add_run_arguments, check_finite, describe, learning
 
 MAX_SHIFT = 15  # frames to either side in the curve of score against shift
 UNDECIDED = 0.25  # the loss of a judge that always says 0.5
+TEMPERATURE = 0.05  # of the contrast: the codes' likeness lies in [0, 1]
 PLATEAU_STEPS = 1000  # by now a judge that learns at all has left it
 
 
@@ -102,27 +104,38 @@ class Trainer:
 
 
 def train_step(trainer: Trainer, batch: SyncBatch) -> dict[str, float]:
-    """One step on as many right as wrong pairs; the mouths are encoded once for both.
+    """One step: every moment's mouths, encoded once, with their own sound and with wrong ones.
 
     Returns:
-        loss, least squares to 1 and 0 as the sync loss reads the scores, and accuracy, the share of pairs on the
-        right side of 0.5.
+        loss, least squares of the scores to 1 and 0, as the sync loss reads them, right and wrong in equal weight;
+        contrast, how badly the codes alone tell the own sound among the others (ln(1 + K) by chance); accuracy,
+        the share of right and of wrong pairs on their side of 0.5, averaged.
 
     Raises:
         UserError: the loss is not finite; the clips of the batch are named.
     """
     trainer.optimizer.param_groups[0]["lr"] = learning_rate(trainer.config, trainer.step)
-    mouths, matched, mismatched = (x.to(trainer.device) for x in batch[:3])
+    mouths, sounds = batch.mouths.to(trainer.device), batch.sounds.to(trainer.device)
+    size, choices = sounds.shape[:2]
     with trainer.autocast():
         faces = trainer.syncnet.face_encoder(mouths)
-        sounds = trainer.syncnet.audio_encoder(torch.cat([matched, mismatched])).chunk(2)
-        right, wrong = (trainer.syncnet.merge(faces, sound) for sound in sounds)
+        codes = trainer.syncnet.audio_encoder(sounds.flatten(0, 1))
+        scores = trainer.syncnet.merge(faces.repeat_interleave(choices, dim=0), codes).unflatten(0, (size, choices))
+    right, wrong = scores[:, 0], scores[:, 1:]
     loss = ((right - 1).square().mean() + wrong.square().mean()) / 2
-    right, wrong = (score.detach().mean(dim=(1, 2, 3)) for score in (right, wrong))
-    values = {"loss": loss.item(), "accuracy": ((right > 0.5).float() + (wrong < 0.5).float()).mean().item() / 2}
+    likeness = F.cosine_similarity(
+        faces.float().mean(dim=(2, 3))[:, None], codes.float()[..., 0].unflatten(0, (size, choices)), dim=-1
+    )
+    contrast = F.cross_entropy(likeness / TEMPERATURE, torch.zeros(size, dtype=torch.long, device=trainer.device))
+    right, wrong = (score.detach().mean(dim=(-3, -2, -1)) for score in (right, wrong))
+    values = {
+        "loss": loss.item(),
+        "contrast": contrast.item(),
+        "accuracy": ((right > 0.5).float().mean() + (wrong < 0.5).float().mean()).item() / 2,
+    }
     check_finite(values, trainer.step, batch.clip_ids)
     trainer.optimizer.zero_grad(set_to_none=True)
-    loss.backward()
+    (loss + trainer.config.contrast_weight * contrast).backward()
     trainer.optimizer.step()
     trainer.step += 1
     return values
@@ -289,10 +302,17 @@ def train(
     val_clips = load_clips(data, "val", config.mouth_size, config.audio_features)
     print(f"train: {describe(clips)}; validation: {describe(val_clips)}")
     batches = SyncBatches(
-        clips, config.batch_size, config.max_steps, config.seed, config.negative_gap, config.person_power
+        clips,
+        config.batch_size,
+        config.max_steps,
+        config.seed,
+        config.wrong_sounds,
+        config.negative_gap,
+        config.person_power,
     )
     if not resumed and not config.init_from:
-        trainer.syncnet.calibrate(*(x.to(device) for x in batches[0][:2]))
+        first = batches[0]
+        trainer.syncnet.calibrate(first.mouths.to(device), first.sounds[:, 0].to(device))
     if not resumed and config.shape_warmup_steps:
         warm_up_shapes(trainer, clips)
     if trainer.step == 0:  # a run killed before its first save can be resumed too

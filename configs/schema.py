@@ -67,7 +67,9 @@ class TrainConfig:
 class SyncNetConfig:
     """One training run of SyncNet; as TrainConfig, over base_syncnet.yaml.
 
-    negative_gap: frames, at least, between a moment and the wrong sound taken from the same clip.
+    wrong_sounds: how many each moment is compared with; together they weigh as much as its own sound.
+    negative_gap: frames, at least, between a moment and a wrong sound taken from the same clip.
+    contrast_weight: weight of telling, by their codes alone, a moment's own sound among the wrong ones.
     shape_warmup_steps: steps for which both encoders learn mouth shapes, through heads that are thrown away, before
     they are asked whether these agree.
     weight_decay: AdamW's.
@@ -77,7 +79,9 @@ class SyncNetConfig:
     mouth_size: int
     audio_features: str
     person_power: float
+    wrong_sounds: int
     negative_gap: int
+    contrast_weight: float
     shape_warmup_steps: int
     batch_size: int
     max_steps: int
@@ -163,6 +167,8 @@ def _check_ranges(path: Path, config: TrainConfig | SyncNetConfig) -> None:
         "audio_features": (config.audio_features in known, f"one of {', '.join(known)}"),
         "precision": (config.precision in ("bf16", "fp32"), "bf16 or fp32"),
     }
+    if isinstance(config, SyncNetConfig):
+        checks["contrast_weight"] = (0 <= config.contrast_weight < math.inf, "0 or more")
     if isinstance(config, TrainConfig):
         weights = config.loss_weights
         checks |= {

@@ -1,7 +1,8 @@
-"""16 kHz waveform -> audio features (T, 29) at 25 per second, one row a video frame; windows of five rows.
+"""16 kHz waveform -> audio features (T, D) at 25 per second, one row a video frame; windows of five rows.
 
-Two kinds: "phoneme" (probabilities of speech sounds, grouped by how they look on the lips; its model is
-one of the default downloads) and "deepspeech" (the paper's: logits of DeepSpeech 0.1.0).
+Three kinds: "whisper" (the default: an inner sequence of Whisper's encoder, D = 384, from which the lips of people
+never seen can be told best), "phoneme" (probabilities of speech sounds, grouped by how they look on the lips,
+D = 29) and "deepspeech" (the paper's: logits of DeepSpeech 0.1.0, D = 29).
 """
 
 import os
@@ -17,12 +18,13 @@ from data_processing.audio import SAMPLE_RATE
 from data_processing.errors import UserError
 from data_processing.video import FPS
 from data_processing.weights import weight_path
+from data_processing.whisper import WIDTH, whisper_rows
 
 if TYPE_CHECKING:
     import tensorflow as tf
 
 SAMPLES_PER_FRAME = SAMPLE_RATE // FPS  # 640, exactly
-FEATURE_DIMS = {"phoneme": 29, "deepspeech": 29}
+FEATURE_DIMS = {"whisper": WIDTH, "phoneme": 29, "deepspeech": 29}
 WINDOW_RADIUS = 2  # the generator hears five rows: the frame's own and two on either side
 
 
@@ -30,11 +32,14 @@ def extract(waveform: np.ndarray, name: str, num_frames: int | None = None) -> n
     """Audio features of a whole recording.
 
     waveform: (N,) float in [-1, 1], 16 kHz; video frame t at 25 fps lasts from sample 640·t to 640·(t+1).
-    name: a key of `FEATURE_DIMS`. Returns (T, 29) float32, T = ceil(N / 640), at least 1; with `num_frames`
+    name: a key of `FEATURE_DIMS`. Returns (T, D) float32, T = ceil(N / 640), at least 1; with `num_frames`
     exactly that many rows, by dropping rows at the end or repeating the last one.
     Raises UserError for an unknown name and if the model cannot be had.
     """
-    if name == "phoneme":
+    if name == "whisper":
+        rows = whisper_rows(np.pad(_level(waveform), (0, -len(waveform) % SAMPLES_PER_FRAME)))
+        features = rows.reshape(-1, 2, WIDTH).mean(axis=1)
+    elif name == "phoneme":
         features = reduce_phonemes(phoneme_log_posteriors(_level(waveform)))
     elif name == "deepspeech":
         features = _deepspeech_features(waveform)

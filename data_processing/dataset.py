@@ -65,12 +65,12 @@ class Batch(NamedTuple):
 class SyncBatch(NamedTuple):
     """Mouths with their own sound and with a wrong one.
 
-    mouths: (B, 15, S, S), five frames each, RGB in [0, 1]; matched, mismatched: (B, D, 9); clip_ids: B names.
+    mouths: (B, 15, S, S), five frames each, RGB in [0, 1]; sounds: (B, 1 + K, D, 9), each moment's own before the K
+    wrong ones; clip_ids: B names.
     """
 
     mouths: torch.Tensor
-    matched: torch.Tensor
-    mismatched: torch.Tensor
+    sounds: torch.Tensor
     clip_ids: list[str]
 
 
@@ -195,9 +195,9 @@ class TrainingBatches(torch.utils.data.Dataset):
 
 
 class SyncBatches(torch.utils.data.Dataset):
-    """Item k is the batch of SyncNet's step k: random moments, each with its own sound and with a wrong one.
+    """Item k is the batch of SyncNet's step k: random moments, each with its own sound and with wrong ones.
 
-    The wrong sound is, in equal shares, from elsewhere in the same clip, `negative_gap` frames away or more, and
+    A wrong sound is, in equal shares, from elsewhere in the same clip, `negative_gap` frames away or more, and
     from another person; the first teaches the moment, the second the voice's independence of the face. Mouths are
     mirrored and changed in brightness as in TrainingBatches, and moved by up to S/16 pixels.
     """
@@ -208,6 +208,7 @@ class SyncBatches(torch.utils.data.Dataset):
         batch_size: int,
         num_steps: int,
         seed: int,
+        wrong_sounds: int,
         negative_gap: int,
         person_power: float = 1.0,
     ) -> None:
@@ -215,37 +216,40 @@ class SyncBatches(torch.utils.data.Dataset):
         self.batch_size = batch_size
         self.num_steps = num_steps
         self.seed = seed
+        self.wrong_sounds = wrong_sounds
         self.negative_gap = negative_gap
         self.probabilities = draw_probabilities(clips, person_power)
+        self.people = np.array([clip.person for clip in clips])
 
     def __len__(self) -> int:
         return self.num_steps
 
     def __getitem__(self, step: int) -> SyncBatch:
         rng = np.random.default_rng((self.seed, step))
-        mouths, matched, mismatched, ids = [], [], [], []
+        mouths, sounds, ids = [], [], []
         for number in rng.choice(len(self.clips), self.batch_size, p=self.probabilities):
             clip = self.clips[number]
             middle = int(rng.integers(2, len(clip.frames) - 2))
-            wrong_clip, wrong_middle = self._wrong(rng, clip, middle)
+            heard = [(clip, middle), *self._wrong(rng, clip, middle)]
             reach = mouth_size_of(clip.frames.shape[1]) // 16
             mouths.append(mouth_stack(clip, middle, *random_looks(rng), *rng.integers(-reach, reach + 1, 2)))
-            matched.append(windows(clip.features, np.array([middle]), SYNC_RADIUS)[0])
-            mismatched.append(windows(wrong_clip.features, np.array([wrong_middle]), SYNC_RADIUS)[0])
+            sounds.append([windows(of.features, np.array([when]), SYNC_RADIUS)[0] for of, when in heard])
             ids.append(clip.id)
-        return SyncBatch(*(torch.from_numpy(np.stack(x)) for x in (mouths, matched, mismatched)), ids)
+        return SyncBatch(torch.from_numpy(np.stack(mouths)), torch.from_numpy(np.array(sounds)), ids)
 
-    def _wrong(self, rng: np.random.Generator, clip: Clip, middle: int) -> tuple[Clip, int]:
+    def _wrong(self, rng: np.random.Generator, clip: Clip, middle: int) -> list[tuple[Clip, int]]:
+        """Clips and frames of `wrong_sounds` sounds."""
         candidates = np.arange(2, len(clip.frames) - 2)
         candidates = candidates[np.abs(candidates - middle) >= self.negative_gap]
-        if len(candidates) and rng.random() < 0.5:
-            return clip, int(rng.choice(candidates))
-        others = np.array([other.person != clip.person for other in self.clips])
-        if not others.any():  # a dataset of one person: any other moment has to do
-            others[:] = True
-        weights = np.where(others, self.probabilities, 0)
-        other = self.clips[rng.choice(len(self.clips), p=weights / weights.sum())]
-        return other, int(rng.integers(2, len(other.frames) - 2))
+        own = rng.binomial(self.wrong_sounds, 0.5) if len(candidates) else 0
+        found = [(clip, int(when)) for when in rng.choice(candidates, own)] if own else []
+        weights = np.where(self.people != clip.person, self.probabilities, 0)
+        if not weights.any():  # a dataset of one person: any other moment has to do
+            weights = self.probabilities
+        for number in rng.choice(len(self.clips), self.wrong_sounds - own, p=weights / weights.sum()):
+            other = self.clips[number]
+            found.append((other, int(rng.integers(2, len(other.frames) - 2))))
+        return found
 
 
 def draw_probabilities(clips: list[Clip], person_power: float) -> np.ndarray:

@@ -324,7 +324,7 @@ def main() -> None:
     )
     parser.add_argument("--landmarks", choices=BACKENDS, default="dlib", help="landmark detector (default dlib)")
     parser.add_argument(
-        "--audio-features", choices=list(audio_features.FEATURE_DIMS), default="phoneme", help="default phoneme"
+        "--audio-features", choices=list(audio_features.FEATURE_DIMS), default="whisper", help="default whisper"
     )
     parser.add_argument("--person", help="the one person of all INPUTs (default: MANIFEST.tsv, else one a video)")
     parser.add_argument(

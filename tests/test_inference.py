@@ -49,7 +49,7 @@ def checkpoint(tmp_path_factory) -> Path:
     for parameter in model.parameters():
         if parameter.ndim > 1:
             torch.nn.init.normal_(parameter, 0, parameter[0].numel() ** -0.5)
-    save_model(path, model, audio_features="phoneme", mouth_size=MOUTH, info={})
+    save_model(path, model, audio_features="whisper", mouth_size=MOUTH, info={})
     return path
 
 

@@ -27,7 +27,7 @@ from data_processing.prepare import (
 from data_processing.video import VideoWriter, read_frames
 
 NOWHERE = Path("nowhere")  # an output folder that holds none of the inputs
-SETTINGS = Settings(mouth_size=64, landmarks="dlib", audio_features="phoneme")
+SETTINGS = Settings(mouth_size=64, landmarks="dlib", audio_features="whisper")
 DATA = Path(__file__).parent / "data"
 
 
@@ -150,7 +150,7 @@ def test_prepared_dataset(prepared_dataset, portrait_clip):
     for person, line in lines.items():
         assert Path(line["source"]) == prepared_dataset.parent / "videos" / f"{person.lower()}.mp4"
         assert (line["start_frame"], line["num_frames"], line["found"]) == (0, 40, 1.0)
-        assert (line["audio_features"], line["audio_late_ms"]) == ("phoneme", 0.0)
+        assert (line["audio_features"], line["audio_late_ms"]) == ("whisper", 0.0)
         names |= {f"clips/{line['id']}.mp4", f"clips/{line['id']}.npz"}
     assert set(files_of(prepared_dataset)) == names
 
@@ -160,7 +160,7 @@ def test_prepared_dataset(prepared_dataset, portrait_clip):
     waveform = load_audio(portrait_clip)
     with np.load(clip.with_suffix(".npz"), allow_pickle=False) as arrays:
         assert np.array_equal(arrays["landmarks"], truth.points)
-        assert np.array_equal(arrays["features"], audio_features.extract(waveform, "phoneme", 40))
+        assert np.array_equal(arrays["features"], audio_features.extract(waveform, "whisper", 40))
         assert arrays["found"].shape == (40,) and arrays["found"].all()
 
     frames = np.array(list(read_frames(clip)))
@@ -201,7 +201,7 @@ def test_late_sound_is_put_right(tmp_path, portrait_clip, late_ms):
     heard = load_audio(path)
     shifted = heard[3200:] if late_ms > 0 else np.concatenate([np.zeros(3200, np.float32), heard])
     with np.load(clip.with_suffix(".npz")) as arrays:
-        expected = audio_features.extract(shifted, "phoneme", 40)[: line["num_frames"]]
+        expected = audio_features.extract(shifted, "whisper", 40)[: line["num_frames"]]
         assert np.array_equal(arrays["features"], expected)
         assert len(arrays["landmarks"]) == len(list(read_frames(clip))) == line["num_frames"]
 
@@ -228,7 +228,7 @@ def test_sound_starts_with_the_shot(tmp_path, portrait_clip, monkeypatch):
     assert onset(load_audio(clip)) == pytest.approx(0.4, abs=0.005)
     with np.load(clip.with_suffix(".npz")) as arrays:
         assert np.array_equal(arrays["landmarks"], whole.points[12:])
-        assert np.array_equal(arrays["features"], audio_features.extract(load_audio(path), "phoneme", 40)[12:])
+        assert np.array_equal(arrays["features"], audio_features.extract(load_audio(path), "whisper", 40)[12:])
     crop = FaceCrop.from_landmarks(whole.points[12], line["radius_px"], 64)
     expected = crop.extract(list(read_frames(path))[12])
     assert np.abs(next(read_frames(clip)).astype(int) - expected).mean() < 2
@@ -267,7 +267,7 @@ def test_line_missing_from_the_manifest_is_done_again(prepared_dataset, tmp_path
 def test_other_settings_are_refused(prepared_dataset, tmp_path):
     output = tmp_path / "out"
     shutil.copytree(prepared_dataset, output)
-    other = Settings(mouth_size=128, landmarks="dlib", audio_features="phoneme")
+    other = Settings(mouth_size=128, landmarks="dlib", audio_features="whisper")
     with pytest.raises(UserError, match=r"--output: .* was prepared with .*64.*, now asked for .*128"):
         prepare.prepare([], output, other, 10, jobs=1)
 
@@ -321,7 +321,7 @@ def test_unexpected_error_is_told_and_tried_again(tmp_path, portrait_clip, monke
 
 def test_missing_model_rejects_no_video(tmp_path, portrait_clip, monkeypatch):
     def missing(*args):
-        raise UserError("phoneme: cannot be had")
+        raise UserError("whisper: cannot be had")
 
     monkeypatch.setattr(audio_features, "extract", missing)
     with pytest.raises(UserError, match="cannot be had"):

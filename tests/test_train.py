@@ -228,7 +228,7 @@ def test_run_directory(finished_run):
     assert (config.mouth_size, config.max_steps, config.precision) == (32, 4, "fp32")
 
     loaded = load_model(finished_run / "generator.safetensors")
-    assert (loaded.mouth_size, loaded.audio_features) == (32, "phoneme")
+    assert (loaded.mouth_size, loaded.audio_features) == (32, "whisper")
     assert (loaded.info["steps"], loaded.info["batch_size"]) == (4, 2)
     trained = load_training_state(finished_run / "state.pt")["generator"]
     for name, tensor in loaded.model.state_dict().items():
@@ -355,7 +355,7 @@ def adversarial_trainer(recipe) -> Trainer:
     syncnet = SyncNet()
     torch.nn.init.normal_(syncnet.merge_encoder[-1].weight, std=0.05)
     judge = recipe.with_name("syncnet.safetensors")
-    save_model(judge, syncnet, audio_features="phoneme", mouth_size=64, info={}, half=False)
+    save_model(judge, syncnet, audio_features="whisper", mouth_size=64, info={}, half=False)
     recipe.write_text(
         ADVERSARIAL_BF16
         + f"precision: fp32\nclip_length: 5\nsyncnet: {judge}\n"
@@ -367,7 +367,7 @@ def adversarial_trainer(recipe) -> Trainer:
 
 @pytest.fixture
 def batch(prepared_dataset) -> Batch:
-    return TrainingBatches(load_clips(prepared_dataset, "train", 64, "phoneme"), 2, 5, 1, 0, clip_length=5)[0]
+    return TrainingBatches(load_clips(prepared_dataset, "train", 64, "whisper"), 2, 5, 1, 0, clip_length=5)[0]
 
 
 def clips(images: torch.Tensor) -> torch.Tensor:
@@ -439,14 +439,14 @@ def test_sync_target_real_asks_no_more_than_the_real_mouths_give(adversarial_tra
     assert train_step(trainer, batch)["sync"] == 0
 
 
-@pytest.mark.parametrize(("mouth_size", "features"), [(128, "phoneme"), (64, "deepspeech")])
+@pytest.mark.parametrize(("mouth_size", "features"), [(128, "whisper"), (64, "deepspeech")])
 def test_another_syncnet_is_refused(recipe, tmp_path, mouth_size, features):
     save_model(tmp_path / "judge", SyncNet(), audio_features=features, mouth_size=mouth_size, info={})
     recipe.write_text(
         ADVERSARIAL_BF16
         + f"clip_length: 5\nsyncnet: {tmp_path / 'judge'}\nloss_weights: {{sync: 1.0, adversarial: 0}}"
     )
-    with pytest.raises(UserError, match="expected one for mouths of 64 pixels and phoneme features, found"):
+    with pytest.raises(UserError, match="expected one for mouths of 64 pixels and whisper features, found"):
         Trainer.create(load_config(recipe), torch.device("cpu"))
 
 
@@ -480,7 +480,7 @@ def heard(generator: DINet, features: list[np.ndarray]) -> torch.Tensor:
 
 def test_audio_encoder_is_taught_the_codes_of_lips(recipe, prepared_dataset, driven_by_lips):
     config = replace(load_config(recipe), audio_warmup_steps=3, init_from=str(driven_by_lips))
-    clips = load_clips(prepared_dataset, "train", 32, "phoneme")
+    clips = load_clips(prepared_dataset, "train", 32, "whisper")
     teacher = load_model(driven_by_lips).model
     taught = []
     for _ in range(2):
@@ -510,7 +510,7 @@ def test_from_lips_to_sound(recipe, prepared_dataset, driven_by_lips, tmp_path, 
     shutil.rmtree(tmp_path / "sound")
     recipe.write_text(TINY + f"init_from: {driven_by_lips}\naudio_warmup_steps: 2\n")
     train(*flags)
-    assert load_model(tmp_path / "sound" / "generator.safetensors").audio_features == "phoneme"
+    assert load_model(tmp_path / "sound" / "generator.safetensors").audio_features == "whisper"
     recipe.write_text(TINY + "audio_warmup_steps: 2\n")
     assert "expected init_from with a generator driven by lips" in refusal(
         capsys, "--config", recipe, "--data", prepared_dataset, "--run-dir", tmp_path / "none"
@@ -521,7 +521,7 @@ def test_init_from_starts_from_those_weights(recipe, tmp_path):
     torch.manual_seed(123)
     start = DINet(DINetConfig())
     saved = tmp_path / "start.safetensors"
-    save_model(saved, start, audio_features="phoneme", mouth_size=64, info={}, half=False)
+    save_model(saved, start, audio_features="whisper", mouth_size=64, info={}, half=False)
     config = replace(load_config(recipe), init_from=str(saved))
     trainer = Trainer.create(config, torch.device("cpu"))
     assert_same(dict(trainer.generator.state_dict()), dict(start.state_dict()))
@@ -534,7 +534,7 @@ def test_init_from_starts_from_those_weights(recipe, tmp_path):
     assert not torch.equal(own.decoder[-1].weight, start.decoder[-1].weight)
 
 
-@pytest.mark.parametrize(("references", "features"), [(3, "phoneme"), (5, "deepspeech")])
+@pytest.mark.parametrize(("references", "features"), [(3, "whisper"), (5, "deepspeech")])
 def test_init_from_another_kind_of_generator_is_refused(recipe, tmp_path, references, features):
     saved = tmp_path / "start.safetensors"
     model = DINet(DINetConfig(num_references=references))

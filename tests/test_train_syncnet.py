@@ -10,7 +10,7 @@ import torch
 
 import train_syncnet
 from configs.schema import SyncNetConfig, load_config
-from data_processing.dataset import Clip, SyncBatches
+from data_processing.dataset import Clip, SyncBatch, SyncBatches
 from data_processing.errors import UserError
 from data_processing.prepare import read_jsonl
 from models.checkpoint import load_model, load_training_state
@@ -46,17 +46,22 @@ def speaking_clip(number: int, num_frames: int, sound_late: int = 0) -> Clip:
     )
 
 
+def calibrate(trainer: Trainer, batch: SyncBatch) -> None:
+    trainer.syncnet.calibrate(batch.mouths, batch.sounds[:, 0])
+
+
 @pytest.fixture(scope="module")
 def judge_of_brightness() -> Trainer:
     """Trained until it knows that bright mouths are loud."""
     config = SyncNetConfig(
-        seed=0, mouth_size=32, audio_features="phoneme", person_power=1.0, negative_gap=8, shape_warmup_steps=0,
+        seed=0, mouth_size=32, audio_features="phoneme", person_power=1.0, wrong_sounds=2, negative_gap=8,
+        contrast_weight=0.0, shape_warmup_steps=0,
         batch_size=16, max_steps=150, learning_rate=1e-3, warmup_steps=10, weight_decay=0.01, precision="fp32",
         channels_last=True, init_from=None, log_every=1, validate_every=1, save_every=1,
     )  # fmt: skip
     trainer = Trainer.create(config, torch.device("cpu"))
-    batches = SyncBatches([speaking_clip(k, 120) for k in range(4)], 16, 150, 0, negative_gap=8)
-    trainer.syncnet.calibrate(*batches[0][:2])
+    batches = SyncBatches([speaking_clip(k, 120) for k in range(4)], 16, 150, 0, wrong_sounds=2, negative_gap=8)
+    calibrate(trainer, batches[0])
     for step in range(150):
         train_step(trainer, batches[step])
     return trainer
@@ -106,17 +111,25 @@ def test_offset_of_a_short_clip():
 
 
 def test_step_against_plain_autograd():
-    config = load_config(Path("configs/syncnet_64.yaml"), {"mouth_size": 32, "precision": "fp32"}, SyncNetConfig)
+    settings = {"mouth_size": 32, "precision": "fp32", "audio_features": "phoneme", "wrong_sounds": 3}
+    config = load_config(Path("configs/syncnet_64.yaml"), settings, SyncNetConfig)
     trainer = Trainer.create(config, torch.device("cpu"))
-    batch = SyncBatches([speaking_clip(0, 60), speaking_clip(1, 60)], 4, 1, 0, negative_gap=8)[0]
-    trainer.syncnet.calibrate(*batch[:2])
+    batch = SyncBatches([speaking_clip(0, 60), speaking_clip(1, 60)], 4, 1, 0, wrong_sounds=3, negative_gap=8)[0]
+    calibrate(trainer, batch)
     torch.nn.init.normal_(trainer.syncnet.merge_encoder[-1].weight, std=0.05)
-    right, wrong = (trainer.syncnet(batch.mouths, sound) for sound in (batch.matched, batch.mismatched))
-    loss = ((right - 1) ** 2).mean() / 2 + (wrong**2).mean() / 2
-    gradients = torch.autograd.grad(loss, list(trainer.syncnet.parameters()))
+    right, *wrong = (trainer.syncnet(batch.mouths, batch.sounds[:, k]) for k in range(4))
+    loss = ((right - 1) ** 2).mean() / 2 + sum((scores**2).mean() for scores in wrong) / 6
+    face = trainer.syncnet.face_encoder(batch.mouths).mean(dim=(2, 3))
+    face = face / face.norm(dim=1, keepdim=True)
+    heard = [trainer.syncnet.audio_encoder(batch.sounds[:, k])[..., 0] for k in range(4)]
+    likeness = torch.stack([(face * code / code.norm(dim=1, keepdim=True)).sum(dim=1) for code in heard], dim=1)
+    contrast = -(20 * likeness).log_softmax(dim=1)[:, 0].mean()
+    gradients = torch.autograd.grad(loss + 0.3 * contrast, list(trainer.syncnet.parameters()))
     values = train_step(trainer, batch)
     assert values["loss"] == pytest.approx(loss.item(), rel=1e-5)
-    expected = ((right.mean(dim=(1, 2, 3)) > 0.5).sum() + (wrong.mean(dim=(1, 2, 3)) < 0.5).sum()).item() / 8
+    assert values["contrast"] == pytest.approx(contrast.item(), rel=1e-5)
+    counted = sum((scores.mean(dim=(1, 2, 3)) < 0.5).sum() for scores in wrong).item() / 12
+    expected = ((right.mean(dim=(1, 2, 3)) > 0.5).sum().item() / 4 + counted) / 2
     assert values["accuracy"] == pytest.approx(expected)
     for (name, parameter), gradient in zip(trainer.syncnet.named_parameters(), gradients, strict=True):
         scale = gradient.abs().max().item()
@@ -124,10 +137,11 @@ def test_step_against_plain_autograd():
 
 
 def test_not_a_number_names_the_clips():
-    config = load_config(Path("configs/syncnet_64.yaml"), {"mouth_size": 32}, SyncNetConfig)
+    settings = {"mouth_size": 32, "audio_features": "phoneme"}
+    config = load_config(Path("configs/syncnet_64.yaml"), settings, SyncNetConfig)
     trainer = Trainer.create(config, torch.device("cpu"))
-    batch = SyncBatches([speaking_clip(5, 60)], 2, 1, 0, negative_gap=8)[0]
-    batch.matched[0] = torch.nan
+    batch = SyncBatches([speaking_clip(5, 60)], 2, 1, 0, wrong_sounds=2, negative_gap=8)[0]
+    batch.sounds[0] = torch.nan
     with pytest.raises(UserError, match=r"step 0: a loss is not finite.*clips: clip5, clip5"):
         train_step(trainer, batch)
 
@@ -195,7 +209,7 @@ def test_starts_from_another(recipe, prepared_dataset, tmp_path):
     start = Trainer.create(config, torch.device("cpu")).syncnet.state_dict()
     for name, tensor in load_model(weights, kind="syncnet").model.state_dict().items():
         assert torch.equal(start[name], tensor), name
-    with pytest.raises(UserError, match="expected deepspeech features, found phoneme"):
+    with pytest.raises(UserError, match="expected deepspeech features, found whisper"):
         Trainer.create(replace(config, audio_features="deepspeech"), torch.device("cpu"))
 
 
