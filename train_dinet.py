@@ -3,26 +3,27 @@
     python train_dinet.py --config configs/frame_64.yaml --data data/mine --run-dir runs/frame_64
 
 The run directory holds config.yaml (as resolved), state.pt (to continue from, with --resume), generator.safetensors
-(the newest weights, for inference.py), log.jsonl and TensorBoard events.
+(the newest weights, for inference.py), best.safetensors (those of the lowest LPIPS on held-out people), log.jsonl
+and TensorBoard events. On several GPUs the same, started by torchrun: see processes.py.
 """
 
 import argparse
 import math
 import time
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+import processes
 from configs.schema import TrainConfig, dump_config, load_config
 from data_processing.audio_features import windows
-from data_processing.dataset import LIPS, Batch, Clip, TrainingBatches, feature_dim, load_clips, make_batch
+from data_processing.dataset import LIPS, Batch, Clip, TrainingBatches, feature_dim, make_batch
 from data_processing.errors import UserError, command_line
 from data_processing.geometry import lips_box
 from data_processing.landmarks import lip_features
@@ -36,7 +37,19 @@ from models.device import choose_device
 from models.dinet import DINet, DINetConfig
 from models.discriminator import Discriminator
 from models.syncnet import SyncNet
-from training import RunLog, add_run_arguments, check_finite, describe, learning_rate, prepare_run_dir
+from training import (
+    RunLog,
+    add_run_arguments,
+    check_finite,
+    describe,
+    learning_rate,
+    load_batches,
+    load_splits,
+    out_of_time,
+    own_share,
+    prepare_run_dir,
+    progress,
+)
 
 
 @dataclass
@@ -45,6 +58,8 @@ class Trainer:
 
     discriminators: "adversarial", of frames, and "clip_adversarial", of clips, where their losses have a weight.
     syncnet: where the sync loss has a weight.
+    parallel: the trained networks as a step calls them, the same or (of many processes) wrapped around them.
+    best: the lowest LPIPS on held-out people so far.
     """
 
     generator: DINet
@@ -55,7 +70,19 @@ class Trainer:
     syncnet: SyncNet | None
     config: TrainConfig
     device: torch.device
+    parallel: dict[str, nn.Module] = field(default_factory=dict)
     step: int = 0
+    best: float = math.inf
+
+    def __post_init__(self) -> None:
+        if not self.parallel:
+            self.parallel = {"generator": self.generator, **self.discriminators}
+
+    def share(self) -> None:
+        """Let the processes of processes.py train together from now on."""
+        if self.config.compile:
+            self.generator.compile()
+        self.parallel = {name: processes.parallel(network) for name, network in self.parallel.items()}
 
     @classmethod
     def create(cls, config: TrainConfig, device: torch.device) -> "Trainer":
@@ -97,13 +124,17 @@ class Trainer:
 
     def state(self) -> dict[str, Any]:
         """Everything a resumed run needs; batches and learning rate follow from the step."""
-        return {"step": self.step, **{name: part.state_dict() for name, part in self._parts().items()}}
+        return {
+            "step": self.step,
+            "best": self.best,
+            **{name: part.state_dict() for name, part in self._parts().items()},
+        }
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Continue from `state()`."""
         for name, part in self._parts().items():
             part.load_state_dict(state[name])
-        self.step = state["step"]
+        self.step, self.best = state["step"], state["best"]
 
     def _parts(self) -> dict[str, Any]:
         parts = {"generator": self.generator, "generator_optimizer": self.generator_optimizer}
@@ -201,7 +232,7 @@ def train_step(trainer: Trainer, batch: Batch) -> dict[str, float]:
     masked_source, references, audio_window, target, sync_audio = (x.to(trainer.device) for x in batch[:5])
 
     with trainer.autocast():
-        output = trainer.generator(masked_source, references, audio_window).float()
+        output = trainer.parallel["generator"](masked_source, references, audio_window).float()
 
     # What either discriminator looks at: frames, or a clip's frames in the channels.
     views = {
@@ -211,7 +242,8 @@ def train_step(trainer: Trainer, batch: Batch) -> dict[str, float]:
     if trainer.adversarial:
         trainer.discriminators.requires_grad_(True)
         terms = []
-        for name, discriminator in trainer.discriminators.items():
+        for name in trainer.discriminators:
+            discriminator = trainer.parallel[name]
             with trainer.autocast():
                 real, fake = discriminator(views[name](target)), discriminator(views[name](output.detach()))
             terms.append(discriminator_loss(real, fake))
@@ -234,7 +266,7 @@ def train_step(trainer: Trainer, batch: Batch) -> dict[str, float]:
             real = target if config.sync_target == "real" else None
             losses["sync"] = sync_loss(trainer.syncnet, output, sync_audio, real)
     total = sum(config.loss_weights[name] * losses[name] for name in losses if name in config.loss_weights)
-    values = {name: loss.item() for name, loss in losses.items()}
+    values = processes.mean({name: loss.item() for name, loss in losses.items()}, trainer.device)
     check_finite(values, trainer.step, batch.clip_ids)
     _descend(trainer.generator_optimizer, total, rate)
     trainer.step += 1
@@ -291,8 +323,8 @@ def train(config: TrainConfig, data: Path, run_dir: Path, device: torch.device, 
     if resumed:
         trainer.load_state(load_training_state(run_dir / "state.pt"))
         print(f"resumed at step {trainer.step}")
-    train_clips = load_clips(data, "train", config.mouth_size, config.audio_features)
-    val_clips = load_clips(data, "val", config.mouth_size, config.audio_features)
+    with processes.first_process_first():
+        train_clips, val_clips = load_splits(data, config)
     samples = validation_samples(val_clips, config.val_frames, config.num_references, config.seed)
     lpips = LPIPS().to(device)
     pictured = make_batch(_spread(samples, 6))
@@ -300,18 +332,21 @@ def train(config: TrainConfig, data: Path, run_dir: Path, device: torch.device, 
 
     if config.audio_warmup_steps and not resumed:
         warm_up_audio(trainer, load_model(config.init_from).model.to(device), train_clips)
-    batches = _batches(config, train_clips)
-    loader = DataLoader(batches, batch_size=None, sampler=range(trainer.step, config.max_steps))
-    if trainer.step == 0:  # a run killed before its first save can be resumed too
+    trainer.share()
+    writes = processes.rank() == 0
+    if writes and trainer.step == 0:  # a run killed before its first save can be resumed too
         save_training_state(run_dir / "state.pt", trainer.state())
-    log = RunLog(run_dir, trainer.step)
-    bar = tqdm(loader, total=config.max_steps, initial=trainer.step, unit="step", dynamic_ncols=True)
+    log = RunLog(run_dir, trainer.step) if writes else None
+    bar = progress(load_batches(_batches(config, train_clips), trainer.step, device), config, trainer.step)
     held_out: dict[str, float] = {}
     for batch in bar:
         losses = train_step(trainer, batch)
         step = trainer.step
-        out_of_time = max_minutes is not None and time.monotonic() - started > 60 * max_minutes
-        last = step == config.max_steps or out_of_time
+        last = step == config.max_steps or out_of_time(started, max_minutes, device)
+        if not writes:
+            if last:
+                break
+            continue
         if step % config.log_every == 0:
             bar.set_postfix({name: f"{value:.3f}" for name, value in losses.items()})
             log.add("train", step, {**losses, "learning_rate": learning_rate(config, step)})
@@ -324,6 +359,11 @@ def train(config: TrainConfig, data: Path, run_dir: Path, device: torch.device, 
             held_out = {"step": step, **metrics}
             log.add("val", step, metrics)
             tqdm.write(f"step {step}: " + ", ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
+            if metrics["lpips_matched"] < trainer.best:
+                trainer.best = metrics["lpips_matched"]
+                release(
+                    trainer, run_dir / "best.safetensors", {"data": describe(train_clips), "held_out": held_out}
+                )
         if step % config.save_every == 0 or last:
             save_training_state(run_dir / "state.pt", trainer.state())
             release(
@@ -331,6 +371,8 @@ def train(config: TrainConfig, data: Path, run_dir: Path, device: torch.device, 
             )
         if last:
             break
+    if not writes:
+        return
     log.writer.close()
     done = trainer.step >= config.max_steps
     print(f"{'finished' if done else 'time is over'} at step {trainer.step}: {run_dir / 'generator.safetensors'}")
@@ -347,6 +389,7 @@ def _batches(config: TrainConfig, clips: list[Clip]) -> TrainingBatches:
         config.seed,
         config.person_power,
         config.clip_length,
+        own_share(config.batch_size),
     )
 
 
@@ -357,8 +400,7 @@ def _spread(items: list, count: int) -> list:
 def dry_run(config: TrainConfig, data: Path, device: torch.device) -> None:
     """Three steps and a validation, writing nothing: says whether the run would work, and how fast."""
     trainer = Trainer.create(config, device)
-    clips = load_clips(data, "train", config.mouth_size, config.audio_features)
-    val_clips = load_clips(data, "val", config.mouth_size, config.audio_features)
+    clips, val_clips = load_splits(data, config)
     batches = _batches(config, clips)
     for step in range(3):
         began = time.monotonic()
@@ -372,17 +414,22 @@ def dry_run(config: TrainConfig, data: Path, device: torch.device) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_run_arguments(parser, base="configs/base.yaml")
+    parser.add_argument("--syncnet", help="checkpoint of train_syncnet.py, instead of the recipe's")
     parser.add_argument("--dry-run", action="store_true", help="check everything, take three steps, write nothing")
     args = parser.parse_args()
-    config = load_config(args.config, {"init_from": args.init_from, "max_steps": args.max_steps})
-    device = choose_device(args.device)
+    overrides = {"init_from": args.init_from, "syncnet": args.syncnet, "max_steps": args.max_steps}
+    config = load_config(args.config, overrides)
+    device = processes.join(choose_device(args.device))
     run_dir = args.run_dir or Path("runs") / args.config.stem
     print(f"# {args.config} on {device}\n{dump_config(config)}")
     if args.dry_run:
         dry_run(config, args.data, device)
         return
-    prepare_run_dir(run_dir, config, args.resume)
+    with processes.first_process_first():
+        if processes.rank() == 0:
+            prepare_run_dir(run_dir, config, args.resume)
     train(config, args.data, run_dir, device, args.max_minutes)
+    processes.leave()
 
 
 if __name__ == "__main__":

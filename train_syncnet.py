@@ -20,9 +20,9 @@ import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
 from torch import nn
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+import processes
 from configs.schema import SyncNetConfig, dump_config, load_config
 from data_processing.audio_features import FEATURE_DIMS, windows
 from data_processing.dataset import (
@@ -32,7 +32,6 @@ from data_processing.dataset import (
     SyncBatch,
     SyncBatches,
     draw_probabilities,
-    load_clips,
     mouth_stack,
     random_looks,
 )
@@ -42,7 +41,19 @@ from data_processing.landmarks import lip_features
 from models.checkpoint import load_model, load_training_state, save_model, save_training_state
 from models.device import choose_device
 from models.syncnet import SyncNet, encode_moments, moment_scores, offset_and_confidence, shift_scores
-from training import RunLog, add_run_arguments, check_finite, describe, learning_rate, prepare_run_dir
+from training import (
+    RunLog,
+    add_run_arguments,
+    check_finite,
+    describe,
+    learning_rate,
+    load_batches,
+    load_splits,
+    out_of_time,
+    own_share,
+    prepare_run_dir,
+    progress,
+)
 
 MAX_SHIFT = 15  # frames to either side in the curve of score against shift
 UNDECIDED = 0.25  # the loss of a judge that always says 0.5
@@ -50,16 +61,43 @@ TEMPERATURE = 0.05  # of the contrast: the codes' likeness lies in [0, 1]
 PLATEAU_STEPS = 1000  # by now a judge that learns at all has left it
 
 
+class Comparison(nn.Module):
+    """Moments (B, 15, S, S), each with K sounds (B·K, D, 9) -> their scores, and the codes of both.
+
+    The mouths, where all the work is, are encoded once for all K.
+    """
+
+    def __init__(self, syncnet: SyncNet) -> None:
+        super().__init__()
+        self.syncnet = syncnet
+
+    def forward(self, mouths: torch.Tensor, sounds: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        faces, codes = self.syncnet.face_encoder(mouths), self.syncnet.audio_encoder(sounds)
+        repeated = faces.repeat_interleave(len(sounds) // len(mouths), dim=0)
+        return self.syncnet.merge(repeated, codes), faces, codes
+
+
 @dataclass
 class Trainer:
-    """SyncNet with its optimizer, the number of steps taken and the best held-out accuracy so far."""
+    """SyncNet with its optimizer, the number of steps taken and the best held-out accuracy so far.
+
+    parallel: SyncNet's parts, see Comparison, as a step calls them.
+    """
 
     syncnet: SyncNet
     optimizer: torch.optim.AdamW
     config: SyncNetConfig
     device: torch.device
+    parallel: nn.Module | None = None
     step: int = 0
     best: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.parallel = Comparison(self.syncnet)
+
+    def share(self) -> None:
+        """Let the processes of processes.py train together from now on."""
+        self.parallel = processes.parallel(self.parallel)
 
     @classmethod
     def create(cls, config: SyncNetConfig, device: torch.device) -> "Trainer":
@@ -118,9 +156,8 @@ def train_step(trainer: Trainer, batch: SyncBatch) -> dict[str, float]:
     mouths, sounds = batch.mouths.to(trainer.device), batch.sounds.to(trainer.device)
     size, choices = sounds.shape[:2]
     with trainer.autocast():
-        faces = trainer.syncnet.face_encoder(mouths)
-        codes = trainer.syncnet.audio_encoder(sounds.flatten(0, 1))
-        scores = trainer.syncnet.merge(faces.repeat_interleave(choices, dim=0), codes).unflatten(0, (size, choices))
+        scores, faces, codes = trainer.parallel(mouths, sounds.flatten(0, 1))
+    scores = scores.unflatten(0, (size, choices))
     right, wrong = scores[:, 0], scores[:, 1:]
     loss = ((right - 1).square().mean() + wrong.square().mean()) / 2
     likeness = F.cosine_similarity(
@@ -133,6 +170,7 @@ def train_step(trainer: Trainer, batch: SyncBatch) -> dict[str, float]:
         "contrast": contrast.item(),
         "accuracy": ((right > 0.5).float().mean() + (wrong < 0.5).float().mean()).item() / 2,
     }
+    values = processes.mean(values, trainer.device)
     check_finite(values, trainer.step, batch.clip_ids)
     trainer.optimizer.zero_grad(set_to_none=True)
     (loss + trainer.config.contrast_weight * contrast).backward()
@@ -293,13 +331,14 @@ def train(
 ) -> None:
     """Train until `max_steps` or the time is over; continue where state.pt in `run_dir` stands, if it is there."""
     started = time.monotonic()
+    share = own_share(config.batch_size)
     trainer = Trainer.create(config, device)
     resumed = (run_dir / "state.pt").exists()
     if resumed:
         trainer.load_state(load_training_state(run_dir / "state.pt"))
         print(f"resumed at step {trainer.step}")
-    clips = load_clips(data, "train", config.mouth_size, config.audio_features)
-    val_clips = load_clips(data, "val", config.mouth_size, config.audio_features)
+    with processes.first_process_first():
+        clips, val_clips = load_splits(data, config)
     print(f"train: {describe(clips)}; validation: {describe(val_clips)}")
     batches = SyncBatches(
         clips,
@@ -311,22 +350,27 @@ def train(
         config.person_power,
     )
     if not resumed and not config.init_from:
-        first = batches[0]
+        first = batches[0]  # all of it, so that the processes start alike
         trainer.syncnet.calibrate(first.mouths.to(device), first.sounds[:, 0].to(device))
     if not resumed and config.shape_warmup_steps:
         warm_up_shapes(trainer, clips)
-    if trainer.step == 0:  # a run killed before its first save can be resumed too
+    trainer.share()
+    batches.share = share
+    writes = processes.rank() == 0
+    if writes and trainer.step == 0:  # a run killed before its first save can be resumed too
         save_training_state(run_dir / "state.pt", trainer.state())
-    loader = DataLoader(batches, batch_size=None, sampler=range(trainer.step, config.max_steps))
-    log = RunLog(run_dir, trainer.step)
+    log = RunLog(run_dir, trainer.step) if writes else None
     recent: deque[dict[str, float]] = deque(maxlen=PLATEAU_STEPS)
-    bar = tqdm(loader, total=config.max_steps, initial=trainer.step, unit="step", dynamic_ncols=True)
+    bar = progress(load_batches(batches, trainer.step, device), config, trainer.step)
     for batch in bar:
         values = train_step(trainer, batch)
         recent.append(values)
         step = trainer.step
-        out_of_time = max_minutes is not None and time.monotonic() - started > 60 * max_minutes
-        last = step == config.max_steps or out_of_time
+        last = step == config.max_steps or out_of_time(started, max_minutes, device)
+        if not writes:
+            if last:
+                break
+            continue
         if step % config.log_every == 0:
             latest = list(recent)[-config.log_every :]
             means = {name: float(np.mean([line[name] for line in latest])) for name in values}
@@ -347,6 +391,8 @@ def train(
             save_training_state(run_dir / "state.pt", trainer.state())
         if last:
             break
+    if not writes:
+        return
     log.writer.close()
     print(f"best held-out accuracy {trainer.best:.3f}: {run_dir / 'syncnet.safetensors'}")
     if trainer.step < config.max_steps:
@@ -360,11 +406,14 @@ def main() -> None:
     args = parser.parse_args()
     overrides = {"init_from": args.init_from, "max_steps": args.max_steps}
     config = load_config(args.config, overrides, SyncNetConfig)
-    device = choose_device(args.device)
+    device = processes.join(choose_device(args.device))
     run_dir = args.run_dir or Path("runs") / args.config.stem
     print(f"# {args.config} on {device}\n{dump_config(config)}")
-    prepare_run_dir(run_dir, config, args.resume)
+    with processes.first_process_first():
+        if processes.rank() == 0:
+            prepare_run_dir(run_dir, config, args.resume)
     train(config, args.data, run_dir, device, args.max_minutes)
+    processes.leave()
 
 
 if __name__ == "__main__":

@@ -1,14 +1,21 @@
-"""What both trainers share: the learning rate, and the run directory with its log."""
+"""What both trainers share: flags, data, the learning rate, and the run directory with its log."""
 
 import argparse
 import json
 import math
+import os
 import sys
+import time
 from pathlib import Path
 from types import ModuleType
 
+import torch
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+import processes
 from configs.schema import SyncNetConfig, TrainConfig, dump_config, load_config
-from data_processing.dataset import Clip
+from data_processing.dataset import Clip, load_clips
 from data_processing.errors import UserError
 from data_processing.prepare import read_jsonl
 from data_processing.video import FPS
@@ -52,6 +59,44 @@ def describe(clips: list[Clip]) -> str:
     """People, clips and minutes in words."""
     minutes = sum(len(clip.frames) for clip in clips) / FPS / 60
     return f"{len({clip.person for clip in clips})} people, {len(clips)} clips, {minutes:.1f} minutes"
+
+
+def load_splits(data: Path, config: TrainConfig | SyncNetConfig) -> list[list[Clip]]:
+    """The clips to train on, and those of held-out people."""
+    local = processes.local_size()
+    return [load_clips(data, split, config.mouth_size, config.audio_features, local) for split in ("train", "val")]
+
+
+def own_share(batch_size: int) -> slice:
+    """This process's part of every batch.
+
+    Raises:
+        UserError: the batch cannot be shared out evenly.
+    """
+    if batch_size % processes.size():
+        raise UserError(f"batch_size: expected a multiple of the {processes.size()} processes, found {batch_size}")
+    return slice(processes.rank(), None, processes.size())
+
+
+def load_batches(batches: Dataset, step: int, device: torch.device) -> DataLoader:
+    """The batches from `step` on; beside a GPU, which would wait for them, other processes make them."""
+    workers = min(8, (os.cpu_count() or 1) // processes.local_size()) if device.type == "cuda" else 0
+    return DataLoader(
+        batches, batch_size=None, sampler=range(step, len(batches)), num_workers=workers, pin_memory=workers > 0
+    )
+
+
+def progress(loader: DataLoader, config: TrainConfig | SyncNetConfig, step: int) -> tqdm:
+    """The bar of a training, in the first process."""
+    hidden = processes.rank() > 0
+    return tqdm(loader, total=config.max_steps, initial=step, unit="step", dynamic_ncols=True, disable=hidden)
+
+
+def out_of_time(started: float, max_minutes: float | None, device: torch.device) -> bool:
+    """Whether --max-minutes are over since `started` (time.monotonic), by the first process's clock."""
+    if max_minutes is None:
+        return False
+    return processes.agreed(time.monotonic() - started > 60 * max_minutes, device)
 
 
 def check_finite(losses: dict[str, float], step: int, clip_ids: list[str]) -> None:

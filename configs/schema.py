@@ -32,7 +32,8 @@ class TrainConfig:
     learning_rate: Adam's, reached after warmup_steps and falling along a cosine to 0 at max_steps.
     loss_weights: weight of each loss, 0 leaves it out; the keys are the names in the log.
     adversarial_start: step from which the adversarial loss acts and the discriminator is trained.
-    precision: bf16 (autocast) or fp32; channels_last: memory layout of the networks.
+    precision: bf16 (autocast) or fp32; channels_last: memory layout of the networks; compile: have
+        torch.compile make the generator faster (not on every machine; it takes minutes to begin).
     init_from: release checkpoint whose weights to start from, or null.
     validate_every, save_every, image_every: steps; val_frames: frames drawn from each held-out clip.
     """
@@ -55,6 +56,7 @@ class TrainConfig:
     adversarial_start: int
     precision: str
     channels_last: bool
+    compile: bool
     init_from: str | None
     log_every: int
     validate_every: int

@@ -1,13 +1,14 @@
 """Prepared dataset -> training samples.
 
-All clips are held decoded as uint8 in memory at the size of the training (45 minutes at S = 64: 1.7 GB). A batch
-is a pure function of (seed, step), so a resumed run sees exactly what an unbroken one would have.
+All clips are held decoded as uint8 at the size of the training (45 minutes at S = 64: 1.7 GB), in memory or, where
+they do not fit, in files that are read as memory. A batch is a pure function of (seed, step), so a resumed run sees
+exactly what an unbroken one would have; of several processes each takes its share of it.
 """
 
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from os import cpu_count, sysconf
+from os import cpu_count, getpid, sysconf
 from pathlib import Path
 from typing import NamedTuple
 from zipfile import BadZipFile
@@ -28,6 +29,7 @@ from models.syncnet import SYNC_WINDOW
 SYNC_RADIUS = SYNC_WINDOW // 2  # steps of audio features around the middle of the five frames SyncNet judges
 LIPS = "lips"  # in place of audio features: the real lips' own movements, which nothing needs to guess
 LIP_FEATURES = 29
+ALL = slice(None)
 REFERENCE_GAP = 5  # frames: references nearer to the drawn frame than this would show the answer
 
 
@@ -51,7 +53,7 @@ class Batch(NamedTuple):
 
     masked_source, target: (B·T, 3, H, W), the frames of a clip one after another; audio_window: (B·T, D, 5).
     references: (B, 3N, H, W); sync_audio: (B, D, T + 4), the audio windows of a clip's frames together.
-    clip_ids: B names, for messages.
+    clip_ids: names of the whole batch's clips, for messages.
     """
 
     masked_source: torch.Tensor
@@ -66,7 +68,7 @@ class SyncBatch(NamedTuple):
     """Mouths with their own sound and with a wrong one.
 
     mouths: (B, 15, S, S), five frames each, RGB in [0, 1]; sounds: (B, 1 + K, D, 9), each moment's own before the K
-    wrong ones; clip_ids: B names.
+    wrong ones; clip_ids: names of the whole batch's clips.
     """
 
     mouths: torch.Tensor
@@ -74,12 +76,15 @@ class SyncBatch(NamedTuple):
     clip_ids: list[str]
 
 
-def load_clips(data: Path, split: str, mouth_size: int, audio_features: str) -> list[Clip]:
-    """Decode one split ('train' or 'val') of a prepared dataset into memory; features may be LIPS.
+def load_clips(data: Path, split: str, mouth_size: int, audio_features: str, processes: int = 1) -> list[Clip]:
+    """Decode one split ('train' or 'val') of a prepared dataset; features may be LIPS.
+
+    Where `processes` times the frames do not fit into memory, they are decoded once into files under
+    `data`/decoded, and read from there as they are needed.
 
     Raises:
-        UserError: not a prepared dataset, other features than asked for, an empty split, or a clip that cannot
-            be read (named).
+        UserError: not a prepared dataset, other features than asked for, an empty split, a clip that cannot be
+            read (named), or no room for the files.
     """
     manifest = data / "manifest.jsonl"
     if not manifest.is_file():
@@ -99,20 +104,51 @@ def load_clips(data: Path, split: str, mouth_size: int, audio_features: str) -> 
     height, width = crop_size(mouth_size)
     needed = sum(line["num_frames"] for line in lines) * height * width * 3
     available = sysconf("SC_AVPHYS_PAGES") * sysconf("SC_PAGE_SIZE")
-    if needed > available:
-        raise UserError(
-            f"--data: the {split} split takes {needed / 1e9:.1f} GB of memory at S = {mouth_size}, "
-            f"{available / 1e9:.1f} GB are free; choose fewer clips or a smaller mouth_size"
+    decoded = None
+    if processes * needed > 0.8 * available:
+        decoded = data / "decoded" / f"{mouth_size}"
+        print(
+            f"{split}: {processes} x {needed / 1e9:.1f} GB do not fit into {available / 1e9:.1f} GB of memory; "
+            f"read from {decoded} instead"
         )
     with ThreadPoolExecutor(cpu_count()) as pool:  # decoding leaves Python's lock
-        loaded = pool.map(lambda line: _load_clip(data, line, mouth_size), lines)
+        loaded = pool.map(lambda line: _load_clip(data, line, mouth_size, decoded), lines)
         clips = list(tqdm(loaded, total=len(lines), unit="clip", desc=f"loading {split}"))
     if audio_features == LIPS:
         clips = [replace(clip, features=lip_features(clip.landmarks)) for clip in clips]
     return clips
 
 
-def _load_clip(data: Path, line: dict, mouth_size: int) -> Clip:
+def _load_clip(data: Path, line: dict, mouth_size: int, decoded: Path | None) -> Clip:
+    if decoded is None:
+        frames = _decode(data, line, mouth_size)
+    else:
+        path = decoded / f"{line['id']}.npy"
+        try:
+            if not path.exists():
+                decoded.mkdir(parents=True, exist_ok=True)
+                partial = decoded / f".{line['id']}.{getpid()}.partial.npy"
+                try:
+                    np.save(partial, _decode(data, line, mouth_size))
+                    partial.replace(path)
+                finally:
+                    partial.unlink(missing_ok=True)
+            frames = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise UserError(f"--data: {path}: decoded frames cannot be written or read: {error}") from None
+    try:
+        with np.load(data / "clips" / f"{line['id']}.npz", allow_pickle=False) as arrays:
+            features = arrays["features"].astype(np.float32)
+            landmarks = arrays["landmarks"].astype(np.float32)
+    except (OSError, KeyError, ValueError, BadZipFile) as error:
+        raise UserError(f"--data: clip {line['id']}: its .npz cannot be read ({error})") from None
+    for name, rows in (("features", features), ("landmarks", landmarks)):
+        if len(rows) != len(frames):
+            raise UserError(f"--data: clip {line['id']}: {len(frames)} frames but {len(rows)} rows of {name}")
+    return Clip(line["id"], line["person"], frames, features, landmarks)
+
+
+def _decode(data: Path, line: dict, mouth_size: int) -> np.ndarray:
     height, width = crop_size(mouth_size)
     path = data / "clips" / f"{line['id']}.mp4"
     frames = np.empty((line["num_frames"], height, width, 3), np.uint8)
@@ -124,16 +160,7 @@ def _load_clip(data: Path, line: dict, mouth_size: int) -> Clip:
         frames[count - 1] = cv2.resize(frame, (width, height), interpolation=shrink)
     if count != len(frames):
         raise UserError(f"--data: clip {line['id']}: expected {len(frames)} frames, found {count}")
-    try:
-        with np.load(data / "clips" / f"{line['id']}.npz", allow_pickle=False) as arrays:
-            features = arrays["features"].astype(np.float32)
-            landmarks = arrays["landmarks"].astype(np.float32)
-    except (OSError, KeyError, ValueError, BadZipFile) as error:
-        raise UserError(f"--data: clip {line['id']}: its .npz cannot be read ({error})") from None
-    for name, rows in (("features", features), ("landmarks", landmarks)):
-        if len(rows) != len(frames):
-            raise UserError(f"--data: clip {line['id']}: {len(frames)} frames but {len(rows)} rows of {name}")
-    return Clip(line["id"], line["person"], frames, features, landmarks)
+    return frames
 
 
 def feature_dim(name: str) -> int:
@@ -160,6 +187,8 @@ class TrainingBatches(torch.utils.data.Dataset):
 
     Half of the samples are mirrored, and all have their brightness and contrast changed a little: people and
     lights to come differ more than those at hand.
+
+    share: the part of every batch that this process trains on.
     """
 
     def __init__(
@@ -171,6 +200,7 @@ class TrainingBatches(torch.utils.data.Dataset):
         seed: int,
         person_power: float = 1.0,
         clip_length: int = 1,
+        share: slice = ALL,
     ) -> None:
         self.clips = clips
         self.batch_size = batch_size
@@ -178,6 +208,7 @@ class TrainingBatches(torch.utils.data.Dataset):
         self.num_steps = num_steps
         self.seed = seed
         self.clip_length = clip_length
+        self.share = share
         self.probabilities = draw_probabilities(clips, person_power)
 
     def __len__(self) -> int:
@@ -191,7 +222,8 @@ class TrainingBatches(torch.utils.data.Dataset):
             indices = rng.integers(len(clip.frames) - self.clip_length + 1) + np.arange(self.clip_length)
             references = reference_indices(rng, len(clip.frames), indices, self.num_references)
             samples.append((clip, indices, references, *random_looks(rng)))
-        return make_batch(samples)
+        ids = [clip.id for clip, *_ in samples]
+        return make_batch(samples[self.share])._replace(clip_ids=ids)
 
 
 class SyncBatches(torch.utils.data.Dataset):
@@ -199,7 +231,7 @@ class SyncBatches(torch.utils.data.Dataset):
 
     A wrong sound is, in equal shares, from elsewhere in the same clip, `negative_gap` frames away or more, and
     from another person; the first teaches the moment, the second the voice's independence of the face. Mouths are
-    mirrored and changed in brightness as in TrainingBatches, and moved by up to S/16 pixels.
+    mirrored and changed in brightness as in TrainingBatches, and moved by up to S/16 pixels. `share` as there.
     """
 
     def __init__(
@@ -211,6 +243,7 @@ class SyncBatches(torch.utils.data.Dataset):
         wrong_sounds: int,
         negative_gap: int,
         person_power: float = 1.0,
+        share: slice = ALL,
     ) -> None:
         self.clips = clips
         self.batch_size = batch_size
@@ -218,6 +251,7 @@ class SyncBatches(torch.utils.data.Dataset):
         self.seed = seed
         self.wrong_sounds = wrong_sounds
         self.negative_gap = negative_gap
+        self.share = share
         self.probabilities = draw_probabilities(clips, person_power)
         self.people = np.array([clip.person for clip in clips])
 
@@ -226,15 +260,19 @@ class SyncBatches(torch.utils.data.Dataset):
 
     def __getitem__(self, step: int) -> SyncBatch:
         rng = np.random.default_rng((self.seed, step))
-        mouths, sounds, ids = [], [], []
+        moments, ids = [], []
         for number in rng.choice(len(self.clips), self.batch_size, p=self.probabilities):
             clip = self.clips[number]
             middle = int(rng.integers(2, len(clip.frames) - 2))
             heard = [(clip, middle), *self._wrong(rng, clip, middle)]
             reach = mouth_size_of(clip.frames.shape[1]) // 16
-            mouths.append(mouth_stack(clip, middle, *random_looks(rng), *rng.integers(-reach, reach + 1, 2)))
-            sounds.append([windows(of.features, np.array([when]), SYNC_RADIUS)[0] for of, when in heard])
+            moments.append((heard, *random_looks(rng), *rng.integers(-reach, reach + 1, 2)))
             ids.append(clip.id)
+        mouths = [mouth_stack(*heard[0], *looks) for heard, *looks in moments[self.share]]
+        sounds = [
+            [windows(of.features, np.array([when]), SYNC_RADIUS)[0] for of, when in heard]
+            for heard, *_ in moments[self.share]
+        ]
         return SyncBatch(torch.from_numpy(np.stack(mouths)), torch.from_numpy(np.array(sounds)), ids)
 
     def _wrong(self, rng: np.random.Generator, clip: Clip, middle: int) -> list[tuple[Clip, int]]:

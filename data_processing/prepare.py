@@ -7,7 +7,8 @@ The dataset is a folder a person can open:
     clips/ID.mp4     the face crops, 25 fps, with their sound in step
     clips/ID.npz     landmarks (T, 68, 2) in source pixels, features (T, D), found (T,)
 
-A second run on the same folder goes on where the first stopped.
+A second run on the same folder goes on where the first stopped. Sound that is late or early against its picture is
+put right by what the bundled SyncNet measures; a video whose sound fits its picture nowhere is rejected.
 """
 
 import argparse
@@ -28,6 +29,7 @@ from data_processing.audio import SAMPLE_RATE, load_audio, save_wav
 from data_processing.errors import UserError, command_line
 from data_processing.geometry import FaceCrop, crop_radius, crop_size, frame_radii
 from data_processing.landmarks import BACKENDS, Landmarks, find_landmarks
+from data_processing.sync import MAX_SHIFT, measure_offset
 from data_processing.video import FPS, VIDEO_SUFFIXES, VideoWriter, probe, read_frames
 from data_processing.weights import weight_path
 
@@ -36,6 +38,7 @@ MIN_RADIUS_PX = 24  # smaller faces have no teeth to learn
 MAX_RADIUS_RATIO = 1.5  # the authors' limit on how much a face may grow within one shot
 MIN_FOUND = 0.8  # share of frames in which the face was seen, not interpolated
 CROP_CRF = 12  # training data: nearly lossless
+MIN_SYNC_CONFIDENCE = 0.02  # of SyncNet
 METADATA_NAME = "MANIFEST.tsv"
 
 
@@ -50,11 +53,15 @@ class Source:
 
 @dataclass(frozen=True)
 class Settings:
-    """What every clip of a dataset has in common; stored in dataset.json and compared on resuming."""
+    """What every clip of a dataset has in common; stored in dataset.json and compared on resuming.
+
+    min_sync_confidence: SyncNet's, below which a video is rejected; None to take every sound as it is.
+    """
 
     mouth_size: int
     landmarks: str
     audio_features: str
+    min_sync_confidence: float | None = None
 
 
 def find_sources(inputs: list[Path], output: Path, person: str | None) -> list[Source]:
@@ -140,18 +147,29 @@ def prepare_video(source: Source, output: Path, settings: Settings) -> tuple[lis
     probe(source.path, "INPUT")
     waveform = load_audio(source.path, "INPUT")
     landmarks = find_landmarks(source.path, settings.landmarks, flag="INPUT")
-    late = round(source.audio_late_ms * SAMPLE_RATE / 1000)
-    waveform = waveform[late:] if late >= 0 else np.concatenate([np.zeros(-late, np.float32), waveform])
-    num_frames = min(len(landmarks.points), len(waveform) * FPS // SAMPLE_RATE)
+    waveform = _earlier(waveform, source.audio_late_ms)
+    late_ms, confidence = source.audio_late_ms, None
+    if settings.min_sync_confidence is not None:
+        shots = _usable_shots(landmarks, waveform)[0]
+        if shots:
+            offset = measure_offset(
+                source.path,
+                [(a, landmarks.points[a:b], crop_radius(landmarks.points[a:b])) for _, a, b in shots],
+                waveform,
+            )
+            confidence = offset.confidence
+            if confidence < settings.min_sync_confidence:
+                raise UserError(
+                    f"the sound fits the picture nowhere within {MAX_SHIFT} frames "
+                    f"(confidence below {settings.min_sync_confidence})"
+                )
+            waveform = _earlier(waveform, offset.late_ms)
+            late_ms += offset.late_ms
     features = audio_features.extract(waveform, settings.audio_features, len(landmarks.points))
 
-    clips, reasons = [], []
-    for number, (start, stop) in enumerate(landmarks.shots):
-        stop = min(stop, num_frames)
-        reason = unfit_reason(landmarks, start, stop)
-        if reason:
-            reasons.append(reason)
-            continue
+    clips = []
+    usable, reasons = _usable_shots(landmarks, waveform)
+    for number, start, stop in usable:
         digest = zlib.crc32(str(source.path.resolve()).encode())
         name = source.path.stem.replace(".", "_")[:60]  # a dot would be taken for the start of a suffix
         clip_id = f"{name}-{digest:08x}-{number:02d}"
@@ -176,10 +194,30 @@ def prepare_video(source: Source, output: Path, settings: Settings) -> tuple[lis
                 "radius_px": round(radius_px, 2),
                 "found": round(float(landmarks.found[start:stop].mean()), 3),
                 "audio_features": settings.audio_features,
-                "audio_late_ms": source.audio_late_ms,
+                "audio_late_ms": round(late_ms, 1),
+                "sync_confidence": None if confidence is None else round(confidence, 3),
             }
         )
     return clips, reasons
+
+
+def _earlier(waveform: np.ndarray, late_ms: float) -> np.ndarray:
+    """The sound as it is without `late_ms` of delay."""
+    late = round(late_ms * SAMPLE_RATE / 1000)
+    return waveform[late:] if late >= 0 else np.concatenate([np.zeros(-late, np.float32), waveform])
+
+
+def _usable_shots(landmarks: Landmarks, waveform: np.ndarray) -> tuple[list[tuple[int, int, int]], list[str]]:
+    """Number, first frame and end of the shots to train on, as far as there is sound; and why not the others."""
+    num_frames = min(len(landmarks.points), len(waveform) * FPS // SAMPLE_RATE)
+    usable, reasons = [], []
+    for number, (start, stop) in enumerate(landmarks.shots):
+        stop = min(stop, num_frames)
+        if reason := unfit_reason(landmarks, start, stop):
+            reasons.append(reason)
+        else:
+            usable.append((number, start, stop))
+    return usable, reasons
 
 
 def unfit_reason(landmarks: Landmarks, start: int, stop: int) -> str | None:
@@ -236,8 +274,19 @@ def _prepare_one(
         return source, [], [], f"{type(error).__name__}: {error}"
 
 
-def prepare(sources: list[Source], output: Path, settings: Settings, val_percent: int, jobs: int) -> None:
-    """Prepare all sources that `output` does not hold yet, and print a summary."""
+def prepare(
+    sources: list[Source],
+    output: Path,
+    settings: Settings,
+    val_percent: int,
+    jobs: int,
+    scheduler: str | None = None,
+) -> None:
+    """Prepare all sources that `output` does not hold yet, and print a summary.
+
+    With the address of a Dask `scheduler` its workers do it instead of `jobs` processes here; they must see the
+    same folders.
+    """
     try:
         (output / "clips").mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -251,12 +300,13 @@ def prepare(sources: list[Source], output: Path, settings: Settings, val_percent
         audio_features.extract(np.zeros(SAMPLE_RATE, np.float32), settings.audio_features)
         if settings.landmarks == "dlib":
             weight_path("landmarks68")
-    results = joblib.Parallel(n_jobs=jobs, return_as="generator_unordered")(
-        joblib.delayed(_prepare_one)(source, output, settings) for source in todo
-    )
     for path in (manifest, rejected):
         _end_last_line(path)
-    with manifest.open("a") as accepted_file, rejected.open("a") as rejected_file:
+    engine = _dask(scheduler) if scheduler else joblib.parallel_config(n_jobs=jobs)
+    with engine, manifest.open("a") as accepted_file, rejected.open("a") as rejected_file:
+        results = joblib.Parallel(return_as="generator_unordered")(
+            joblib.delayed(_prepare_one)(source, output.resolve(), settings) for source in todo
+        )
         for source, clips, reasons, failure in tqdm(results, total=len(todo), unit="video", desc="preparing"):
             if failure:
                 tqdm.write(f"{source.path}: {failure}; it will be tried again by the next run")
@@ -273,6 +323,17 @@ def prepare(sources: list[Source], output: Path, settings: Settings, val_percent
     partial.write_text("".join(json.dumps(clip) + "\n" for clip in clips))
     partial.replace(manifest)
     _summarise(output)
+
+
+def _dask(address: str) -> joblib.parallel_config:
+    """A context in which joblib works through a Dask cluster."""
+    from distributed import Client
+
+    try:
+        client = Client(address, timeout=10)
+    except (OSError, ValueError, TimeoutError) as error:
+        raise UserError(f"--scheduler {address}: expected a Dask scheduler, found: {error}") from None
+    return joblib.parallel_config("dask", n_jobs=-1, client=client)
 
 
 def _end_last_line(path: Path) -> None:
@@ -330,6 +391,19 @@ def main() -> None:
     parser.add_argument(
         "--val-percent", type=int, default=10, help="people held out for validation (default 10 %%)"
     )
+    parser.add_argument(
+        "--min-sync-confidence",
+        type=float,
+        default=MIN_SYNC_CONFIDENCE,
+        metavar="X",
+        help=f"reject videos whose sound SyncNet is less sure about (default {MIN_SYNC_CONFIDENCE})",
+    )
+    parser.add_argument(
+        "--no-sync", action="store_true", help="take every sound as it is, neither moved nor rejected"
+    )
+    parser.add_argument(
+        "--scheduler", metavar="ADDRESS", help="prepare on a Dask cluster (tcp://…) in place of --jobs"
+    )
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="videos at a time (default: all cores)")
     args = parser.parse_args()
     if args.mouth_size % 8 or args.mouth_size <= 0:
@@ -338,9 +412,10 @@ def main() -> None:
         raise UserError(f"--val-percent: expected 0 to 100, found {args.val_percent}")
     if args.jobs < 1:
         raise UserError(f"--jobs: expected 1 or more, found {args.jobs}")
-    settings = Settings(args.mouth_size, args.landmarks, args.audio_features)
+    confidence = None if args.no_sync else args.min_sync_confidence
+    settings = Settings(args.mouth_size, args.landmarks, args.audio_features, confidence)
     sources = find_sources(args.inputs, args.output, args.person)
-    prepare(sources, args.output, settings, args.val_percent, args.jobs)
+    prepare(sources, args.output, settings, args.val_percent, args.jobs, args.scheduler)
 
 
 if __name__ == "__main__":

@@ -3,11 +3,13 @@
 import json
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
+from distributed import LocalCluster
 from made_media import no_face_video, silent_video_without_audio, talking_portrait, text_file
 
 from data_processing import audio_features, prepare
@@ -24,6 +26,7 @@ from data_processing.prepare import (
     read_jsonl,
     unfit_reason,
 )
+from data_processing.sync import Offset
 from data_processing.video import VideoWriter, read_frames
 
 NOWHERE = Path("nowhere")  # an output folder that holds none of the inputs
@@ -206,6 +209,36 @@ def test_late_sound_is_put_right(tmp_path, portrait_clip, late_ms):
         assert len(arrays["landmarks"]) == len(list(read_frames(clip))) == line["num_frames"]
 
 
+@pytest.mark.parametrize("late_ms", [120.0, -80.0])
+def test_measured_offset_is_put_right(tmp_path, portrait_clip, monkeypatch, late_ms):
+    path = with_sound(tmp_path / "clip.mp4", portrait_clip, burst(at=0.8, seconds=1.6))
+    heard = load_audio(path)
+    asked = []
+
+    def measure(video, shots, waveform):
+        asked.append((video, [(start, len(points)) for start, points, _ in shots], onset(waveform)))
+        return Offset(late_ms, 0.25)
+
+    monkeypatch.setattr(prepare, "measure_offset", measure)
+    settings = replace(SETTINGS, min_sync_confidence=0.2)
+    prepare.prepare([Source(path, "Bob", 40)], tmp_path / "out", settings, 10, jobs=1)
+    (line,) = read_jsonl(tmp_path / "out" / "manifest.jsonl")
+    # what the manifest said was put right before it was measured, and both are told together
+    assert asked == [(path, [(0, 39)], pytest.approx(onset(heard) - 0.04, abs=1e-3))]
+    assert (line["audio_late_ms"], line["sync_confidence"]) == (40 + late_ms, 0.25)
+    clip = tmp_path / "out" / "clips" / f"{line['id']}.mp4"
+    assert onset(load_audio(clip)) == pytest.approx(0.8 - 0.04 - late_ms / 1000, abs=0.005)
+
+
+def test_sound_that_fits_nowhere_is_rejected(tmp_path, portrait_clip, monkeypatch):
+    monkeypatch.setattr(prepare, "measure_offset", lambda *args: Offset(0.0, 0.19))
+    settings = replace(SETTINGS, min_sync_confidence=0.2)
+    prepare.prepare([Source(portrait_clip, "Bob", 0)], tmp_path / "out", settings, 10, jobs=1)
+    assert read_jsonl(tmp_path / "out" / "manifest.jsonl") == []
+    (line,) = read_jsonl(tmp_path / "out" / "rejected.jsonl")
+    assert line["reason"] == "the sound fits the picture nowhere within 15 frames (confidence below 0.2)"
+
+
 @pytest.mark.parametrize(("seconds", "expected"), [(1.59, 39), (1.3, 32), (2.5, 40)])
 def test_frames_without_sound_are_dropped(tmp_path, portrait_clip, seconds, expected, monkeypatch):
     path = tmp_path / "clip.mp4"
@@ -305,6 +338,31 @@ def test_bad_files_do_not_stop_the_rest(tmp_path, capsys):
     assert "train: 1 clips, 1 people" in out or "val: 1 clips, 1 people" in out
     assert "rejected: 5 videos" in out
     assert not list((tmp_path / "out").rglob(".*"))
+
+
+def test_dask_cluster(tmp_path, portrait_clip):
+    """Two videos on a cluster of two worker processes give the same as here."""
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    for name in ("bob.mp4", "joe.mp4"):
+        shutil.copy(portrait_clip, videos / name)
+    sources = find_sources([videos], NOWHERE, None)
+    prepare.prepare(sources, tmp_path / "here", SETTINGS, 10, jobs=1)
+    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
+        prepare.prepare(sources, tmp_path / "there", SETTINGS, 10, jobs=1, scheduler=cluster.scheduler_address)
+    here, there = (read_jsonl(tmp_path / name / "manifest.jsonl") for name in ("here", "there"))
+    assert sorted(here, key=str) == sorted(there, key=str)
+    for line in here:
+        a, b = (np.load(tmp_path / name / "clips" / f"{line['id']}.npz") for name in ("here", "there"))
+        for array in ("landmarks", "features"):
+            np.testing.assert_allclose(a[array], b[array], atol=1e-3)
+
+
+def test_no_scheduler_there(tmp_path, portrait_clip):
+    with pytest.raises(UserError, match=r"--scheduler tcp://127\.0\.0\.1:9: expected a Dask scheduler, found"):
+        prepare.prepare(
+            [Source(portrait_clip, "Bob", 0)], tmp_path, SETTINGS, 10, jobs=1, scheduler="tcp://127.0.0.1:9"
+        )
 
 
 def test_unexpected_error_is_told_and_tried_again(tmp_path, portrait_clip, monkeypatch, capsys):

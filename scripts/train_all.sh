@@ -1,0 +1,63 @@
+#!/usr/bin/env bash
+# From a folder of videos to a generator that dubs, stage after stage:
+#
+#     scripts/train_all.sh VIDEOS WORK          the paper's recipe, S = 64 -> 128 -> 256, for GPUs
+#     scripts/train_all.sh VIDEOS WORK small    the same way at S = 64, short: under an hour on two CPU cores
+#
+# Stop it whenever you like; the same command goes on where it stopped. GPUS=4 trains on four GPUs of this machine.
+# WORK holds the prepared data, one run directory a stage (tensorboard --logdir WORK) and at last the generator.
+set -euo pipefail
+
+if [[ $# -lt 2 || $# -gt 3 || ${3:-small} != small ]]; then
+    sed -n '2,8s/^# \{0,1\}//p' "$0" >&2
+    exit 2
+fi
+videos=$(realpath -m "$1")
+work=$(realpath -m "$2")
+cd "$(dirname "$0")/.."
+python=.venv/bin/python
+[[ -x $python ]] || { echo "error: no $python; run 'make .venv/.weights' first" >&2; exit 2; }
+launch=("$python")
+[[ ${GPUS:-1} -gt 1 ]] && launch=("$python" -m torch.distributed.run --standalone --nproc-per-node "$GPUS")
+
+# stage NAME SCRIPT FLAGS…: one training, done once
+stage() {
+    local name=$1 script=$2 began=$SECONDS resume=()
+    shift 2
+    if [[ ! -e $work/$name/finished ]]; then
+        [[ -e $work/$name/state.pt ]] && resume=(--resume)
+        "${launch[@]}" "$script" --data "$work/data" --run-dir "$work/$name" "$@" "${resume[@]}"
+        touch "$work/$name/finished"
+        echo "=== $name: $((SECONDS - began)) s"
+    fi
+}
+syncnet() { stage "$1" train_syncnet.py --config "configs/$1.yaml" "${@:2}"; }
+generator() { stage "$1" train_dinet.py --config "configs/$1.yaml" "${@:2}"; }
+of() { echo "$work/$1/$2.safetensors"; }
+
+size=256
+[[ ${3:-} == small ]] && size=64
+"$python" -m data_processing.prepare "$videos" --output "$work/data" --mouth-size "$size"
+
+if [[ ${3:-} == small ]]; then
+    syncnet syncnet_32 --max-steps 600
+    syncnet syncnet_64 --max-steps 150 --init-from "$(of syncnet_32 syncnet)"
+    generator bundled_64_mouths --max-steps 250
+    generator bundled_64_sound --max-steps 20 --init-from "$(of bundled_64_mouths generator)"
+    generator clip_64 --max-steps 20 --init-from "$(of bundled_64_sound generator)" \
+        --syncnet "$(of syncnet_64 syncnet)"
+    last=clip_64
+else
+    syncnet syncnet_32
+    syncnet syncnet_64 --init-from "$(of syncnet_32 syncnet)"
+    syncnet syncnet_128 --init-from "$(of syncnet_64 syncnet)"
+    syncnet syncnet_256 --init-from "$(of syncnet_128 syncnet)"
+    generator frame_64
+    generator frame_128 --init-from "$(of frame_64 generator)"
+    generator frame_256 --init-from "$(of frame_128 generator)"
+    generator clip_256 --init-from "$(of frame_256 generator)" --syncnet "$(of syncnet_256 syncnet)"
+    last=clip_256
+fi
+"$python" evaluate.py --checkpoint "$(of $last generator)" --data "$work/data" --output "$work/evaluation"
+cp "$(of $last generator)" "$work/dinet_$size.safetensors"
+echo "trained: $work/dinet_$size.safetensors; dub with inference.py --checkpoint"
