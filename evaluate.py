@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import cv2
 import lpips
 import numpy as np
 import torch
@@ -24,13 +25,16 @@ from data_processing.audio_features import windows
 from data_processing.dataset import Clip, Sample, load_clips, make_batch, reference_indices
 from data_processing.errors import UserError, command_line
 from data_processing.geometry import mouth_box, mouth_size_of
+from data_processing.sync import BUNDLED, MAX_SHIFT
 from data_processing.video import FPS
 from data_processing.weights import weight_path
 from models.checkpoint import LoadedModel, load_model
 from models.device import choose_device
+from models.syncnet import encode_moments, offset_and_confidence, shift_scores
 
 AUDIO_SHIFT = 12  # frames, 0.48 s: far enough for other sounds, near enough to be the same voice and mood
 METRICS = ("psnr", "ssim", "lpips")
+SYNC_FRAMES = 45  # of a clip, judged together: shorter ones are judged by chance
 
 
 # --- metrics ------------------------------------------------------------------------------------------------
@@ -225,6 +229,56 @@ def bootstrap_interval(values: np.ndarray, groups: list[str]) -> tuple[float, fl
     return float(low), float(high)
 
 
+@torch.no_grad()
+def sync_check(loaded: LoadedModel, judge: LoadedModel, clips: list[Clip], device: torch.device) -> dict[str, Any]:
+    """How well a SyncNet of ours finds real and generated mouths to fit their sound. These are no LSE.
+
+    The first SYNC_FRAMES frames of every clip that has as many are generated with its own sound.
+
+    Returns:
+        'num_clips', and for 'real' and 'generated' the mean 'score' in step (about 1 is right, 0 wrong), the mean
+        'confidence' (see models.syncnet.offset_and_confidence) and the share of clips 'within_one_frame' of step.
+
+    Raises:
+        UserError: the judge hears with other audio features than the clips hold, or no clip is long enough.
+    """
+    if judge.audio_features != loaded.audio_features:
+        raise UserError(
+            f"--sync: expected a checkpoint that hears {judge.audio_features} features, as the bundled SyncNet, "
+            f"found {loaded.audio_features}"
+        )
+    clips = [clip for clip in clips if len(clip.frames) >= SYNC_FRAMES]
+    if not clips:
+        raise UserError(f"--sync: expected clips of {SYNC_FRAMES} frames or more, found none")
+    rows, columns = mouth_box(loaded.mouth_size)
+    found: dict[str, list[tuple[float, float, bool]]] = {"real": [], "generated": []}
+    for number, clip in enumerate(tqdm(clips, desc="sync check", unit="clip", disable=None)):
+        rng = np.random.default_rng((0, number))
+        references = rng.choice(len(clip.frames), loaded.model.config.num_references, replace=False)
+        drawn = []
+        for start in range(0, SYNC_FRAMES, 15):
+            indices = np.arange(start, start + 15)
+            batch = make_batch([(clip, indices, references, 1.0, 0.0, False)])
+            output = loaded.model(*(x.to(device) for x in batch[:3]))
+            drawn.append((output.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy())
+        for name, frames in (("real", clip.frames[:SYNC_FRAMES]), ("generated", np.concatenate(drawn))):
+            side = (judge.mouth_size, judge.mouth_size)
+            mouths = np.stack([cv2.resize(frame[rows, columns], side, cv2.INTER_AREA) for frame in frames])
+            moments, codes = encode_moments(judge.model, mouths)
+            scores = shift_scores(judge.model, moments, codes, clip.features, MAX_SHIFT)
+            offset, confidence = offset_and_confidence(scores)
+            found[name].append((float(scores[MAX_SHIFT].mean()), confidence, abs(offset) <= 1))
+    return {
+        "num_clips": len(clips),
+        **{
+            name: dict(
+                zip(("score", "confidence", "within_one_frame"), np.mean(values, axis=0).tolist(), strict=True)
+            )
+            for name, values in found.items()
+        },
+    }
+
+
 # --- command line -------------------------------------------------------------------------------------------
 
 
@@ -246,6 +300,8 @@ def main() -> None:
     report = evaluate(loaded, clips, args.frames_per_clip, lpips_model, device)
     with args.checkpoint.open("rb") as file:
         checkpoint = {"path": str(args.checkpoint), "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+    if args.sync:
+        report["sync"] = sync_check(loaded, load_model(BUNDLED, device, kind="syncnet"), clips, device)
     report = {"checkpoint": checkpoint, "data": str(args.data), "split": args.split, **report}
     _print_report(report)
     if args.output:
@@ -314,6 +370,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, required=True, help="prepared dataset")
     parser.add_argument("--split", choices=("val", "train"), default="val", help="default: %(default)s")
     parser.add_argument("--frames-per-clip", type=int, default=8, metavar="N", help="default: %(default)s")
+    parser.add_argument("--sync", action="store_true", help="also ask the bundled SyncNet how well the lips fit")
     parser.add_argument("--output", type=Path, metavar="DIR", help="also write evaluation.json there")
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1, …")
     return parser.parse_args()
@@ -336,6 +393,15 @@ def _print_report(report: dict[str, Any]) -> None:
             ends = "[one clip]" if interval is None else f"[{interval[0]:.{count}f}, {interval[1]:.{count}f}]"
             cells.append(f"{f'{mean:.{count}f} {ends}':26}")
         print(f"{label:24}{''.join(cells)}".rstrip())
+
+    if "sync" in report:
+        sync = report["sync"]
+        print(f"\nbundled SyncNet (not LSE), {sync['num_clips']} clips of {SYNC_FRAMES} frames")
+        for name in ("real", "generated"):
+            print(
+                f"{name:24}score {sync[name]['score']:.3f}   confidence {sync[name]['confidence']:.3f}   "
+                f"{sync[name]['within_one_frame']:.0%} within a frame of step"
+            )
 
     width = max(24, *(len(person) + 2 for person in report["people"]))
     print(f"\n{'by person':{width}}{'frames':>6}   PSNR    SSIM   LPIPS   the same, sound ± {seconds:.2f} s")

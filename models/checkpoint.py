@@ -34,6 +34,8 @@ OFFICIAL_NAMES = {
 }
 
 
+SCALE = ":scale"  # a tensor so called multiplies the one before the colon
+
 # Kinds of released models, as they are marked in their files and called in messages.
 NAMES = {"dinet": "a DINet generator", "syncnet": "a SyncNet"}
 
@@ -61,16 +63,22 @@ def save_model(
     audio_features: str,
     mouth_size: int,
     info: dict[str, Any],
-    half: bool = True,
+    bits: int = 16,
 ) -> None:
     """Save a model for inference as one safetensors file; the arguments are the fields of `LoadedModel`.
 
-    `info` must be JSON; `half` stores the kernels in 16 bits. Raises UserError if the file cannot be written.
+    `info` must be JSON. Kernels are stored in 32 bits, 16, or 8: then as whole numbers with a scale for each output
+    channel. Raises UserError if the file cannot be written.
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    if half:
-        # Biases and batch norms are next to nothing in size, and variances can leave the range of float16.
-        tensors = {name: tensor.half() if tensor.ndim > 1 else tensor for name, tensor in tensors.items()}
+    # Biases and batch norms are next to nothing in size, and variances can leave the range of float16.
+    kernels = {name: tensor for name, tensor in tensors.items() if tensor.ndim > 1}
+    if bits == 16:
+        tensors |= {name: kernel.half() for name, kernel in kernels.items()}
+    elif bits == 8:
+        for name, kernel in kernels.items():
+            scale = kernel.abs().amax(dim=tuple(range(1, kernel.ndim)), keepdim=True).clamp(min=1e-12) / 127
+            tensors |= {name: (kernel / scale).round().to(torch.int8), name + SCALE: scale}
     kind = "dinet" if isinstance(model, DINet) else "syncnet"
     description = {
         "config": asdict(model.config) if kind == "dinet" else {"audio_dim": model.audio_dim},
@@ -122,6 +130,9 @@ def _load_released(path: Path, kind: str) -> LoadedModel:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
     except (safetensors.SafetensorError, OSError) as error:
         raise UserError(f"{path}: expected {name}, found a damaged safetensors file: {error}") from error
+    for scale in [name for name in tensors if name.endswith(SCALE)]:
+        if (kernel := scale.removesuffix(SCALE)) in tensors:
+            tensors[kernel] = tensors[kernel] * tensors.pop(scale)
     if kind not in metadata:
         found = next((NAMES[other] for other in NAMES if other in metadata), "a safetensors file of something else")
         raise UserError(f"{path}: expected {name}, found {found}")

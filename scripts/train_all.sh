@@ -40,9 +40,9 @@ size=256
 "$python" -m data_processing.prepare "$videos" --output "$work/data" --mouth-size "$size"
 
 if [[ ${3:-} == small ]]; then
-    syncnet syncnet_32 --max-steps 600
-    syncnet syncnet_64 --max-steps 150 --init-from "$(of syncnet_32 syncnet)"
-    generator bundled_64_mouths --max-steps 250
+    syncnet syncnet_32 --max-steps 300
+    syncnet syncnet_64 --max-steps 50 --init-from "$(of syncnet_32 syncnet)"
+    generator bundled_64_mouths --max-steps 120
     generator bundled_64_sound --max-steps 20 --init-from "$(of bundled_64_mouths generator)"
     generator clip_64 --max-steps 20 --init-from "$(of bundled_64_sound generator)" \
         --syncnet "$(of syncnet_64 syncnet)"
@@ -60,4 +60,5 @@ else
 fi
 "$python" evaluate.py --checkpoint "$(of $last generator)" --data "$work/data" --output "$work/evaluation"
 cp "$(of $last generator)" "$work/dinet_$size.safetensors"
-echo "trained: $work/dinet_$size.safetensors; dub with inference.py --checkpoint"
+"$python" inference.py --checkpoint "$work/dinet_$size.safetensors" --output "$work/dub.mp4"
+echo "trained: $work/dinet_$size.safetensors; the bundled example dubbed with it: $work/dub.mp4 ($SECONDS s)"

@@ -46,7 +46,7 @@ def assert_user_error(action: Callable[[], object], *expected: str) -> None:
 
 def test_model_round_trip_is_exact(tmp_path: Path, model: DINet) -> None:
     path = tmp_path / "model.safetensors"
-    save_model(path, model.to(memory_format=torch.channels_last), **ABOUT, half=False)
+    save_model(path, model.to(memory_format=torch.channels_last), **ABOUT, bits=32)
     loaded = load_model(path, "cpu")
     assert loaded.model.config == model.config
     assert not loaded.model.training
@@ -59,12 +59,25 @@ def test_model_round_trip_is_exact(tmp_path: Path, model: DINet) -> None:
 
 def test_half_model_is_half_the_size_and_close(tmp_path: Path, model: DINet) -> None:
     save_model(tmp_path / "half", model, **ABOUT)
-    save_model(tmp_path / "full", model, **ABOUT, half=False)
+    save_model(tmp_path / "full", model, **ABOUT, bits=32)
     assert (tmp_path / "half").stat().st_size < 0.51 * (tmp_path / "full").stat().st_size
     loaded = load_model(tmp_path / "half").model.state_dict()
     for name, tensor in model.state_dict().items():
         assert loaded[name].dtype == tensor.dtype
         torch.testing.assert_close(loaded[name], tensor, rtol=1e-3, atol=1e-7, msg=name)
+
+
+def test_eight_bits_are_half_as_large_again(tmp_path: Path, model: DINet) -> None:
+    save_model(tmp_path / "half", model, **ABOUT)
+    save_model(tmp_path / "eighth", model, **ABOUT, bits=8)
+    assert (tmp_path / "eighth").stat().st_size < 0.53 * (tmp_path / "half").stat().st_size
+    loaded = load_model(tmp_path / "eighth").model.state_dict()
+    for name, tensor in model.state_dict().items():
+        if tensor.ndim < 2:
+            assert torch.equal(loaded[name], tensor), name
+        else:  # off by half a step at most, of 127 to the largest of each output channel
+            step = tensor.abs().amax(dim=tuple(range(1, tensor.ndim)), keepdim=True) / 127
+            assert ((loaded[name] - tensor).abs() <= 0.51 * step).all(), name
 
 
 def test_official_checkpoint_describes_itself(tmp_path: Path, official_state: dict) -> None:
@@ -74,7 +87,7 @@ def test_official_checkpoint_describes_itself(tmp_path: Path, official_state: di
     assert not loaded.model.training
     assert torch.equal(loaded.model.decoder[4].weight, official_state["module.out_conv.4.weight"])
 
-    save_model(tmp_path / "again", loaded.model, audio_features="deepspeech", mouth_size=256, info={}, half=False)
+    save_model(tmp_path / "again", loaded.model, audio_features="deepspeech", mouth_size=256, info={}, bits=32)
     again = load_model(tmp_path / "again").model
     assert again.config.official_grid
     assert torch.equal(again.adaat.channel_mix, loaded.model.adaat.channel_mix)
@@ -115,7 +128,7 @@ def test_own_import_is_strict(tmp_path: Path, model: DINet) -> None:
 def test_syncnet_round_trip_and_kinds(tmp_path: Path, model: DINet) -> None:
     torch.manual_seed(0)
     syncnet = SyncNet(44)
-    save_model(tmp_path / "judge", syncnet, **ABOUT, half=False)
+    save_model(tmp_path / "judge", syncnet, **ABOUT, bits=32)
     save_model(tmp_path / "generator", model, **ABOUT)
     loaded = load_model(tmp_path / "judge", kind="syncnet")
     assert (loaded.audio_features, loaded.mouth_size) == (ABOUT["audio_features"], ABOUT["mouth_size"])

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from data_processing import dataset
 from data_processing.dataset import (
     REFERENCE_GAP,
     Clip,
@@ -124,6 +125,33 @@ def test_clip_of_another_length_is_named(copy, num_frames):
     manifest.write_text(manifest.read_text().replace('"num_frames": 40', f'"num_frames": {num_frames}'))
     with pytest.raises(UserError, match=rf"--data: clip bob-\S+: expected {num_frames} frames, found 40"):
         load_clips(copy, "train", 64, "whisper")
+
+
+def test_what_does_not_fit_into_memory_is_read_from_files(copy, monkeypatch, capsys):
+    (held,) = load_clips(copy, "train", 32, "whisper")
+    assert not (copy / "decoded").exists()
+    monkeypatch.setattr(dataset, "sysconf", lambda name: 100)  # 10 kB free
+    (read,) = load_clips(copy, "train", 32, "whisper")
+    assert "do not fit into" in capsys.readouterr().out
+    assert isinstance(read.frames, np.memmap) and np.array_equal(read.frames, held.frames)
+    batches = [TrainingBatches([clip], 2, 2, 1, seed=0)[0] for clip in (held, read)]
+    assert torch.equal(batches[0].target, batches[1].target)
+
+    monkeypatch.setattr(dataset, "read_frames", None)  # decoded once
+    (again,) = load_clips(copy, "train", 32, "whisper")
+    assert np.array_equal(again.frames, held.frames)
+
+
+def test_no_room_for_decoded_files(copy, monkeypatch):
+    monkeypatch.setattr(dataset, "sysconf", lambda name: 100)
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(dataset.np, "save", full)
+    with pytest.raises(UserError, match=r"--data: .*npy: decoded frames cannot be written or read: .*No space"):
+        load_clips(copy, "train", 32, "whisper")
+    assert list((copy / "decoded" / "32").iterdir()) == []
 
 
 # --- samples ------------------------------------------------------------------------------------------------

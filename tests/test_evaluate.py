@@ -33,6 +33,7 @@ from evaluate import (
 )
 from models.checkpoint import LoadedModel, save_model
 from models.dinet import DINet, DINetConfig
+from models.syncnet import SyncNet
 
 MOUTH = 32
 
@@ -280,6 +281,31 @@ def test_evaluate_compares_matched_with_shifted_sound(lpips_model: LPIPS) -> Non
         difference = report["difference"][name]["mean"]
         assert difference == pytest.approx(matched - (later + earlier) / 2, abs=1e-6)
         assert difference != 0
+
+
+def test_sync_check() -> None:
+    """A generator that returns the real mouths is judged as these are."""
+    torch.manual_seed(0)
+    clip = made_clip("a", "p", 50)
+
+    class Copy(PaintAudio):
+        config = DINetConfig(num_references=2)
+
+        def forward(self, masked_source, references, audio_window):
+            start = round(audio_window[0, 0, 2].item() * 50)
+            return torch.from_numpy(clip.frames[start : start + 15]).permute(0, 3, 1, 2) / 255
+
+    clip.features[:, 0] = np.arange(50) / 50
+    judge = LoadedModel(SyncNet(29).eval(), "whisper", 64, {})
+    found = evaluate.sync_check(LoadedModel(Copy(), "whisper", MOUTH, {}), judge, [clip], torch.device("cpu"))
+    assert found["num_clips"] == 1
+    assert found["generated"] == pytest.approx(found["real"])
+    with pytest.raises(UserError, match="that hears whisper features, as the bundled SyncNet, found phoneme"):
+        evaluate.sync_check(LoadedModel(Copy(), "phoneme", MOUTH, {}), judge, [clip], torch.device("cpu"))
+    with pytest.raises(UserError, match="clips of 45 frames or more, found none"):
+        evaluate.sync_check(
+            LoadedModel(Copy(), "whisper", MOUTH, {}), judge, [made_clip("b", "p", 30)], torch.device("cpu")
+        )
 
 
 # --- command line -------------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from data_processing.dataset import Batch, TrainingBatches, load_clips
 from data_processing.errors import UserError
 from data_processing.landmarks import lip_features
 from data_processing.prepare import read_jsonl
+from models import checkpoint
 from models.checkpoint import load_model, load_training_state, save_model
 from models.dinet import DINet, DINetConfig
 from models.syncnet import SyncNet
@@ -222,7 +223,7 @@ def test_run_directory(finished_run):
     names = {
         path.name.split(".")[0] + path.suffix for path in finished_run.iterdir() if "tfevents" not in path.name
     }
-    assert names == {"config.yaml", "state.pt", "generator.safetensors", "log.jsonl"}
+    assert names == {"config.yaml", "state.pt", "generator.safetensors", "best.safetensors", "log.jsonl"}
 
     config = load_config(finished_run / "config.yaml")
     assert (config.mouth_size, config.max_steps, config.precision) == (32, 4, "fp32")
@@ -241,6 +242,34 @@ def test_run_directory(finished_run):
     for line in validations:
         assert line["audio_gap_db"] == line["psnr_matched"] - line["psnr_shifted"]
     assert loaded.info["held_out"] == validations[-1]
+
+
+def test_best_is_the_lowest_lpips(finished_run):
+    best = load_model(finished_run / "best.safetensors").info["held_out"]
+    found = [line for line in read_jsonl(finished_run / "log.jsonl") if "lpips_matched" in line]
+    assert best == min(found, key=lambda line: line["lpips_matched"])
+    assert load_training_state(finished_run / "state.pt")["best"] == best["lpips_matched"]
+
+
+def test_full_disk_keeps_the_last_state(recipe, prepared_dataset, tmp_path, monkeypatch, capsys):
+    run, saved = tmp_path / "run", []
+    write = checkpoint.torch.save
+
+    def until_full(state, file):
+        write(state, file)
+        saved.append(state["step"])
+        if len(saved) == 3:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint.torch, "save", until_full)
+    line = refusal(capsys, "--config", recipe, "--data", prepared_dataset, "--run-dir", run)
+    assert line.endswith(f"{run / 'state.pt'}: cannot be written: No space left on device")
+    assert saved == [0, 2, 4]
+    monkeypatch.undo()
+    assert load_training_state(run / "state.pt")["step"] == 2
+    assert not list(run.glob("*.partial"))
+    train("--config", recipe, "--data", prepared_dataset, "--run-dir", run, "--resume")
+    assert load_training_state(run / "state.pt")["step"] == 4
 
 
 def test_tensorboard_events(finished_run):
@@ -355,7 +384,7 @@ def adversarial_trainer(recipe) -> Trainer:
     syncnet = SyncNet()
     torch.nn.init.normal_(syncnet.merge_encoder[-1].weight, std=0.05)
     judge = recipe.with_name("syncnet.safetensors")
-    save_model(judge, syncnet, audio_features="whisper", mouth_size=64, info={}, half=False)
+    save_model(judge, syncnet, audio_features="whisper", mouth_size=64, info={}, bits=32)
     recipe.write_text(
         ADVERSARIAL_BF16
         + f"precision: fp32\nclip_length: 5\nsyncnet: {judge}\n"
@@ -521,7 +550,7 @@ def test_init_from_starts_from_those_weights(recipe, tmp_path):
     torch.manual_seed(123)
     start = DINet(DINetConfig())
     saved = tmp_path / "start.safetensors"
-    save_model(saved, start, audio_features="whisper", mouth_size=64, info={}, half=False)
+    save_model(saved, start, audio_features="whisper", mouth_size=64, info={}, bits=32)
     config = replace(load_config(recipe), init_from=str(saved))
     trainer = Trainer.create(config, torch.device("cpu"))
     assert_same(dict(trainer.generator.state_dict()), dict(start.state_dict()))
