@@ -32,11 +32,10 @@ from evaluate import AUDIO_SHIFT, LPIPS, score, validation_samples
 from losses.adversarial import discriminator_loss, generator_loss
 from losses.perceptual import PerceptualLoss
 from losses.sync import sync_loss
-from models.checkpoint import load_model, load_training_state, save_model, save_training_state
+from models.checkpoint import LoadedModel, load_model, load_training_state, save_model, save_training_state
 from models.device import choose_device
 from models.dinet import DINet, DINetConfig
 from models.discriminator import Discriminator
-from models.syncnet import SyncNet
 from training import (
     RunLog,
     add_run_arguments,
@@ -67,7 +66,7 @@ class Trainer:
     generator_optimizer: torch.optim.Adam
     discriminator_optimizer: torch.optim.Adam | None
     perceptual: PerceptualLoss
-    syncnet: SyncNet | None
+    syncnet: LoadedModel | None
     config: TrainConfig
     device: torch.device
     parallel: dict[str, nn.Module] = field(default_factory=dict)
@@ -106,7 +105,7 @@ class Trainer:
             torch.optim.Adam(generator.parameters(), **adam),
             torch.optim.Adam(discriminators.parameters(), **adam) if discriminators else None,
             PerceptualLoss(weight_path("vgg19")).to(device, memory_format=layout),
-            _frozen_syncnet(config).to(device, memory_format=layout) if config.loss_weights["sync"] else None,
+            _frozen_syncnet(config, device) if config.loss_weights["sync"] else None,
             config,
             device,
         )
@@ -163,14 +162,15 @@ def _start_of(config: TrainConfig, generator: DINet) -> DINet:
     return start.model.train()
 
 
-def _frozen_syncnet(config: TrainConfig) -> SyncNet:
-    loaded = load_model(config.syncnet, kind="syncnet")
-    if loaded.audio_features != config.audio_features or loaded.mouth_size != config.mouth_size:
+def _frozen_syncnet(config: TrainConfig, device: torch.device) -> LoadedModel:
+    loaded = load_model(config.syncnet, device, kind="syncnet")
+    if loaded.audio_features != config.audio_features or loaded.mouth_size > config.mouth_size:
         raise UserError(
-            f"syncnet {config.syncnet}: expected one for mouths of {config.mouth_size} pixels and "
+            f"syncnet {config.syncnet}: expected one for mouths of at most {config.mouth_size} pixels and "
             f"{config.audio_features} features, found {loaded.mouth_size} and {loaded.audio_features}"
         )
-    return loaded.model.requires_grad_(False)
+    loaded.model.requires_grad_(False)
+    return loaded
 
 
 def warm_up_audio(trainer: Trainer, teacher: DINet, clips: list[Clip]) -> None:
@@ -264,7 +264,8 @@ def train_step(trainer: Trainer, batch: Batch) -> dict[str, float]:
                 losses[name] = generator_loss(discriminator(views[name](output)))
         if trainer.syncnet:
             real = target if config.sync_target == "real" else None
-            losses["sync"] = sync_loss(trainer.syncnet, output, sync_audio, real)
+            judge = trainer.syncnet
+            losses["sync"] = sync_loss(judge.model, judge.mouth_size, output, sync_audio, real)
     total = sum(config.loss_weights[name] * losses[name] for name in losses if name in config.loss_weights)
     values = processes.mean({name: loss.item() for name, loss in losses.items()}, trainer.device)
     check_finite(values, trainer.step, batch.clip_ids)

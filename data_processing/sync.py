@@ -12,7 +12,7 @@ from data_processing.video import FPS, read_frames
 from models.checkpoint import LoadedModel, load_model
 from models.syncnet import CLIP_LENGTH, encode_moments, offset_and_confidence, shift_scores
 
-BUNDLED = Path(__file__).parent.parent / "checkpoints" / "syncnet_64.safetensors"
+BUNDLED = Path(__file__).parent.parent / "checkpoints" / "syncnet_32.safetensors"
 MAX_SHIFT = 15  # frames to either side, 0.6 s: a sound further off belongs to something else
 MOST_FRAMES = 1000  # of one video; more make the answer no surer
 

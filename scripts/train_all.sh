@@ -41,15 +41,13 @@ size=256
 
 if [[ ${3:-} == small ]]; then
     syncnet syncnet_32 --max-steps 300
-    syncnet syncnet_64 --max-steps 50 --init-from "$(of syncnet_32 syncnet)"
     generator bundled_64_mouths --max-steps 120
     generator bundled_64_sound --max-steps 20 --init-from "$(of bundled_64_mouths generator)"
     generator clip_64 --max-steps 20 --init-from "$(of bundled_64_sound generator)" \
-        --syncnet "$(of syncnet_64 syncnet)"
+        --syncnet "$(of syncnet_32 syncnet)"
     last=clip_64
 else
-    syncnet syncnet_32
-    syncnet syncnet_64 --init-from "$(of syncnet_32 syncnet)"
+    syncnet syncnet_64
     syncnet syncnet_128 --init-from "$(of syncnet_64 syncnet)"
     syncnet syncnet_256 --init-from "$(of syncnet_128 syncnet)"
     generator frame_64

@@ -179,7 +179,7 @@ def test_what_one_value_asks_of_another(tmp_path):
 
 def test_syncnet_recipes(tmp_path):
     config = load_config(recipe(tmp_path, "batch_size: 7"), kind=SyncNetConfig)
-    assert (config.batch_size, config.negative_gap) == (7, 10)
+    assert (config.batch_size, config.negative_gap) == (7, 5)
     path = tmp_path / "again.yaml"
     path.write_text(dump_config(config))
     assert load_config(path, kind=SyncNetConfig) == config

@@ -45,7 +45,7 @@ def checkpoint(tmp_path_factory) -> Path:
     """An untrained generator, its kernels so large that picture, references and sound all show in its output."""
     path = tmp_path_factory.mktemp("checkpoint") / "untrained.safetensors"
     torch.manual_seed(0)
-    model = DINet(DINetConfig())
+    model = DINet(DINetConfig(384))
     for parameter in model.parameters():
         if parameter.ndim > 1:
             torch.nn.init.normal_(parameter, 0, parameter[0].numel() ** -0.5)
@@ -191,7 +191,7 @@ def plain_redraw(
 def test_dubber_gives_what_the_generator_gives(checkpoint, precision, tolerance):
     loaded = load_model(checkpoint)
     crops, references = made_crops(3, 0), made_crops(5, 1)
-    audio = np.random.default_rng(2).normal(size=(3, 29, 5)).astype(np.float32)
+    audio = np.random.default_rng(2).normal(size=(3, 384, 5)).astype(np.float32)
     expected = plain_redraw(loaded.model, crops, references, audio)
     dubber = Dubber(loaded, torch.device("cpu"), precision)
     drawn = dubber.redraw(crops, dubber.encode_references(references), audio)
@@ -211,7 +211,7 @@ def test_dubber_gives_what_the_generator_gives(checkpoint, precision, tolerance)
 def test_dubber_cannot_see_the_mouth_it_redraws(checkpoint):
     dubber = Dubber(load_model(checkpoint), torch.device("cpu"), "fp32")
     references = dubber.encode_references(made_crops(5, 1))
-    audio = np.zeros((1, 29, 5), np.float32)
+    audio = np.zeros((1, 384, 5), np.float32)
     (crop,) = made_crops(1, 0)
     other_mouth, other_cheek = crop.copy(), crop.copy()
     other_mouth[mouth_box(MOUTH)] = 255 - crop[mouth_box(MOUTH)]
@@ -252,7 +252,7 @@ def test_redraw_frames(portrait_clip):
     landmarks = Landmarks(points, ~np.isnan(points[:, 0, 0]), [(0, 13), (20, 40)])
     shots = [Shot(30.0, "first"), Shot(36.0, "second")]
     order = [*range(40), *reversed(range(40)), *range(17)]
-    features = np.tile(np.arange(len(order), dtype=np.float32)[:, None], (1, 29))
+    features = np.tile(np.arange(len(order), dtype=np.float32)[:, None], (1, 384))
     dubber = Inverter()
     results = list(redraw_frames(dubber, portrait_clip, landmarks, shots, features))
 
@@ -278,7 +278,7 @@ def test_redraw_frames(portrait_clip):
     for references, windows in dubber.calls:
         for window in windows:
             expected = np.clip(window[0, 2] + np.arange(-2, 3), 0, len(order) - 1)
-            assert np.array_equal(window, np.tile(expected, (29, 1)))
+            assert np.array_equal(window, np.tile(expected, (384, 1)))
             assert int(window[0, 2]) not in heard
             heard[int(window[0, 2])] = references
     assert heard == {

@@ -37,9 +37,12 @@ def test_sync_loss_by_hand(judge: SyncNet) -> None:
     audio = torch.randn(2, 29, 9)
     output = clips.flatten(0, 1).requires_grad_()
     mouths = clips[..., 32:96, 8:72].reshape(2, 15, 64, 64)  # rows S/2 … 3S/2, columns S/8 … 9S/8
-    assert torch.equal(stack_mouths(output), mouths)
+    assert torch.equal(stack_mouths(output, 64), mouths)
 
-    loss = sync_loss(judge, output, audio)
+    shrunk = mouths.unflatten(2, (32, 2)).unflatten(4, (32, 2)).mean(dim=(3, 5))
+    torch.testing.assert_close(stack_mouths(output, 32), shrunk)  # for a judge of smaller mouths
+
+    loss = sync_loss(judge, 64, output, audio)
     torch.testing.assert_close(loss.detach(), ((judge(mouths, audio) - 1) ** 2).mean())
     (gradient,) = torch.autograd.grad(loss, output)
     assert gradient[..., 32:96, 8:72].abs().sum() > 0
@@ -47,10 +50,10 @@ def test_sync_loss_by_hand(judge: SyncNet) -> None:
     assert gradient.abs().sum() == 0  # what is not the mouth does not count
 
     target = torch.rand(10, 3, 104, 80)
-    real = sync_loss(judge, output, audio, target)
-    wanted = judge(stack_mouths(target), audio)
+    real = sync_loss(judge, 64, output, audio, target)
+    wanted = judge(stack_mouths(target, 64), audio)
     torch.testing.assert_close(real.detach(), ((judge(mouths, audio) - wanted) ** 2).mean())
-    assert sync_loss(judge, target, audio, target) == 0
+    assert sync_loss(judge, 64, target, audio, target) == 0
 
 
 @pytest.fixture(scope="module")

@@ -220,6 +220,7 @@ def test_measured_offset_is_put_right(tmp_path, portrait_clip, monkeypatch, late
         return Offset(late_ms, 0.25)
 
     monkeypatch.setattr(prepare, "measure_offset", measure)
+    monkeypatch.setattr(prepare, "MIN_SYNC_FRAMES", 39)
     settings = replace(SETTINGS, min_sync_confidence=0.2)
     prepare.prepare([Source(path, "Bob", 40)], tmp_path / "out", settings, 10, jobs=1)
     (line,) = read_jsonl(tmp_path / "out" / "manifest.jsonl")
@@ -232,11 +233,20 @@ def test_measured_offset_is_put_right(tmp_path, portrait_clip, monkeypatch, late
 
 def test_sound_that_fits_nowhere_is_rejected(tmp_path, portrait_clip, monkeypatch):
     monkeypatch.setattr(prepare, "measure_offset", lambda *args: Offset(0.0, 0.19))
+    monkeypatch.setattr(prepare, "MIN_SYNC_FRAMES", 40)
     settings = replace(SETTINGS, min_sync_confidence=0.2)
     prepare.prepare([Source(portrait_clip, "Bob", 0)], tmp_path / "out", settings, 10, jobs=1)
     assert read_jsonl(tmp_path / "out" / "manifest.jsonl") == []
     (line,) = read_jsonl(tmp_path / "out" / "rejected.jsonl")
     assert line["reason"] == "the sound fits the picture nowhere within 15 frames (confidence below 0.2)"
+
+
+def test_short_video_is_not_measured(tmp_path, portrait_clip, monkeypatch):
+    monkeypatch.setattr(prepare, "measure_offset", None)
+    settings = replace(SETTINGS, min_sync_confidence=0.2)
+    prepare.prepare([Source(portrait_clip, "Bob", 0)], tmp_path / "out", settings, 10, jobs=1)
+    (line,) = read_jsonl(tmp_path / "out" / "manifest.jsonl")
+    assert (line["audio_late_ms"], line["sync_confidence"]) == (0, None)
 
 
 @pytest.mark.parametrize(("seconds", "expected"), [(1.59, 39), (1.3, 32), (2.5, 40)])

@@ -381,7 +381,7 @@ def test_learning_rate_closed_form(recipe):
 def adversarial_trainer(recipe) -> Trainer:
     """Of the clip stage, with every loss there is."""
     torch.manual_seed(0)
-    syncnet = SyncNet()
+    syncnet = SyncNet(384)
     torch.nn.init.normal_(syncnet.merge_encoder[-1].weight, std=0.05)
     judge = recipe.with_name("syncnet.safetensors")
     save_model(judge, syncnet, audio_features="whisper", mouth_size=64, info={}, bits=32)
@@ -440,7 +440,7 @@ def test_clip_step_against_plain_autograd(adversarial_trainer, batch):
         "perceptual": (10, trainer.perceptual(output, batch.target)),
         "adversarial": (2, ((frames(output) - 1) ** 2).mean()),
         "clip_adversarial": (4, ((five(clips(output)) - 1) ** 2).mean()),
-        "sync": (6, ((trainer.syncnet(mouths, batch.sync_audio) - 1) ** 2).mean()),
+        "sync": (6, ((trainer.syncnet.model(mouths, batch.sync_audio) - 1) ** 2).mean()),
     }
     assert set(losses) == {*expected, "discriminator"}
     for name, (_, value) in expected.items():
@@ -475,7 +475,7 @@ def test_another_syncnet_is_refused(recipe, tmp_path, mouth_size, features):
         ADVERSARIAL_BF16
         + f"clip_length: 5\nsyncnet: {tmp_path / 'judge'}\nloss_weights: {{sync: 1.0, adversarial: 0}}"
     )
-    with pytest.raises(UserError, match="expected one for mouths of 64 pixels and whisper features, found"):
+    with pytest.raises(UserError, match="expected one for mouths of at most 64 pixels and whisper features, found"):
         Trainer.create(load_config(recipe), torch.device("cpu"))
 
 
