@@ -2,14 +2,14 @@
 # From a folder of videos to a generator that dubs, stage after stage:
 #
 #     scripts/train_all.sh VIDEOS WORK          the paper's recipe, S = 64 -> 128 -> 256, for GPUs
-#     scripts/train_all.sh VIDEOS WORK small    the same way at S = 64, short: under an hour on two CPU cores
+#     scripts/train_all.sh VIDEOS WORK small    the same way at S = 64, short, to try it: no lips worth watching
 #
 # Stop it whenever you like; the same command goes on where it stopped. GPUS=4 trains on four GPUs of this machine.
 # WORK holds the prepared data, one run directory a stage (tensorboard --logdir WORK) and at last the generator.
 set -euo pipefail
 
 if [[ $# -lt 2 || $# -gt 3 || ${3:-small} != small ]]; then
-    sed -n '2,8s/^# \{0,1\}//p' "$0" >&2
+    sed -n '2,9s/^# \{0,1\}//p' "$0" >&2
     exit 2
 fi
 videos=$(realpath -m "$1")
