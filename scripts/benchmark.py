@@ -152,7 +152,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5, help="timed calls; the median counts (default 5)")
     parser.add_argument("--video", type=Path, help="infer: video to find the landmarks of")
     parser.add_argument("--mouth-size", type=int, default=64, help="train: S (default 64)")
-    parser.add_argument("--batch-size", type=int, default=8, help="train: samples a step (default 8)")
+    parser.add_argument("--batch-size", type=int, default=16, help="train: samples a step (default 16)")
     args = parser.parse_args()
     device = choose_device(args.device)
     print(f"{device}, {torch.get_num_threads()} threads, torch {torch.__version__}")
