@@ -16,15 +16,16 @@ import cv2
 import lpips
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy._core.multiarray import _reconstruct
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import nn
 from tqdm import tqdm
 
 from data_processing.audio_features import windows
-from data_processing.dataset import Clip, Sample, load_clips, make_batch, reference_indices
+from data_processing.dataset import Clip, Sample, load_clips, make_batch, mask_mouth, reference_indices
 from data_processing.errors import UserError, command_line
-from data_processing.geometry import mouth_box, mouth_size_of
+from data_processing.geometry import crop_size, mouth_box, mouth_size_of
 from data_processing.sync import BUNDLED, MAX_SHIFT
 from data_processing.video import FPS
 from data_processing.weights import weight_path
@@ -174,6 +175,7 @@ def score(
     samples: list[Sample],
     lpips_model: LPIPS,
     *,
+    mouth_size: int | None = None,
     audio_shift: int = 0,
     batch_size: int = 16,
     device: str | torch.device = "cpu",
@@ -181,9 +183,13 @@ def score(
 ) -> Scores:
     """Generate the samples and compare their mouth boxes, rounded to 8 bits, with the real ones.
 
+    Boxes are compared at the size of the samples, whatever the generator's, so that generators of two sizes can be.
+
     Args:
         generator: as `DINet`, on `device`; run in evaluation mode and given back in the mode it came in.
         lpips_model: on `device`.
+        mouth_size: S of the generator, if it is not the samples': they are shrunk to it (by areas) and what is
+            drawn is enlarged again (bicubic).
         audio_shift: frames by which the sound is moved against the images, around the clip's end. Scores that
             do not fall for a shift of half a second come from a mouth that does not listen.
         precision: the generator runs under autocast to this type; None for float32.
@@ -198,11 +204,14 @@ def score(
             batch = make_batch(chunk)
             heard = [((index + audio_shift) % len(clip.frames), clip) for clip, index, *_ in chunk]
             audio = np.concatenate([windows(clip.features, np.array([index])) for index, clip in heard])
-            inputs = (batch.masked_source, batch.references, torch.from_numpy(audio))
+            size = crop_size(mouth_size or mouth_size_of(batch.target.shape[-2]))
+            masked_source = mask_mouth(F.interpolate(batch.target, size, mode="area"))
+            inputs = (masked_source, F.interpolate(batch.references, size, mode="area"), torch.from_numpy(audio))
             with torch.autocast(torch.device(device).type, precision, enabled=precision is not None):
                 output = generator(*(tensor.to(device) for tensor in inputs))
-            output = (mouth_boxes(output.float()).clamp(0, 1) * 255).round() / 255
             target = mouth_boxes(batch.target)
+            output = F.interpolate(mouth_boxes(output.float()), target.shape[-2:], mode="bicubic")
+            output = (output.clamp(0, 1) * 255).round() / 255
             values["psnr"].append(psnr(output, target))
             values["ssim"].append(ssim(output, target))
             values["lpips"].append(lpips_model(output, target.to(device)).cpu().numpy())
@@ -296,11 +305,18 @@ def main() -> None:
 
     loaded = load_model(args.checkpoint, device)
     lpips_model = LPIPS().to(device)
-    clips = load_clips(args.data, args.split, loaded.mouth_size, loaded.audio_features)
+    size = args.size or loaded.mouth_size
+    if size < loaded.mouth_size or size % 32:
+        raise UserError(
+            f"--size: expected a multiple of 32, at least the checkpoint's {loaded.mouth_size}, found {size}"
+        )
+    clips = load_clips(args.data, args.split, size, loaded.audio_features)
     report = evaluate(loaded, clips, args.frames_per_clip, lpips_model, device)
     with args.checkpoint.open("rb") as file:
         checkpoint = {"path": str(args.checkpoint), "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
     if args.sync:
+        if size != loaded.mouth_size:
+            clips = load_clips(args.data, args.split, loaded.mouth_size, loaded.audio_features)
         report["sync"] = sync_check(loaded, load_model(BUNDLED, device, kind="syncnet"), clips, device)
     report = {"checkpoint": checkpoint, "data": str(args.data), "split": args.split, **report}
     _print_report(report)
@@ -321,7 +337,7 @@ def evaluate(
     """
     samples = validation_samples(clips, frames_per_clip, loaded.model.config.num_references)
     matched, later, earlier = (
-        score(loaded.model, samples, lpips_model, audio_shift=shift, device=device)
+        score(loaded.model, samples, lpips_model, mouth_size=loaded.mouth_size, audio_shift=shift, device=device)
         for shift in (0, AUDIO_SHIFT, -AUDIO_SHIFT)
     )
     people, clip_ids = np.array(matched.people), matched.clip_ids
@@ -332,6 +348,7 @@ def evaluate(
         values["difference"][name] = values["matched"][name] - values["shifted"][name]
     return {
         "mouth_size": loaded.mouth_size,
+        "compared_at": mouth_size_of(clips[0].frames.shape[1]),
         "num_clips": len(clips),
         "num_people": len(set(matched.people)),
         "num_frames": len(samples),
@@ -359,17 +376,23 @@ def evaluate(
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description="Score a checkpoint on prepared clips, each driven by its own sound: PSNR, SSIM and LPIPS "
-        "(AlexNet) of the mouth box, at the size of the checkpoint. The same again with the sound moved by "
+        "(AlexNet) of the mouth box. The same again with the sound moved by "
         f"{AUDIO_SHIFT} frames either way: the difference is how much the lips follow the sound. Intervals are "
         "95 %, by bootstrap over clips.",
         epilog="Not measured yet: LSE-D and LSE-C (synchrony, by the official SyncNet). Not measured here: whole "
         "frames after pasting, and sound of somebody else. Scores depend on the size of the mouth box, so "
-        "compare only checkpoints of one size on the same data; the paper's numbers are for 256 pixels on HDTF.",
+        "compare checkpoints of two sizes with --size, on the same data; the paper's are for 256 pixels on HDTF.",
     )
     parser.add_argument("--checkpoint", type=Path, required=True, help="a DINet model, or the authors' .pth")
     parser.add_argument("--data", type=Path, required=True, help="prepared dataset")
     parser.add_argument("--split", choices=("val", "train"), default="val", help="default: %(default)s")
     parser.add_argument("--frames-per-clip", type=int, default=8, metavar="N", help="default: %(default)s")
+    parser.add_argument(
+        "--size",
+        type=int,
+        metavar="S",
+        help="compare mouth boxes at this size, the same for checkpoints of two (default: the checkpoint's)",
+    )
     parser.add_argument("--sync", action="store_true", help="also ask the bundled SyncNet how well the lips fit")
     parser.add_argument("--output", type=Path, metavar="DIR", help="also write evaluation.json there")
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1, …")
@@ -377,8 +400,11 @@ def _arguments() -> argparse.Namespace:
 
 
 def _print_report(report: dict[str, Any]) -> None:
-    size, seconds = report["mouth_size"], report["audio_shift_frames"] / FPS
-    print(f"checkpoint {report['checkpoint']['path']} (sha256 {report['checkpoint']['sha256'][:12]})")
+    size, seconds = report["compared_at"], report["audio_shift_frames"] / FPS
+    print(
+        f"checkpoint {report['checkpoint']['path']} (sha256 {report['checkpoint']['sha256'][:12]}), "
+        f"S = {report['mouth_size']}"
+    )
     print(
         f"{report['data']}, {report['split']}: {report['num_frames']} frames of {report['num_clips']} clips of "
         f"{report['num_people']} people; mouth box {size} × {size}, LPIPS with AlexNet, 95 % intervals over clips\n"

@@ -8,10 +8,11 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
-from skimage.metrics import structural_similarity
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import nn
 
 import evaluate
@@ -242,6 +243,23 @@ def test_audio_shift_moves_the_sound_only(shift: int, expected: list[int], lpips
     assert scores.ssim.shape == scores.lpips.shape == (3,)
     assert generator.training
     assert not generator.was_training
+
+
+def test_generators_of_another_size_are_compared_at_the_samples(lpips_model: LPIPS) -> None:
+    class FirstReference(nn.Module):
+        def forward(self, source: torch.Tensor, references: torch.Tensor, audio: torch.Tensor) -> torch.Tensor:
+            assert source.shape[-2:] == (26, 20)
+            assert not source[:, :, 8:24, 2:18].any()
+            return references[:, :3]
+
+    clip = made_clip("a", "p", 20)
+    [sample] = validation_samples([clip], 1, 2)
+    scores = score(FirstReference(), [sample], lpips_model, mouth_size=16)
+    small = cv2.resize(clip.frames[sample[2][0]].astype(np.float32), (20, 26), interpolation=cv2.INTER_AREA)
+    drawn = cv2.resize(small[8:24, 2:18], (MOUTH, MOUTH), interpolation=cv2.INTER_CUBIC).clip(0, 255).round()
+    true = clip.frames[sample[1], MOUTH // 2 : MOUTH * 3 // 2, MOUTH // 8 : MOUTH * 9 // 8]
+    expected = peak_signal_noise_ratio(true, drawn, data_range=255)
+    np.testing.assert_allclose(scores.psnr, [expected], rtol=1e-4)
 
 
 def test_scores_keep_their_names_and_means(lpips_model: LPIPS) -> None:
