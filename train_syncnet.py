@@ -352,7 +352,7 @@ def train(
     if not resumed and not config.init_from:
         first = batches[0]  # all of it, so that the processes start alike
         trainer.syncnet.calibrate(first.mouths.to(device), first.sounds[:, 0].to(device))
-    if not resumed and config.shape_warmup_steps:
+    if not resumed and config.shape_warmup_steps and not config.init_from:  # which has learned them already
         warm_up_shapes(trainer, clips)
     trainer.share()
     batches.share = share

@@ -73,7 +73,7 @@ class SyncNetConfig:
     negative_gap: frames, at least, between a moment and a wrong sound taken from the same clip.
     contrast_weight: weight of telling, by their codes alone, a moment's own sound among the wrong ones.
     shape_warmup_steps: steps for which both encoders learn mouth shapes, through heads that are thrown away, before
-    they are asked whether these agree.
+    they are asked whether these agree; not with init_from, which has learned them.
     weight_decay: AdamW's.
     """
 

@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 
 import safetensors.torch
 import torch
+from torch import nn
 
 from data_processing.errors import UserError
 from models.dinet import DINet, DINetConfig
@@ -149,18 +150,43 @@ def _load_released(path: Path, kind: str) -> LoadedModel:
 
 def _load_official(path: Path) -> LoadedModel:
     expected = "a DINet generator (.safetensors) or the authors' checkpoint (.pth)"
-    content = _torch_load(path, expected)
-    try:
-        tensors = {name.removeprefix("module."): t for name, t in content["state_dict"]["net_g"].items()}
-    except (KeyError, TypeError, AttributeError):
-        found = _first([str(key) for key in content]) or "nothing"
-        raise UserError(f"{path}: expected {expected}, found no 'net_g' in 'state_dict' but {found}") from None
     model = DINet(DINetConfig(official_grid=True))
-    _load_strictly(
-        path, NAMES["dinet"], model, tensors, {name: _official_name(name) for name in model.state_dict()}
-    )
+    names = {name: _official_name(name) for name in model.state_dict()}
+    load_foreign(path, model, expected, ("state_dict", "net_g"), names)
     info = {"source": "the authors' released checkpoint"}
     return LoadedModel(model, audio_features="deepspeech", mouth_size=256, info=info)
+
+
+def load_foreign(
+    path: str | Path,
+    model: nn.Module,
+    expected: str,
+    keys: tuple[str, ...] = (),
+    name_in_file: dict[str, str] | None = None,
+) -> None:
+    """Fill `model` with the weights of somebody else's file of `torch.save`, without running any code in it.
+
+    Args:
+        expected: what the file should be, for messages.
+        keys: where in its dicts the tensors are; a "module." before their names is left out.
+        name_in_file: of each tensor of the model, where that is another.
+
+    Raises:
+        UserError: the file is missing or something else, or its tensors are not exactly those of the model.
+    """
+    path = Path(path)
+    _start_of(path)
+    content = _torch_load(path, expected)
+    tensors = content
+    try:
+        for key in keys:
+            tensors = tensors[key]
+        tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
+    except (KeyError, TypeError, AttributeError):
+        where = " in ".join(repr(key) for key in reversed(keys))
+        found = _first([str(key) for key in content]) or "nothing"
+        raise UserError(f"{path}: expected {expected}, found no {where} but {found}") from None
+    _load_strictly(path, expected, model, tensors, name_in_file or {name: name for name in model.state_dict()})
 
 
 def _official_name(name: str) -> str:
@@ -171,7 +197,7 @@ def _official_name(name: str) -> str:
 
 
 def _load_strictly(
-    path: Path, expected: str, model: DINet | SyncNet, tensors: dict[str, Any], name_in_file: dict[str, str]
+    path: Path, expected: str, model: nn.Module, tensors: dict[str, Any], name_in_file: dict[str, str]
 ) -> None:
     """Fill `model` with exactly `tensors`; `name_in_file` maps the name of each in the model to the file's."""
     problems = []

@@ -2,7 +2,8 @@
 # From a folder of videos to a generator that dubs, stage after stage:
 #
 #     scripts/train_all.sh VIDEOS WORK          the paper's recipe, S = 64 -> 128 -> 256, for GPUs
-#     scripts/train_all.sh VIDEOS WORK small    the same way at S = 64, short, to try it: no lips worth watching
+#     scripts/train_all.sh VIDEOS WORK small    every stage once at S = 64, short, from the bundled models: on two CPU
+#                                               cores it makes them fit the people of minutes of video
 #
 # Stop it whenever you like; the same command goes on where it stopped. GPUS=4 trains on four GPUs of this machine.
 # WORK holds the prepared data, one run directory a stage (tensorboard --logdir WORK) and at last the generator.
@@ -40,11 +41,9 @@ size=256
 "$python" -m data_processing.prepare "$videos" --output "$work/data" --mouth-size "$size"
 
 if [[ ${3:-} == small ]]; then
-    syncnet syncnet_32 --max-steps 300
-    generator bundled_64_mouths --max-steps 120
-    generator bundled_64_sound --max-steps 20 --init-from "$(of bundled_64_mouths generator)"
-    generator clip_64 --max-steps 20 --init-from "$(of bundled_64_sound generator)" \
-        --syncnet "$(of syncnet_32 syncnet)"
+    syncnet syncnet_32 --max-steps 100 --init-from checkpoints/syncnet_32.safetensors
+    generator finetune_64 --init-from checkpoints/dinet_64.safetensors
+    generator clip_64 --max-steps 40 --init-from "$(of finetune_64 best)" --syncnet "$(of syncnet_32 syncnet)"
     last=clip_64
 else
     syncnet syncnet_64

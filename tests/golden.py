@@ -16,9 +16,11 @@ def golden_arrays(name: str) -> dict[str, torch.Tensor]:
         return {key: torch.from_numpy(arrays[key]) for key in arrays.files}
 
 
-def golden_state(network: str, file: str = "state_dicts.json") -> dict[str, torch.Tensor]:
-    """The weights the golden outputs were computed with, under the original tensor names."""
-    shapes = json.loads((DATA / file).read_text())[network]
+def golden_state(network: str | None, file: str = "state_dicts.json") -> dict[str, torch.Tensor]:
+    """The weights the golden outputs were computed with, under the original tensor names; `network` is a key of the
+    file, or None where it holds one network only."""
+    shapes = json.loads((DATA / file).read_text())
+    shapes = shapes[network] if network else shapes
     return {name: _tensor(name, shape) for name, shape in shapes.items()}
 
 

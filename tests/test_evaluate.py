@@ -1,18 +1,14 @@
-"""Metrics against closed forms, scikit-image and a NumPy LPIPS; scoring and its command line on made clips."""
+"""Scoring and its command line on made clips."""
 
 import json
-import os
-import pickle
 import sys
-from io import BytesIO
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 import torch
-from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+from skimage.metrics import peak_signal_noise_ratio
 from torch import nn
 
 import evaluate
@@ -20,16 +16,11 @@ from data_processing.dataset import REFERENCE_GAP, Clip
 from data_processing.errors import UserError
 from data_processing.geometry import crop_size
 from data_processing.video import VideoWriter
-from data_processing.weights import weight_path
 from evaluate import (
     LPIPS,
     Scores,
-    bootstrap_interval,
     mouth_boxes,
-    psnr,
-    read_arrays,
     score,
-    ssim,
     validation_samples,
 )
 from models.checkpoint import LoadedModel, save_model
@@ -55,136 +46,6 @@ def made_clip(name: str, person: str, num_frames: int, seed: int = 0) -> Clip:
     features = np.zeros((num_frames, 29), np.float32)
     features[:, 0] = np.arange(num_frames) / 255
     return Clip(name, person, frames, features, np.zeros((len(frames), 68, 2), np.float32))
-
-
-# --- metrics ------------------------------------------------------------------------------------------------
-
-
-def test_psnr_of_a_constant_difference() -> None:
-    target = torch.full((2, 3, 16, 16), 100 / 255)
-    output = target + torch.tensor([10 / 255, 51 / 255]).view(2, 1, 1, 1)
-    np.testing.assert_allclose(psnr(output, target), [20 * np.log10(25.5), 20 * np.log10(5)], rtol=1e-6)
-    assert np.isinf(psnr(target, target)).all()
-
-
-def test_metrics_see_the_image_as_saved() -> None:
-    target = torch.full((1, 3, 16, 16), 100 / 255)
-    assert np.isinf(psnr(target + 0.4 / 255, target))  # rounds away
-    np.testing.assert_allclose(psnr(target + 0.6 / 255, target), 20 * np.log10(255), rtol=1e-6)
-    assert np.isinf(psnr(torch.full_like(target, 1.3), torch.ones_like(target)))  # clipped
-
-
-def test_ssim_matches_scikit_image() -> None:
-    target, output = noise(2, 3, 24, 20), noise(2, 3, 24, 20, seed=1)
-    output[1] = 0.7 * target[1] + 0.3 * output[1]
-    levels = [np.rint(x.permute(0, 2, 3, 1).numpy() * 255).astype(np.uint8) for x in (output, target)]
-    expected = [
-        structural_similarity(
-            a,
-            b,
-            channel_axis=2,
-            data_range=255,
-            gaussian_weights=True,
-            sigma=1.5,
-            use_sample_covariance=False,
-        )
-        for a, b in zip(*levels, strict=True)
-    ]
-    found = ssim(output, target)
-    np.testing.assert_allclose(found, expected, rtol=1e-9)
-    assert found[1] > found[0] + 0.3
-    np.testing.assert_allclose(ssim(target, target), 1, rtol=1e-12)
-
-
-def numpy_lpips(layers: dict[str, Any], first: np.ndarray, second: np.ndarray) -> float:
-    """LPIPS from its paper's formula, with the linear layers in the same file: images (H, W, 3) in [0, 1]."""
-
-    def convolve(image: np.ndarray, layer: dict[str, np.ndarray], stride: int, padding: int) -> np.ndarray:
-        kernel = layer["kernel"].astype(np.float64)  # (rows, columns, in, out)
-        padded = np.pad(image, ((padding, padding), (padding, padding), (0, 0)))
-        patches = np.lib.stride_tricks.sliding_window_view(padded, kernel.shape[:2], axis=(0, 1))
-        return np.einsum("yxcij,ijco->yxo", patches[::stride, ::stride], kernel, optimize=True) + layer["bias"]
-
-    def pool(image: np.ndarray) -> np.ndarray:
-        return np.lib.stride_tricks.sliding_window_view(image, (3, 3), axis=(0, 1))[::2, ::2].max(axis=(3, 4))
-
-    def features(image: np.ndarray) -> list[np.ndarray]:
-        x = ((2 * image - 1) - [-0.030, -0.088, -0.188]) / [0.458, 0.448, 0.450]
-        found = []
-        for number, (stride, padding) in enumerate([(4, 2), (1, 2), (1, 1), (1, 1), (1, 1)]):
-            x = pool(x) if number in (1, 2) else x
-            x = np.maximum(convolve(x, layers["AlexNet_0"][f"Conv_{number}"], stride, padding), 0)
-            found.append(x / (np.linalg.norm(x, axis=2, keepdims=True) + 1e-10))
-        return found
-
-    total = 0.0
-    for number, (a, b) in enumerate(zip(features(first), features(second), strict=True)):
-        linear = layers[f"NetLinLayer_{number}"]
-        while isinstance(linear, dict):
-            (linear,) = linear.values()
-        total += ((a - b) ** 2 @ linear.reshape(-1)).mean()
-    return total
-
-
-def test_lpips_matches_numpy(lpips_model: LPIPS) -> None:
-    first, second = noise(2, 3, 64, 64), noise(2, 3, 64, 64, seed=1)
-    second[1] = 0.8 * first[1] + 0.2 * second[1]
-    with weight_path("lpips_alex").open("rb") as file:
-        layers = read_arrays(file)
-    pairs = zip(first, second, strict=True)
-    expected = [numpy_lpips(layers, *(x.permute(1, 2, 0).double().numpy() for x in pair)) for pair in pairs]
-    np.testing.assert_allclose(lpips_model(first, second).numpy(), expected, rtol=1e-4)
-
-
-def test_lpips_grows_with_the_noise(lpips_model: LPIPS) -> None:
-    target = torch.linspace(0.2, 0.8, 64).expand(3, 3, 64, 64)
-    strength = torch.tensor([0.0, 0.05, 0.2]).view(3, 1, 1, 1)
-    distances = lpips_model(target + strength * (noise(1, 3, 64, 64) - 0.5), target)
-    assert distances.shape == (3,)
-    assert distances[0] == 0
-    assert 0 < distances[1] < distances[2]
-
-
-def test_lpips_prints_and_warns_nothing(capfd: pytest.CaptureFixture, recwarn: pytest.WarningsRecorder) -> None:
-    LPIPS()
-    assert capfd.readouterr() == ("", "")
-    assert not list(recwarn)
-
-
-class Evil:
-    def __init__(self, function: Any, argument: str) -> None:
-        self.call = function, (argument,)
-
-    def __reduce__(self) -> tuple:
-        return self.call
-
-
-@pytest.mark.parametrize("function", [os.system, eval, np.load])
-def test_unpickler_refuses_calls(function: Any, tmp_path: Path) -> None:
-    harm = tmp_path / "harm"
-    argument = f"touch {harm}" if function is os.system else f"open({str(harm)!r}, 'w')"
-    content = pickle.dumps({"kernel": Evil(function, argument)})
-    with pytest.raises(pickle.UnpicklingError, match="expected NumPy arrays only"):
-        read_arrays(BytesIO(content))
-    assert not harm.exists()
-
-
-def test_unpickler_reads_arrays() -> None:
-    kernel = np.arange(6, dtype=np.float32).reshape(2, 3)
-    found = read_arrays(BytesIO(pickle.dumps({"Conv_0": {"kernel": kernel}})))
-    np.testing.assert_array_equal(found["Conv_0"]["kernel"], kernel)
-
-
-@pytest.mark.parametrize(
-    "content",
-    [b"", b"no pickle", pickle.dumps({}), pickle.dumps({"AlexNet_0": {"Conv_0": {"kernel": np.ones(3)}}})],
-)
-def test_lpips_names_a_damaged_file(content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "alexnet.ckpt"
-    path.write_bytes(content)
-    monkeypatch.setattr(evaluate, "weight_path", lambda name: path)
-    with pytest.raises(UserError, match=r"alexnet\.ckpt: expected AlexNet"):
-        LPIPS()
 
 
 # --- scoring ------------------------------------------------------------------------------------------------
@@ -269,18 +130,6 @@ def test_scores_keep_their_names_and_means(lpips_model: LPIPS) -> None:
     assert scores.people == ["p", "p", "q", "q"]
     assert scores.means() == {name: pytest.approx(getattr(scores, name).mean()) for name in evaluate.METRICS}
     assert isinstance(scores, Scores)
-
-
-def test_bootstrap_interval_counts_clips_not_frames() -> None:
-    rng = np.random.default_rng(0)
-    of_clip = rng.normal(10, 2, 100)
-    names = [f"clip{number}" for number in range(100)]
-    low, high = bootstrap_interval(of_clip, names)
-    half_width = 1.96 * of_clip.std() / 10
-    np.testing.assert_allclose([low, high], of_clip.mean() + np.array([-half_width, half_width]), atol=0.06)
-    # eight equal frames of each clip tell no more than one
-    assert bootstrap_interval(of_clip.repeat(8), list(np.repeat(names, 8))) == pytest.approx((low, high))
-    assert bootstrap_interval(of_clip, ["one"] * 100) is None
 
 
 def test_evaluate_compares_matched_with_shifted_sound(lpips_model: LPIPS) -> None:

