@@ -88,7 +88,14 @@ class Trainer:
         """Networks and optimizers at step 0, from the seed or from `init_from`."""
         torch.manual_seed(config.seed)
         layout = torch.channels_last if config.channels_last else torch.contiguous_format
-        generator = DINet(DINetConfig(feature_dim(config.audio_features), config.num_references))
+        generator = DINet(
+            DINetConfig(
+                feature_dim(config.audio_features),
+                config.num_references,
+                deformation=config.deformation,
+                inpainting=config.inpainting,
+            )
+        )
         if config.init_from:
             generator = _start_of(config, generator)
         elif config.audio_warmup_steps:
@@ -185,7 +192,8 @@ def warm_up_audio(trainer: Trainer, teacher: DINet, clips: list[Clip]) -> None:
     sounds = np.concatenate([windows(clip.features, np.arange(len(clip.features))) for clip in clips])
     movements = [lip_features(clip.landmarks) for clip in clips]
     movements = np.concatenate([windows(rows, np.arange(len(rows))) for rows in movements])
-    hears = generator.adaat.common.weight[:, 128:]  # what AdaAT makes of the code of a sound, as in the teacher
+    # What AdaAT makes of the code of a sound, as in the teacher.
+    hears = generator.deformation.common.weight[:, 128:]
     wanted = _encode(teacher.audio_encoder, movements) @ hears.detach().T
     scale = wanted.var(dim=0).mean()
     optimizer = torch.optim.AdamW(generator.audio_encoder.parameters(), weight_decay=1.0)
@@ -202,7 +210,7 @@ def warm_up_audio(trainer: Trainer, teacher: DINet, clips: list[Clip]) -> None:
     found = _encode(generator.audio_encoder, sounds) @ hears.detach().T
     gain = (scale / found.var(dim=0).mean()).sqrt()
     with torch.no_grad():
-        generator.adaat.common.bias += wanted.mean(dim=0) - gain * found.mean(dim=0)
+        generator.deformation.common.bias += wanted.mean(dim=0) - gain * found.mean(dim=0)
         hears *= gain
     print(f"what the sound explains of the lips was stretched {gain:.2f} times")
 

@@ -11,6 +11,7 @@ import yaml
 from data_processing.audio_features import FEATURE_DIMS
 from data_processing.dataset import LIPS
 from data_processing.errors import UserError
+from models.dinet import DEFORMATIONS
 from models.syncnet import CLIP_LENGTH
 
 LOSSES = ("pixel", "lips", "perceptual", "adversarial", "clip_adversarial", "sync")
@@ -21,6 +22,7 @@ class TrainConfig:
     """One training run of the generator. Every field must be set by base.yaml or the recipe; others are refused.
 
     mouth_size: S, side of the mouth box in crop pixels; num_references: reference frames a sample.
+    deformation, inpainting: the generator's (models.dinet.DINetConfig); others than adaat and true are ablations.
     audio_features: what the dataset was prepared with, recorded in the checkpoint; or lips: the generator is driven
         by the real lips' movements, to be taught to hear in a next run.
     person_power: how much long recordings of one person count (data_processing.dataset.TrainingBatches).
@@ -41,6 +43,8 @@ class TrainConfig:
     seed: int
     mouth_size: int
     num_references: int
+    deformation: str
+    inpainting: bool
     audio_features: str
     person_power: float
     clip_length: int
@@ -184,6 +188,7 @@ def _check_ranges(path: Path, config: TrainConfig | SyncNetConfig) -> None:
                 len(config.adam_betas) == 2 and all(0 <= beta < 1 for beta in config.adam_betas),
                 "two numbers from 0 to below 1",
             ),
+            "deformation": (config.deformation in DEFORMATIONS, f"one of {', '.join(DEFORMATIONS)}"),
             "sync_target": (config.sync_target in ("one", "real"), "one or real"),
         }
     for field in fields(config):

@@ -80,8 +80,13 @@ class AdaAT(nn.Module):
         translation = self.translation(hidden).tanh().unflatten(1, (-1, 2))
         return scale, rotation, translation
 
-    def forward(self, features: torch.Tensor, code: torch.Tensor) -> torch.Tensor:
-        """Warp `features` (B, C, H, W) by the transforms of `code` (B, code_dim), keeping type and layout."""
+    def forward(
+        self, features: torch.Tensor, code: torch.Tensor, source: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Warp `features` (B, C, H, W) by the transforms of `code` (B, code_dim), keeping type and layout.
+
+        The source's features are not looked at.
+        """
         # In float32 at least, even under autocast: the 8 bits of bfloat16 would put positions off by a good part
         # of a sample, and 16-bit grid_sample is slower on CPUs.
         with torch.autocast(features.device.type, enabled=False):

@@ -27,10 +27,10 @@ OFFICIAL_NAMES = {
     "alignment_encoder.": "trans_conv.",
     "appearance_before.": "appearance_conv_list.0.",
     "appearance_after.": "appearance_conv_list.1.",
-    "adaat.common.": "adaAT.commn_linear.0.",
-    "adaat.scale.": "adaAT.scale.0.",
-    "adaat.rotation.": "adaAT.rotation.0.",
-    "adaat.translation.": "adaAT.translation.0.",
+    "deformation.common.": "adaAT.commn_linear.0.",
+    "deformation.scale.": "adaAT.scale.0.",
+    "deformation.rotation.": "adaAT.rotation.0.",
+    "deformation.translation.": "adaAT.translation.0.",
     "decoder.": "out_conv.",
 }
 

@@ -7,9 +7,11 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from models.ablations import AdaIN, Attention, DenseFlow
 from models.adaat import AdaAT
 from models.blocks import ConvBlock, ResBlock, UpBlock
 
+DEFORMATIONS = {"adaat": AdaAT, "adain": AdaIN, "attention": Attention, "flow": DenseFlow}
 AUDIO_WINDOW = 5  # steps of audio features, at 25 per second, centred on the frame
 
 
@@ -21,11 +23,15 @@ class DINetConfig:
     num_references: reference frames, stacked in the channels.
     official_grid: sample as the authors' released checkpoint was trained to, which blends neighbouring
         channels and shifts the map by up to half a sample; only for weights imported from that checkpoint.
+    deformation: adaat, or what the paper's ablations put in its place (models/ablations.py).
+    inpainting: whether the decoder sees F_s; not in an ablation of the paper.
     """
 
     audio_dim: int = 29
     num_references: int = 5
     official_grid: bool = False
+    deformation: str = "adaat"
+    inpainting: bool = True
 
 
 class ReferenceFeatures(NamedTuple):
@@ -71,11 +77,13 @@ class DINet(nn.Module):
             nn.AdaptiveAvgPool1d(1),
             nn.Flatten(),
         )
-        self.appearance_before = nn.Sequential(*(ResBlock(256) for _ in range(4)))
-        self.adaat = AdaAT(256, 256, config.official_grid)
+        looked_at = config.deformation != "adain"  # which deforms F_s instead
+        self.appearance_before = nn.Sequential(*(ResBlock(256) for _ in range(4 if looked_at else 0)))
+        options = {"official_grid": True} if config.official_grid else {}
+        self.deformation = DEFORMATIONS[config.deformation](256, 256, **options)
         self.appearance_after = nn.Sequential(*(ResBlock(256) for _ in range(4)))
         self.decoder = nn.Sequential(
-            ConvBlock(512, 128, 3),
+            ConvBlock(512 if config.inpainting else 256, 128, 3),
             UpBlock(128, 128, 3),
             ResBlock(128),
             UpBlock(128, 128, 3),
@@ -126,9 +134,11 @@ class DINet(nn.Module):
         references = ReferenceFeatures(*(_repeat(part, batch // num_references) for part in references))
         source = self.source_encoder(masked_source)
         code = torch.cat(self.codes(source, references, audio_window), dim=1)
-        deformed = self.appearance_after(self.deform(references, code))
+        decoded = self.appearance_after(self.deform(source, references, code))
+        if self.config.inpainting:
+            decoded = torch.cat([source, decoded], dim=1)
         # In float32 even under autocast: bfloat16 has no more than 128 levels between 0.5 and 1.
-        return self.decoder(torch.cat([source, deformed], dim=1)).float().sigmoid()
+        return self.decoder(decoded).float().sigmoid()
 
     def codes(
         self, source: torch.Tensor, references: ReferenceFeatures, audio_window: torch.Tensor
@@ -137,9 +147,9 @@ class DINet(nn.Module):
         alignment = self.alignment_encoder(torch.cat([source, references.encoded], dim=1))
         return alignment, self.audio_encoder(audio_window)
 
-    def deform(self, references: ReferenceFeatures, code: torch.Tensor) -> torch.Tensor:
+    def deform(self, source: torch.Tensor, references: ReferenceFeatures, code: torch.Tensor) -> torch.Tensor:
         """F_d (B, 256, H/4, W/4): the references' appearance, warped as the joined code (B, 256) asks."""
-        return self.adaat(references.appearance, code)
+        return self.deformation(references.appearance, code, source)
 
 
 def _image_encoder(in_channels: int) -> nn.Sequential:

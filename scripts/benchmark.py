@@ -82,7 +82,9 @@ def measure(mouth_size: int, device: torch.device, precision: str, repeats: int)
 class SampledAdaAT(AdaAT):
     """AdaAT as the authors compute it: every channel's transform as a grid in one three-dimensional sampling."""
 
-    def forward(self, features: torch.Tensor, code: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, features: torch.Tensor, code: torch.Tensor, source: torch.Tensor | None = None
+    ) -> torch.Tensor:
         scale, rotation, translation = self.transforms(code)
         batch, channels, height, width = features.shape
         depth, y, x = torch.meshgrid(
@@ -126,7 +128,7 @@ def benchmark_train(mouth_size: int, batch_size: int, repeats: int, device: torc
     common = {"mouth_size": mouth_size, "batch_size": batch_size}
     ours = Trainer.create(load_config(recipe, common), device)
     plain = Trainer.create(load_config(recipe, common | {"precision": "fp32", "channels_last": False}), device)
-    plain.generator.adaat.__class__ = SampledAdaAT
+    plain.generator.deformation.__class__ = SampledAdaAT
     batch = random_batch(mouth_size, batch_size, ours.generator.config.audio_dim)
     steps = {"plain": lambda: plain_step(plain, batch), "ours": lambda: train_step(ours, batch)}
     seconds = {name: [] for name in steps}

@@ -90,7 +90,7 @@ def test_official_checkpoint_describes_itself(tmp_path: Path, official_state: di
     save_model(tmp_path / "again", loaded.model, audio_features="deepspeech", mouth_size=256, info={}, bits=32)
     again = load_model(tmp_path / "again").model
     assert again.config.official_grid
-    assert torch.equal(again.adaat.channel_mix, loaded.model.adaat.channel_mix)
+    assert torch.equal(again.deformation.channel_mix, loaded.model.deformation.channel_mix)
 
 
 def test_official_import_is_strict(tmp_path: Path, official_state: dict) -> None:

@@ -9,6 +9,7 @@ import torch
 from golden import golden_arrays, golden_state
 from scipy.ndimage import map_coordinates
 
+from models.ablations import AdaIN, Attention, DenseFlow
 from models.adaat import AdaAT, warp_channels
 from models.checkpoint import load_model
 from models.dinet import DINet, DINetConfig
@@ -37,7 +38,7 @@ def test_generator_matches_the_original(official_model: DINet) -> None:
     assert_close(alignment_code, golden["alignment_code"])
     assert_close(audio_code, golden["audio_code"])
 
-    deformed = official_model.deform(references, torch.cat([alignment_code, audio_code], dim=1))
+    deformed = official_model.deform(source, references, torch.cat([alignment_code, audio_code], dim=1))
     assert_close(deformed.mean(dim=(2, 3)), golden["deformed_mean"])
     assert_close(deformed.std(dim=(2, 3)), golden["deformed_std"])
 
@@ -239,3 +240,55 @@ def test_wrong_shapes_are_named(
 ) -> None:
     with pytest.raises(ValueError, match=rf"^{named}: expected .* got [^\n]*$"):
         official_model(torch.zeros(source), torch.zeros(references), torch.zeros(audio))
+
+
+# --- ablations ----------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_adain_gives_the_source_the_moments_the_code_asks_for() -> None:
+    torch.manual_seed(0)
+    adain, code = AdaIN(6, 4), torch.randn(2, 6)
+    source, features = torch.randn(2, 4, 9, 7), torch.randn(2, 4, 9, 7)
+    found = adain(features, code, source)
+    assert_close(found, adain(2 * features, code, 3 * source + 1))  # whatever moments it had
+    deviation, mean = adain.moments(adain.common(code).relu()).chunk(2, dim=1)
+    assert_close(found.mean(dim=(2, 3)), mean)
+    assert_close(found.std(dim=(2, 3), correction=0), (1 + deviation).abs())
+
+
+@torch.no_grad()
+def test_attention_gathers_values_by_likeness() -> None:
+    torch.manual_seed(0)
+    attention, code = Attention(6, 8), torch.randn(2, 6)
+    source, features = torch.randn(2, 8, 5, 4), torch.randn(2, 8, 5, 4)
+    hidden = attention.common(code).relu()[..., None, None].expand(-1, -1, 5, 4)
+    query = attention.query(torch.cat([source, hidden], dim=1)).flatten(2)
+    likeness = torch.einsum("bcq,bck->bqk", query, attention.key(features).flatten(2)) / 2**0.5  # two channels
+    expected = torch.einsum("bqk,bck->bcq", likeness.softmax(dim=2), attention.value(features).flatten(2))
+    assert_close(attention(features, code, source).flatten(2), expected)
+
+
+@torch.no_grad()
+def test_dense_flow_moves_all_channels_alike() -> None:
+    torch.manual_seed(0)
+    flow, code = DenseFlow(6, 4).eval(), torch.randn(2, 6)
+    source, features = torch.randn(2, 4, 10, 8), torch.randn(2, 4, 10, 8)
+    assert_close(flow(features, code, source), features)  # begins as identity
+    flow.flow[-2].bias.copy_(torch.tensor([2 / 8, 0]).atanh())  # one place to the right, of eight that span [-1, 1]
+    moved = flow(features, code, source)
+    assert_close(moved[..., :-1], features[..., 1:])
+    assert not moved[..., -1].any()
+
+
+@pytest.mark.parametrize(
+    ("deformation", "inpainting"), [("adain", True), ("attention", True), ("flow", True), ("adaat", False)]
+)
+def test_ablations_of_the_generator(deformation: str, inpainting: bool) -> None:
+    torch.manual_seed(0)
+    model = DINet(DINetConfig(audio_dim=7, num_references=2, deformation=deformation, inpainting=inpainting))
+    references = torch.rand(2, 6, 52, 40)
+    output = model(torch.rand(2, 3, 52, 40), references, torch.rand(2, 7, 5))
+    assert output.shape == (2, 3, 52, 40)
+    output.mean().backward()
+    assert all(weight.grad is not None for weight in model.parameters())

@@ -504,7 +504,9 @@ def heard(generator: DINet, features: list[np.ndarray]) -> torch.Tensor:
     rows = np.concatenate([windows(part, np.arange(len(part))) for part in features])
     with torch.no_grad():
         codes = generator.eval().audio_encoder(torch.from_numpy(rows))
-    return codes @ generator.adaat.common.weight.detach()[:, 128:].T + generator.adaat.common.bias.detach()
+    return (
+        codes @ generator.deformation.common.weight.detach()[:, 128:].T + generator.deformation.common.bias.detach()
+    )
 
 
 def test_audio_encoder_is_taught_the_codes_of_lips(recipe, prepared_dataset, driven_by_lips):
@@ -523,7 +525,7 @@ def test_audio_encoder_is_taught_the_codes_of_lips(recipe, prepared_dataset, dri
         name.split(".")[0] for name, new in taught[0].state_dict().items() if not torch.equal(before[name], new)
     }
     assert changed == {"audio_encoder", "adaat"}
-    assert torch.equal(taught[0].adaat.common.weight[:, :128], teacher.adaat.common.weight[:, :128])
+    assert torch.equal(taught[0].deformation.common.weight[:, :128], teacher.deformation.common.weight[:, :128])
     # however little it has learned, in the mean and in the variance over the clips it says as much as the lips did
     sound = heard(taught[0], [clip.features for clip in clips])
     lips = heard(teacher, [lip_features(clip.landmarks) for clip in clips])
