@@ -1,8 +1,9 @@
 """16 kHz waveform -> audio features (T, D) at 25 per second, one row a video frame; windows of five rows.
 
-Three kinds: "whisper" (the default: an inner sequence of Whisper's encoder, D = 384, from which the lips of people
+Four kinds: "whisper" (the default: an inner sequence of Whisper's encoder, D = 384, from which the lips of people
 never seen can be told best), "phoneme" (probabilities of speech sounds, grouped by how they look on the lips,
-D = 29) and "deepspeech" (the paper's: logits of DeepSpeech 0.1.0, D = 29).
+D = 29), "deepspeech" (the paper's: logits of DeepSpeech 0.1.0, D = 29) and "mel" (what the baseline Wav2Lip hears:
+0.2 s of mel spectrogram from the frame on, D = 80 × 16).
 """
 
 import os
@@ -10,9 +11,11 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import librosa
 import numpy as np
 import onnxruntime
 from python_speech_features import mfcc
+from scipy.signal import lfilter
 
 from data_processing.audio import SAMPLE_RATE
 from data_processing.errors import UserError
@@ -24,7 +27,8 @@ if TYPE_CHECKING:
     import tensorflow as tf
 
 SAMPLES_PER_FRAME = SAMPLE_RATE // FPS  # 640, exactly
-FEATURE_DIMS = {"whisper": WIDTH, "phoneme": 29, "deepspeech": 29}
+MEL_BINS, MEL_COLUMNS = 80, 16
+FEATURE_DIMS = {"whisper": WIDTH, "phoneme": 29, "deepspeech": 29, "mel": MEL_BINS * MEL_COLUMNS}
 WINDOW_RADIUS = 2  # the generator hears five rows: the frame's own and two on either side
 
 
@@ -41,6 +45,8 @@ def extract(waveform: np.ndarray, name: str, num_frames: int | None = None) -> n
         features = rows.reshape(-1, 2, WIDTH).mean(axis=1)
     elif name == "phoneme":
         features = reduce_phonemes(phoneme_log_posteriors(_level(waveform)))
+    elif name == "mel":
+        features = _mel_rows(waveform)
     elif name == "deepspeech":
         features = _deepspeech_features(waveform)
     else:
@@ -70,6 +76,28 @@ def windows(features: np.ndarray, indices: np.ndarray, radius: int = WINDOW_RADI
 def window(features: np.ndarray, t: int) -> np.ndarray:
     """Audio window of frame t: features (T, D) -> (D, 5), columns t−2 … t+2, edge rows repeated."""
     return windows(features, np.array([t]))[0]
+
+
+# --- mel ----------------------------------------------------------------------------------------------------
+
+MEL_PER_SECOND = 80
+
+
+def mel_spectrogram(waveform: np.ndarray) -> np.ndarray:
+    """The mel spectrogram of Wav2Lip: (N,) float in [-1, 1], 16 kHz -> (80, N // 200 + 1) float32 in [-4, 4]."""
+    emphasised = lfilter([1, -0.97], [1], waveform)
+    amplitudes = librosa.feature.melspectrogram(
+        y=emphasised, sr=SAMPLE_RATE, n_fft=800, hop_length=200, n_mels=MEL_BINS, fmin=55, fmax=7600, power=1
+    )
+    decibels = 20 * np.log10(np.maximum(amplitudes, 1e-5)) - 20
+    return np.clip(8 * (decibels + 100) / 100 - 4, -4, 4).astype(np.float32)
+
+
+def _mel_rows(waveform: np.ndarray) -> np.ndarray:
+    """(T, 80 · 16): the columns from int(3.2·t) on; silence after the end."""
+    starts = np.arange(count_frames(waveform)) * MEL_PER_SECOND // FPS
+    mel = np.pad(mel_spectrogram(waveform), ((0, 0), (0, MEL_COLUMNS)), constant_values=-4)
+    return mel[:, starts[:, None] + np.arange(MEL_COLUMNS)].transpose(1, 0, 2).reshape(len(starts), -1)
 
 
 # --- phoneme ------------------------------------------------------------------------------------------------

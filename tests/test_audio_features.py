@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from golden import golden_arrays
 from made_media import babble
 
 from data_processing import audio_features
@@ -18,6 +19,7 @@ from data_processing.audio_features import (
     count_frames,
     deepspeech_input,
     extract,
+    mel_spectrogram,
     phoneme_log_posteriors,
     read_frozen_graph,
     reduce_phonemes,
@@ -107,6 +109,22 @@ def test_rows_are_where_the_sound_is() -> None:
     blank = np.exp(phoneme_log_posteriors(waveform)[:, BLANK]).reshape(75, 2).mean(axis=1)
     assert blank[25:50].min() < 0.7
     assert blank[:22].min() > 0.93 and blank[54:].min() > 0.9
+
+
+def test_mel_spectrogram_against_the_original() -> None:
+    golden = golden_arrays("wav2lip_96")
+    found = mel_spectrogram(golden["waveform"].numpy())
+    np.testing.assert_allclose(found, golden["mel_spectrogram"], atol=1e-4)
+
+
+def test_mel_rows_are_windows_of_the_spectrogram() -> None:
+    waveform = np.random.default_rng(0).normal(0, 0.1, 16000).astype(np.float32)
+    rows, mel = extract(waveform, "mel"), mel_spectrogram(waveform)
+    assert rows.shape == (25, 1280)
+    np.testing.assert_array_equal(rows[7].reshape(80, 16), mel[:, 22:38])  # 7 / 25 s is column 22.4
+    np.testing.assert_array_equal(
+        rows[24].reshape(80, 16), np.pad(mel[:, 76:], ((0, 0), (0, 11)), constant_values=-4)
+    )
 
 
 def test_phoneme_groups_are_disjoint_and_fill_the_width() -> None:

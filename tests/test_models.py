@@ -15,6 +15,7 @@ from models.checkpoint import load_model
 from models.dinet import DINet, DINetConfig
 from models.discriminator import Discriminator
 from models.syncnet import SyncNet
+from models.wav2lip import Wav2Lip, Wav2LipConfig
 
 
 def assert_close(actual: torch.Tensor, expected: torch.Tensor, tolerance: float = 1e-4) -> None:
@@ -292,3 +293,23 @@ def test_ablations_of_the_generator(deformation: str, inpainting: bool) -> None:
     assert output.shape == (2, 3, 52, 40)
     output.mean().backward()
     assert all(weight.grad is not None for weight in model.parameters())
+
+
+# --- Wav2Lip ------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_wav2lip_matches_the_original() -> None:
+    model = Wav2Lip(Wav2LipConfig()).eval()
+    model.load_state_dict(golden_state(None, "wav2lip_state_dict.json"))
+    golden = golden_arrays("wav2lip_96")
+    assert_close(model(golden["face"], golden["mel"]), golden["output"])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("size", [192, 384])
+def test_larger_wav2lip(size: int) -> None:
+    model = Wav2Lip(Wav2LipConfig(size)).eval()
+    assert model(torch.rand(1, 6, size, size), torch.rand(1, 1, 80, 16)).shape == (1, 3, size, size)
+    with pytest.raises(ValueError, match=f"6, {size}, {size}"):
+        model(torch.rand(1, 6, 96, 96), torch.rand(1, 1, 80, 16))
