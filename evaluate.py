@@ -18,13 +18,13 @@ from torch import nn
 from tqdm import tqdm
 
 from data_processing.audio_features import windows
-from data_processing.dataset import Clip, Sample, load_clips, make_batch, mask_mouth, reference_indices
+from data_processing.dataset import Clip, Sample, load_clips, make_batch, reference_indices
 from data_processing.errors import UserError, command_line
 from data_processing.geometry import crop_size, mouth_box, mouth_size_of
 from data_processing.sync import BUNDLED, MAX_SHIFT
 from data_processing.video import FPS
 from metrics import LPIPS, bootstrap_interval, psnr, ssim
-from models.checkpoint import LoadedModel, load_model
+from models.checkpoint import SYNCNET, LoadedModel, load_model
 from models.device import choose_device
 from models.syncnet import encode_moments, offset_and_confidence, shift_scores
 
@@ -112,7 +112,7 @@ def score(
             heard = [((index + audio_shift) % len(clip.frames), clip) for clip, index, *_ in chunk]
             audio = np.concatenate([windows(clip.features, np.array([index])) for index, clip in heard])
             size = crop_size(mouth_size or mouth_size_of(batch.target.shape[-2]))
-            masked_source = mask_mouth(F.interpolate(batch.target, size, mode="area"))
+            masked_source = generator.mask(F.interpolate(batch.target, size, mode="area"))
             inputs = (masked_source, F.interpolate(batch.references, size, mode="area"), torch.from_numpy(audio))
             with torch.autocast(torch.device(device).type, precision, enabled=precision is not None):
                 output = generator(*(tensor.to(device) for tensor in inputs))
@@ -161,7 +161,8 @@ def sync_check(loaded: LoadedModel, judge: LoadedModel, clips: list[Clip], devic
         for start in range(0, SYNC_FRAMES, 15):
             indices = np.arange(start, start + 15)
             batch = make_batch([(clip, indices, references, 1.0, 0.0, False)])
-            output = loaded.model(*(x.to(device) for x in batch[:3]))
+            inputs = (loaded.model.mask(batch.target), batch.references, batch.audio_window)
+            output = loaded.model(*(x.to(device) for x in inputs))
             drawn.append((output.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy())
         for name, frames in (("real", clip.frames[:SYNC_FRAMES]), ("generated", np.concatenate(drawn))):
             side = (judge.mouth_size, judge.mouth_size)
@@ -210,7 +211,7 @@ def main() -> None:
     if args.sync:
         if size != loaded.mouth_size:
             clips = load_clips(args.data, args.split, loaded.mouth_size, loaded.audio_features)
-        report["sync"] = sync_check(loaded, load_model(BUNDLED, device, kind="syncnet"), clips, device)
+        report["sync"] = sync_check(loaded, load_model(BUNDLED, device, kinds=SYNCNET), clips, device)
     report = {"checkpoint": checkpoint, "data": str(args.data), "split": args.split, **report}
     _print_report(report)
     if args.output:

@@ -21,7 +21,6 @@ from tqdm import tqdm
 
 from data_processing import audio_features
 from data_processing.audio import load_audio
-from data_processing.dataset import mask_mouth
 from data_processing.errors import UserError, command_line
 from data_processing.geometry import FaceCrop, crop_radius
 from data_processing.landmarks import BACKENDS, Landmarks, find_landmarks
@@ -80,7 +79,7 @@ class Dubber:
     @torch.inference_mode()
     def redraw(self, crops: list[np.ndarray], references: ReferenceFeatures, windows: np.ndarray) -> np.ndarray:
         """Face crops as the audio windows (B, D, 5) would have them: (B, 13S/8, 5S/4, 3) uint8 RGB."""
-        masked = mask_mouth(self._to_tensor(crops))
+        masked = self.model.mask(self._to_tensor(crops))
         with self._autocast():
             output = self.model.generate(masked, references, torch.from_numpy(windows).to(self.device))
         images = (output.float() * 255).round().clamp(0, 255).to(torch.uint8)

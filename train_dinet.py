@@ -32,10 +32,11 @@ from evaluate import AUDIO_SHIFT, LPIPS, score, validation_samples
 from losses.adversarial import discriminator_loss, generator_loss
 from losses.perceptual import PerceptualLoss
 from losses.sync import sync_loss
-from models.checkpoint import LoadedModel, load_model, load_training_state, save_model, save_training_state
+from models.checkpoint import SYNCNET, LoadedModel, load_model, load_training_state, save_model, save_training_state
 from models.device import choose_device
 from models.dinet import DINet, DINetConfig
 from models.discriminator import Discriminator
+from models.wav2lip import Wav2Lip, Wav2LipConfig
 from training import (
     RunLog,
     add_run_arguments,
@@ -61,7 +62,7 @@ class Trainer:
     best: the lowest LPIPS on held-out people so far.
     """
 
-    generator: DINet
+    generator: DINet | Wav2Lip
     discriminators: nn.ModuleDict
     generator_optimizer: torch.optim.Adam
     discriminator_optimizer: torch.optim.Adam | None
@@ -88,14 +89,7 @@ class Trainer:
         """Networks and optimizers at step 0, from the seed or from `init_from`."""
         torch.manual_seed(config.seed)
         layout = torch.channels_last if config.channels_last else torch.contiguous_format
-        generator = DINet(
-            DINetConfig(
-                feature_dim(config.audio_features),
-                config.num_references,
-                deformation=config.deformation,
-                inpainting=config.inpainting,
-            )
-        )
+        generator = _new_generator(config)
         if config.init_from:
             generator = _start_of(config, generator)
         elif config.audio_warmup_steps:
@@ -152,13 +146,28 @@ class Trainer:
         return parts
 
 
-def _start_of(config: TrainConfig, generator: DINet) -> DINet:
+def _new_generator(config: TrainConfig) -> DINet | Wav2Lip:
+    if config.generator == "wav2lip":
+        return Wav2Lip(Wav2LipConfig(config.mouth_size * 3 // 2))
+    return DINet(
+        DINetConfig(
+            feature_dim(config.audio_features),
+            config.num_references,
+            deformation=config.deformation,
+            inpainting=config.inpainting,
+        )
+    )
+
+
+def _start_of(config: TrainConfig, generator: DINet | Wav2Lip) -> DINet | Wav2Lip:
     """The generator of `init_from`; with another kind of features it keeps the audio encoder of `generator`."""
     start = load_model(Path(config.init_from))
     features = LIPS if config.audio_warmup_steps else config.audio_features
     changed_to_lips = config.audio_features == LIPS
-    same = replace(start.model.config, audio_dim=generator.config.audio_dim) == generator.config
-    if not same or not (start.audio_features == features or changed_to_lips):
+    found = start.model.config
+    if isinstance(found, DINetConfig):
+        found = replace(found, audio_dim=generator.config.audio_dim)
+    if found != generator.config or not (start.audio_features == features or changed_to_lips):
         raise UserError(
             f"init_from {config.init_from}: expected {generator.config} with {features} features, "
             f"found {start.model.config} with {start.audio_features}"
@@ -170,7 +179,7 @@ def _start_of(config: TrainConfig, generator: DINet) -> DINet:
 
 
 def _frozen_syncnet(config: TrainConfig, device: torch.device) -> LoadedModel:
-    loaded = load_model(config.syncnet, device, kind="syncnet")
+    loaded = load_model(config.syncnet, device, kinds=SYNCNET)
     if loaded.audio_features != config.audio_features or loaded.mouth_size > config.mouth_size:
         raise UserError(
             f"syncnet {config.syncnet}: expected one for mouths of at most {config.mouth_size} pixels and "
@@ -237,9 +246,10 @@ def train_step(trainer: Trainer, batch: Batch) -> dict[str, float]:
     """
     config, losses = trainer.config, {}
     rate = learning_rate(config, trainer.step)
-    masked_source, references, audio_window, target, sync_audio = (x.to(trainer.device) for x in batch[:5])
+    target, references, audio_window, sync_audio = (x.to(trainer.device) for x in batch[:4])
 
     with trainer.autocast():
+        masked_source = trainer.generator.mask(target)
         output = trainer.parallel["generator"](masked_source, references, audio_window).float()
 
     # What either discriminator looks at: frames, or a clip's frames in the channels.
@@ -304,10 +314,12 @@ def validate(trainer: Trainer, samples: list, lpips: LPIPS) -> dict[str, float]:
 def image_grid(trainer: Trainer, batch: Batch) -> torch.Tensor:
     """One row a sample: masked source, two references, output, target; (3, rows × H, 5W) in [0, 1]."""
     trainer.generator.eval()
+    masked_source = trainer.generator.mask(batch.target)
     with trainer.autocast():
-        output = trainer.generator(*(x.to(trainer.device) for x in batch[:3])).float().cpu()
+        inputs = (masked_source, batch.references, batch.audio_window)
+        output = trainer.generator(*(x.to(trainer.device) for x in inputs)).float().cpu()
     trainer.generator.train()
-    columns = [batch.masked_source, *batch.references.split(3, dim=1)[:2], output, batch.target]
+    columns = [masked_source, *batch.references.split(3, dim=1)[:2], output, batch.target]
     rows = torch.cat(columns, dim=3)
     return torch.cat(list(rows), dim=1)
 

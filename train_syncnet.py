@@ -38,7 +38,7 @@ from data_processing.dataset import (
 from data_processing.errors import UserError, command_line
 from data_processing.geometry import mouth_box, mouth_size_of
 from data_processing.landmarks import lip_features
-from models.checkpoint import load_model, load_training_state, save_model, save_training_state
+from models.checkpoint import SYNCNET, load_model, load_training_state, save_model, save_training_state
 from models.device import choose_device
 from models.syncnet import SyncNet, encode_moments, moment_scores, offset_and_confidence, shift_scores
 from training import (
@@ -105,7 +105,7 @@ class Trainer:
         torch.manual_seed(config.seed)
         syncnet = SyncNet(FEATURE_DIMS[config.audio_features])
         if config.init_from:
-            start = load_model(config.init_from, kind="syncnet")
+            start = load_model(config.init_from, kinds=SYNCNET)
             if start.audio_features != config.audio_features:
                 raise UserError(
                     f"init_from {config.init_from}: expected {config.audio_features} features, "

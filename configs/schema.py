@@ -22,7 +22,8 @@ class TrainConfig:
     """One training run of the generator. Every field must be set by base.yaml or the recipe; others are refused.
 
     mouth_size: S, side of the mouth box in crop pixels; num_references: reference frames a sample.
-    deformation, inpainting: the generator's (models.dinet.DINetConfig); others than adaat and true are ablations.
+    generator: dinet, or the baseline wav2lip, whose faces are 3S/2 wide.
+    deformation, inpainting: of dinet (models.dinet.DINetConfig); others than adaat and true are ablations.
     audio_features: what the dataset was prepared with, recorded in the checkpoint; or lips: the generator is driven
         by the real lips' movements, to be taught to hear in a next run.
     person_power: how much long recordings of one person count (data_processing.dataset.TrainingBatches).
@@ -43,6 +44,7 @@ class TrainConfig:
     seed: int
     mouth_size: int
     num_references: int
+    generator: str
     deformation: str
     inpainting: bool
     audio_features: str
@@ -188,6 +190,7 @@ def _check_ranges(path: Path, config: TrainConfig | SyncNetConfig) -> None:
                 len(config.adam_betas) == 2 and all(0 <= beta < 1 for beta in config.adam_betas),
                 "two numbers from 0 to below 1",
             ),
+            "generator": (config.generator in ("dinet", "wav2lip"), "dinet or wav2lip"),
             "deformation": (config.deformation in DEFORMATIONS, f"one of {', '.join(DEFORMATIONS)}"),
             "sync_target": (config.sync_target in ("one", "real"), "one or real"),
         }
@@ -199,12 +202,28 @@ def _check_ranges(path: Path, config: TrainConfig | SyncNetConfig) -> None:
         if not good:
             raise UserError(f"--config {path}: {name}: expected {expected}, found {getattr(config, name)!r}")
     if isinstance(config, TrainConfig):
-        _check_losses(path, config)
+        _check_together(path, config)
 
 
-def _check_losses(path: Path, config: TrainConfig) -> None:
+def _check_together(path: Path, config: TrainConfig) -> None:
     """What one value asks of another."""
     weights = config.loss_weights
+    if config.generator == "wav2lip":
+        wanted = {
+            "mouth_size": (64, 128, 256),
+            "num_references": (1,),
+            "audio_features": ("mel",),
+            "deformation": ("adaat",),
+            "inpainting": (True,),
+            "audio_warmup_steps": (0,),
+        }
+        for name, values in wanted.items():
+            if getattr(config, name) not in values:
+                expected = " or ".join(map(str, values))
+                raise UserError(
+                    f"--config {path}: {name}: expected {expected} with the generator wav2lip, "
+                    f"found {getattr(config, name)}"
+                )
     if config.mouth_size < 64 and (weights["adversarial"] or weights["clip_adversarial"]):
         raise UserError(
             f"--config {path}: mouth_size: expected at least 64 with an adversarial loss (its discriminator takes "

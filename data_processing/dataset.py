@@ -51,15 +51,14 @@ Sample = tuple[Clip, int | np.ndarray, np.ndarray, float, float, bool]
 class Batch(NamedTuple):
     """B clips of T consecutive frames, T = 1 in the frame stage; images are RGB in [0, 1].
 
-    masked_source, target: (B·T, 3, H, W), the frames of a clip one after another; audio_window: (B·T, D, 5).
-    references: (B, 3N, H, W); sync_audio: (B, D, T + 4), the audio windows of a clip's frames together.
+    target: (B·T, 3, H, W), the frames of a clip one after another; references: (B, 3N, H, W);
+    audio_window: (B·T, D, 5); sync_audio: (B, D, T + 4), the audio windows of a clip's frames together.
     clip_ids: names of the whole batch's clips, for messages.
     """
 
-    masked_source: torch.Tensor
+    target: torch.Tensor
     references: torch.Tensor
     audio_window: torch.Tensor
-    target: torch.Tensor
     sync_audio: torch.Tensor
     clip_ids: list[str]
 
@@ -315,12 +314,10 @@ def make_batch(samples: list[Sample]) -> Batch:
         audio.append(windows(clip.features, indices))
         middle = indices[len(indices) // 2]
         sync_audio.append(windows(clip.features, np.array([middle]), WINDOW_RADIUS + len(indices) // 2)[0])
-    target = torch.from_numpy(np.concatenate(targets))
     return Batch(
-        mask_mouth(target),
+        torch.from_numpy(np.concatenate(targets)),
         torch.from_numpy(np.stack(references)),
         torch.from_numpy(np.concatenate(audio)),
-        target,
         torch.from_numpy(np.stack(sync_audio)),
         [sample[0].id for sample in samples],
     )
@@ -347,11 +344,3 @@ def mouth_stack(
     rows, columns = slice(rows.start + down, rows.stop + down), slice(columns.start + right, columns.stop + right)
     frames = clip.frames[middle - 2 : middle + 3, rows, columns]
     return np.ascontiguousarray(_changed(frames, gain, bias, mirror).reshape(-1, *frames.shape[1:3]))
-
-
-def mask_mouth(images: torch.Tensor) -> torch.Tensor:
-    """A copy of face crops (..., 3, H, W) with the mouth box set to 0."""
-    rows, columns = mouth_box(mouth_size_of(images.shape[-2]))
-    masked = images.clone()
-    masked[..., rows, columns] = 0
-    return masked

@@ -9,7 +9,7 @@ import numpy as np
 from data_processing.audio_features import extract
 from data_processing.geometry import FaceCrop, mouth_box
 from data_processing.video import FPS, read_frames
-from models.checkpoint import LoadedModel, load_model
+from models.checkpoint import SYNCNET, LoadedModel, load_model
 from models.syncnet import CLIP_LENGTH, encode_moments, offset_and_confidence, shift_scores
 
 BUNDLED = Path(__file__).parent.parent / "checkpoints" / "syncnet_32.safetensors"
@@ -66,7 +66,7 @@ def offset_of(scores: np.ndarray) -> Offset:
 
 @cache
 def _judge(path: Path) -> LoadedModel:
-    return load_model(path, kind="syncnet")
+    return load_model(path, kinds=SYNCNET)
 
 
 def _mouths(video: Path, start: int, points: np.ndarray, radius_px: float, mouth_size: int) -> np.ndarray:

@@ -19,6 +19,7 @@ from torch import nn
 from data_processing.errors import UserError
 from models.dinet import DINet, DINetConfig
 from models.syncnet import SyncNet
+from models.wav2lip import Wav2Lip, Wav2LipConfig
 
 # Where the modules of DINet are called otherwise in the authors' checkpoint: ours, theirs.
 OFFICIAL_NAMES = {
@@ -37,8 +38,13 @@ OFFICIAL_NAMES = {
 
 SCALE = ":scale"  # a tensor so called multiplies the one before the colon
 
-# Kinds of released models, as they are marked in their files and called in messages.
-NAMES = {"dinet": "a DINet generator", "syncnet": "a SyncNet"}
+# Kinds of released models, as they are marked in their files: what messages call them, and how one is made.
+KINDS = {
+    "dinet": ("a DINet generator", lambda config: DINet(DINetConfig(**config))),
+    "wav2lip": ("a Wav2Lip generator", lambda config: Wav2Lip(Wav2LipConfig(**config))),
+    "syncnet": ("a SyncNet", lambda config: SyncNet(**config)),
+}
+GENERATORS, SYNCNET = ("dinet", "wav2lip"), ("syncnet",)
 
 
 @dataclass(frozen=True)
@@ -51,7 +57,7 @@ class LoadedModel:
     info: notes on the training.
     """
 
-    model: DINet | SyncNet
+    model: DINet | Wav2Lip | SyncNet
     audio_features: str
     mouth_size: int
     info: dict[str, Any]
@@ -59,7 +65,7 @@ class LoadedModel:
 
 def save_model(
     path: str | Path,
-    model: DINet | SyncNet,
+    model: DINet | Wav2Lip | SyncNet,
     *,
     audio_features: str,
     mouth_size: int,
@@ -80,9 +86,9 @@ def save_model(
         for name, kernel in kernels.items():
             scale = kernel.abs().amax(dim=tuple(range(1, kernel.ndim)), keepdim=True).clamp(min=1e-12) / 127
             tensors |= {name: (kernel / scale).round().to(torch.int8), name + SCALE: scale}
-    kind = "dinet" if isinstance(model, DINet) else "syncnet"
+    kind = type(model).__name__.lower()
     description = {
-        "config": asdict(model.config) if kind == "dinet" else {"audio_dim": model.audio_dim},
+        "config": {"audio_dim": model.audio_dim} if kind == "syncnet" else asdict(model.config),
         "audio_features": audio_features,
         "mouth_size": mouth_size,
         "info": info,
@@ -91,19 +97,21 @@ def save_model(
     _write_atomically(Path(path), lambda file: file.write(content))
 
 
-def load_model(path: str | Path, device: str | torch.device = "cpu", kind: str = "dinet") -> LoadedModel:
-    """Load a model of a kind ("dinet" or "syncnet") saved by `save_model` onto `device`.
+def load_model(
+    path: str | Path, device: str | torch.device = "cpu", kinds: tuple[str, ...] = GENERATORS
+) -> LoadedModel:
+    """Load a model of one of `kinds` saved by `save_model` onto `device`.
 
-    As "dinet" the authors' released checkpoint (`.pth`) is taken too.
+    As generators the released checkpoints (`.pth`) of DINet's and of Wav2Lip's authors are taken too.
 
     Raises UserError if the file is missing or is neither, or its tensors are not exactly those of the model.
     """
     path = Path(path)
     # A safetensors file is the length of its header in 8 bytes, then the header in JSON.
     is_safetensors = _start_of(path)[8:9] == b"{"
-    if not is_safetensors and kind != "dinet":
-        raise UserError(f"{path}: expected {NAMES[kind]} (.safetensors), found another file")
-    loaded = _load_released(path, kind) if is_safetensors else _load_official(path)
+    if not is_safetensors and kinds != GENERATORS:
+        raise UserError(f"{path}: expected {KINDS[kinds[0]][0]} (.safetensors), found another file")
+    loaded = _load_released(path, kinds) if is_safetensors else _load_official(path)
     loaded.model.eval().to(device)
     return loaded
 
@@ -123,8 +131,8 @@ def load_training_state(path: str | Path) -> dict[str, Any]:
     return _torch_load(path, "a training state")
 
 
-def _load_released(path: Path, kind: str) -> LoadedModel:
-    name = NAMES[kind]
+def _load_released(path: Path, kinds: tuple[str, ...]) -> LoadedModel:
+    name = KINDS[kinds[0]][0]
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -134,13 +142,14 @@ def _load_released(path: Path, kind: str) -> LoadedModel:
     for scale in [name for name in tensors if name.endswith(SCALE)]:
         if (kernel := scale.removesuffix(SCALE)) in tensors:
             tensors[kernel] = tensors[kernel] * tensors.pop(scale)
-    if kind not in metadata:
-        found = next((NAMES[other] for other in NAMES if other in metadata), "a safetensors file of something else")
+    kind = next((kind for kind in KINDS if kind in metadata), None)
+    if kind not in kinds:
+        found = KINDS[kind][0] if kind else "a safetensors file of something else"
         raise UserError(f"{path}: expected {name}, found {found}")
+    name, make = KINDS[kind]
     try:
         description = json.loads(metadata[kind])
-        config = description["config"]
-        model = DINet(DINetConfig(**config)) if kind == "dinet" else SyncNet(**config)
+        model = make(description["config"])
         loaded = LoadedModel(model, description["audio_features"], description["mouth_size"], description["info"])
     except (ValueError, KeyError, TypeError, RuntimeError) as error:
         raise UserError(f"{path}: expected the description of {name}, found {error!r} in it") from error
@@ -150,33 +159,39 @@ def _load_released(path: Path, kind: str) -> LoadedModel:
 
 def _load_official(path: Path) -> LoadedModel:
     expected = "a DINet generator (.safetensors) or the authors' checkpoint (.pth)"
+    content = _torch_load(path, expected)
+    state, info = content.get("state_dict"), {"source": "the authors' released checkpoint"}
+    if isinstance(state, dict) and "module.face_encoder_blocks.0.0.conv_block.0.weight" in state:
+        wav2lip = Wav2Lip(Wav2LipConfig(bgr=True))
+        _fill(path, content, wav2lip, "Wav2Lip's checkpoint", ("state_dict",))
+        return LoadedModel(wav2lip, audio_features="mel", mouth_size=64, info=info)
     model = DINet(DINetConfig(official_grid=True))
     names = {name: _official_name(name) for name in model.state_dict()}
-    load_foreign(path, model, expected, ("state_dict", "net_g"), names)
-    info = {"source": "the authors' released checkpoint"}
+    _fill(path, content, model, expected, ("state_dict", "net_g"), names)
     return LoadedModel(model, audio_features="deepspeech", mouth_size=256, info=info)
 
 
-def load_foreign(
-    path: str | Path,
+def load_foreign(path: str | Path, model: nn.Module, expected: str) -> None:
+    """Fill `model` with the state dict in somebody else's file of `torch.save`, without running any code in it.
+
+    Raises UserError if the file is missing or not what is `expected` (in words), or its tensors are not those of
+    the model.
+    """
+    path = Path(path)
+    _start_of(path)
+    _fill(path, _torch_load(path, expected), model, expected)
+
+
+def _fill(
+    path: Path,
+    content: dict[str, Any],
     model: nn.Module,
     expected: str,
     keys: tuple[str, ...] = (),
     name_in_file: dict[str, str] | None = None,
 ) -> None:
-    """Fill `model` with the weights of somebody else's file of `torch.save`, without running any code in it.
-
-    Args:
-        expected: what the file should be, for messages.
-        keys: where in its dicts the tensors are; a "module." before their names is left out.
-        name_in_file: of each tensor of the model, where that is another.
-
-    Raises:
-        UserError: the file is missing or something else, or its tensors are not exactly those of the model.
-    """
-    path = Path(path)
-    _start_of(path)
-    content = _torch_load(path, expected)
+    """Fill `model` with tensors that lie under `keys`, "module." before their names left out; `name_in_file` as in
+    `_load_strictly`."""
     tensors = content
     try:
         for key in keys:

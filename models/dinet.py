@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from data_processing.geometry import mouth_box, mouth_size_of
 from models.ablations import AdaIN, Attention, DenseFlow
 from models.adaat import AdaAT
 from models.blocks import ConvBlock, ResBlock, UpBlock
@@ -90,13 +91,21 @@ class DINet(nn.Module):
             nn.Conv2d(128, 3, 7, padding=3),
         )
 
+    @staticmethod
+    def mask(images: torch.Tensor) -> torch.Tensor:
+        """What the generator may see of face crops (..., 3, H, W): a copy with the mouth box set to 0."""
+        rows, columns = mouth_box(mouth_size_of(images.shape[-2]))
+        masked = images.clone()
+        masked[..., rows, columns] = 0
+        return masked
+
     def forward(
         self, masked_source: torch.Tensor, references: torch.Tensor, audio_window: torch.Tensor
     ) -> torch.Tensor:
         """Generate face crops, references included.
 
         Args:
-            masked_source: (B, 3, H, W), the mouth box set to 0.
+            masked_source: (B, 3, H, W), the mouth box set to 0 (`mask`).
             references: (B/k, 3N, H, W), the N reference frames stacked in the channels; each serves k consecutive
                 frames of the batch.
             audio_window: (B, D, 5), audio features around each frame.

@@ -14,9 +14,13 @@ DOUBLINGS = {96: 0, 192: 1, 384: 2}  # of the published size
 
 @dataclass(frozen=True)
 class Wav2LipConfig:
-    """face_size: side of the square faces: 96, 192 or 384."""
+    """face_size: side of the square faces: 96, 192 or 384; bgr: colours as the authors' weights want them."""
 
     face_size: int = 96
+    bgr: bool = False
+
+    num_references = 1
+    audio_dim = MEL_BINS * MEL_COLUMNS
 
 
 class Wav2Lip(nn.Module):
@@ -64,12 +68,52 @@ class Wav2Lip(nn.Module):
         )
         self.output_block = nn.Sequential(_Conv(80, 32), nn.Conv2d(32, 3, 1), nn.Sigmoid())
 
-    def forward(self, faces: torch.Tensor, mel: torch.Tensor) -> torch.Tensor:
-        """Draw faces.
+    @staticmethod
+    def mask(images: torch.Tensor) -> torch.Tensor:
+        """What the generator may see of face crops (..., 3, H, W): a copy with the lower half set to 0."""
+        masked = images.clone()
+        masked[..., images.shape[-2] // 2 :, :] = 0
+        return masked
+
+    def forward(
+        self, masked_source: torch.Tensor, references: torch.Tensor, audio_window: torch.Tensor
+    ) -> torch.Tensor:
+        """Generate face crops, as `DINet` does: whole, of any size, resized to the network's and back.
+
+        Args:
+            masked_source: (B, 3, H, W), RGB in [0, 1], as `mask` leaves it.
+            references: (B/k, 3, H, W); each serves k consecutive frames of the batch.
+            audio_window: (B, 1280, 5), "mel" features.
+
+        Returns:
+            (B, 3, H, W) in [0, 1], float32.
+        """
+        return self.generate(masked_source, self.encode_references(references), audio_window)
+
+    def encode_references(self, references: torch.Tensor) -> torch.Tensor:
+        """Nothing of them can be computed beforehand."""
+        return references
+
+    def generate(
+        self, masked_source: torch.Tensor, references: torch.Tensor, audio_window: torch.Tensor
+    ) -> torch.Tensor:
+        """`forward`."""
+        references = references.repeat_interleave(len(masked_source) // len(references), dim=0)
+        size = (self.config.face_size, self.config.face_size)
+        faces = [F.interpolate(x, size, mode="bilinear", antialias=True) for x in (masked_source, references)]
+        if self.config.bgr:
+            faces = [face.flip(1) for face in faces]
+        mel = audio_window[:, :, audio_window.shape[2] // 2].unflatten(1, (1, MEL_BINS, MEL_COLUMNS))
+        drawn = self.draw(torch.cat(faces, dim=1), mel).float()
+        drawn = drawn.flip(1) if self.config.bgr else drawn
+        return F.interpolate(drawn, masked_source.shape[2:], mode="bilinear", antialias=True)
+
+    def draw(self, faces: torch.Tensor, mel: torch.Tensor) -> torch.Tensor:
+        """Draw square faces as the authors' network does.
 
         Args:
             faces: (B, 6, S, S) in [0, 1], S = face_size; first the face with its lower half set to 0, then the
-                reference. BGR for the authors' weights, RGB for our own.
+                reference.
             mel: (B, 1, 80, 16), 0.2 s of mel spectrogram from the frame on.
 
         Returns:

@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from configs.schema import load_config
-from data_processing.dataset import Batch, mask_mouth
+from data_processing.dataset import Batch
 from data_processing.errors import command_line
 from data_processing.geometry import FaceCrop, crop_size
 from data_processing.landmarks import find_landmarks
@@ -101,9 +101,9 @@ class SampledAdaAT(AdaAT):
 
 def plain_step(trainer: Trainer, batch: Batch) -> None:
     """The authors' training step, read plainly."""
-    masked_source, references, audio_window, target = (x.to(trainer.device) for x in batch[:4])
+    target, references, audio_window = (x.to(trainer.device) for x in batch[:3])
     discriminator = trainer.discriminators["adversarial"]
-    output = trainer.generator(masked_source, references, audio_window)
+    output = trainer.generator(trainer.generator.mask(target), references, audio_window)
     trainer.discriminator_optimizer.zero_grad()
     discriminator_loss(discriminator(target), discriminator(output)).backward(retain_graph=True)
     trainer.discriminator_optimizer.step()
@@ -119,7 +119,7 @@ def random_batch(mouth_size: int, batch_size: int, audio_dim: int) -> Batch:
         torch.rand(batch_size, 3, *crop_size(mouth_size), generator=generator) for _ in range(1 + 5)
     )
     audio = torch.rand(batch_size, audio_dim, 5, generator=generator)
-    return Batch(mask_mouth(target), torch.cat(references, dim=1), audio, target, audio, [])
+    return Batch(target, torch.cat(references, dim=1), audio, audio, [])
 
 
 def benchmark_train(mouth_size: int, batch_size: int, repeats: int, device: torch.device) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data_processing.errors import command_line
-from models.checkpoint import load_model, save_model
+from models.checkpoint import KINDS, load_model, save_model
 
 
 @command_line
@@ -15,9 +15,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("source", type=Path, metavar="IN", help="a .safetensors model of this project")
     parser.add_argument("target", type=Path, metavar="OUT")
-    parser.add_argument("--kind", choices=("dinet", "syncnet"), default="dinet", help="default: %(default)s")
     args = parser.parse_args()
-    loaded = load_model(args.source, kind=args.kind)
+    loaded = load_model(args.source, kinds=tuple(KINDS))
     save_model(
         args.target,
         loaded.model,

@@ -10,9 +10,10 @@ import torch
 from golden import golden_state
 
 from data_processing.errors import UserError
-from models.checkpoint import load_model, load_training_state, save_model, save_training_state
+from models.checkpoint import SYNCNET, load_model, load_training_state, save_model, save_training_state
 from models.dinet import DINet, DINetConfig
 from models.syncnet import SyncNet
+from models.wav2lip import Wav2LipConfig
 
 ABOUT = {"audio_features": "phoneme", "mouth_size": 64, "info": {"steps": 100, "loss": 0.5, "data": ["a", "b"]}}
 
@@ -130,17 +131,34 @@ def test_syncnet_round_trip_and_kinds(tmp_path: Path, model: DINet) -> None:
     syncnet = SyncNet(44)
     save_model(tmp_path / "judge", syncnet, **ABOUT, bits=32)
     save_model(tmp_path / "generator", model, **ABOUT)
-    loaded = load_model(tmp_path / "judge", kind="syncnet")
+    loaded = load_model(tmp_path / "judge", kinds=SYNCNET)
     assert (loaded.audio_features, loaded.mouth_size) == (ABOUT["audio_features"], ABOUT["mouth_size"])
     assert not loaded.model.training
     for name, tensor in syncnet.state_dict().items():
         assert torch.equal(loaded.model.state_dict()[name], tensor), name
     assert_user_error(lambda: load_model(tmp_path / "judge"), "expected a DINet generator, found a SyncNet")
     assert_user_error(
-        lambda: load_model(tmp_path / "generator", kind="syncnet"), "expected a SyncNet, found a DINet generator"
+        lambda: load_model(tmp_path / "generator", kinds=SYNCNET), "expected a SyncNet, found a DINet generator"
     )
     (tmp_path / "text").write_text("just some text\n" * 100)
-    assert_user_error(lambda: load_model(tmp_path / "text", kind="syncnet"), "expected a SyncNet (.safetensors)")
+    assert_user_error(lambda: load_model(tmp_path / "text", kinds=SYNCNET), "expected a SyncNet (.safetensors)")
+
+
+def test_wav2lip_round_trip_and_its_authors_checkpoint(tmp_path: Path) -> None:
+    state = golden_state(None, "wav2lip_state_dict.json")
+    content = {"state_dict": {f"module.{name}": tensor for name, tensor in state.items()}, "global_epoch": 3}
+    torch.save(content, tmp_path / "wav2lip.pth")
+    official = load_model(tmp_path / "wav2lip.pth")
+    assert official.model.config == Wav2LipConfig(96, bgr=True)
+    assert (official.audio_features, official.mouth_size) == ("mel", 64)
+    save_model(tmp_path / "own", official.model, audio_features="mel", mouth_size=64, info={}, bits=32)
+    again = load_model(tmp_path / "own")
+    assert again.model.config == official.model.config
+    for name, tensor in state.items():
+        assert torch.equal(again.model.state_dict()[name], tensor), name
+    content["state_dict"].popitem()
+    torch.save(content, tmp_path / "wav2lip.pth")
+    assert_user_error(lambda: load_model(tmp_path / "wav2lip.pth"), "tensors of Wav2Lip's checkpoint", "1 missing")
 
 
 class RunsCode:

@@ -127,6 +127,8 @@ def test_wrong_types_are_refused(tmp_path, line, expected):
         "mouth_size: -64",
         "num_references: 0",
         "audio_features: mfcc",
+        "generator: gan",
+        "deformation: folding",
         "batch_size: 0",
         "max_steps: 0",
         "max_steps: -1",
@@ -174,6 +176,12 @@ def test_what_one_value_asks_of_another(tmp_path):
     assert "syncnet: expected a checkpoint" in refusal(
         recipe(tmp_path, "clip_length: 5\nloss_weights: {sync: 0.1}")
     )
+    wav2lip = "generator: wav2lip\nnum_references: 1\naudio_features: mel\n"
+    assert load_config(recipe(tmp_path, wav2lip)).generator == "wav2lip"
+    assert "mouth_size: expected 64 or 128 or 256 with the generator wav2lip, found 96" in refusal(
+        recipe(tmp_path, wav2lip + "mouth_size: 96")
+    )
+    assert "inpainting: expected True with" in refusal(recipe(tmp_path, wav2lip + "inpainting: false"))
     assert "sync_target: expected one or real" in refusal(recipe(tmp_path, "sync_target: two"))
 
 

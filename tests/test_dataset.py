@@ -17,7 +17,6 @@ from data_processing.dataset import (
     TrainingBatches,
     load_clips,
     make_batch,
-    mask_mouth,
     mouth_stack,
     reference_indices,
 )
@@ -160,10 +159,10 @@ def test_no_room_for_decoded_files(copy, monkeypatch):
 def test_make_batch():
     references = np.array([9, 3, 20])
     batch = make_batch([(CLIPS[0], 12, references, 1.0, 0.0, False), (CLIPS[1], 0, references, 1.0, 0.0, True)])
-    assert batch.target.shape == batch.masked_source.shape == (2, 3, 26, 20)
+    assert batch.target.shape == (2, 3, 26, 20)
     assert batch.references.shape == (2, 9, 26, 20)
     assert batch.audio_window.shape == (2, 29, 5)
-    assert all(part.dtype == torch.float32 for part in batch[:5])
+    assert all(part.dtype == torch.float32 for part in batch[:4])
     assert batch.clip_ids == ["clip0", "clip1"]
 
     columns = torch.arange(20) / 255
@@ -185,7 +184,7 @@ def test_make_batch_of_clips():
         (CLIPS[1], np.arange(5), np.array([9, 3]), *looks),
     ]
     batch = make_batch(samples)
-    assert batch.target.shape == batch.masked_source.shape == (10, 3, 26, 20)
+    assert batch.target.shape == (10, 3, 26, 20)
     assert batch.references.shape == (2, 6, 26, 20)
     red = torch.tensor([12, 13, 14, 15, 16, 0, 1, 2, 3, 4])
     assert torch.allclose(batch.target[:, 0], red[:, None, None] / 255)
@@ -202,20 +201,6 @@ def test_light_is_changed_alike_in_all_images():
     for image, red in [(batch.target[0], 50), (batch.references[0, :3], 90), (batch.references[0, 3:], 10)]:
         expected = torch.tensor([red, 7, 0])
         assert torch.allclose(image[:, 0, 7], (expected / 255 * 1.1 - 0.05).clamp(0, 1), atol=1e-6)
-    assert torch.equal(batch.masked_source[..., :8, :], batch.target[..., :8, :])  # rows above the mouth box
-
-
-@pytest.mark.parametrize(("mouth_size", "shape"), [(16, (26, 20)), (64, (104, 80)), (256, (416, 320))])
-def test_mask_is_the_mouth_box(mouth_size, shape):
-    images = torch.rand(2, 3, *shape) + 0.1
-    before = images.clone()
-    masked = mask_mouth(images)
-    inside = torch.zeros(shape, dtype=torch.bool)
-    inside[mouth_size // 2 : mouth_size * 3 // 2, mouth_size // 8 : mouth_size * 9 // 8] = True
-    assert inside.sum() == mouth_size**2
-    assert (masked[..., inside] == 0).all()
-    assert torch.equal(masked[..., ~inside], before[..., ~inside])
-    assert torch.equal(images, before)
 
 
 def test_references_are_apart_from_the_frame():
@@ -317,10 +302,9 @@ def test_training_batches():
     clips, mirrored, indices = [], [], []
     for step in range(150):
         batch = batches[step]
-        for image in (batch.masked_source, batch.target, batch.references):
+        for image in (batch.target, batch.references):
             assert image.min() >= 0 and image.max() <= 1
         assert batch.target.shape == (8, 3, 26, 20) and batch.references.shape == (8, 15, 26, 20)
-        assert torch.equal(batch.masked_source, mask_mouth(batch.target))
         clips += batch.clip_ids
         # the middle feature row is the drawn frame's own
         index = (batch.audio_window[:, 0, 2] / 10).long()

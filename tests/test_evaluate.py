@@ -80,6 +80,8 @@ def test_validation_samples_are_spread_and_repeatable() -> None:
 class PaintAudio(nn.Module):
     """Fills each face crop with the middle value of its audio window and keeps it."""
 
+    mask = staticmethod(DINet.mask)
+
     def __init__(self) -> None:
         super().__init__()
         self.heard: list[float] = []
@@ -108,6 +110,8 @@ def test_audio_shift_moves_the_sound_only(shift: int, expected: list[int], lpips
 
 def test_generators_of_another_size_are_compared_at_the_samples(lpips_model: LPIPS) -> None:
     class FirstReference(nn.Module):
+        mask = staticmethod(DINet.mask)
+
         def forward(self, source: torch.Tensor, references: torch.Tensor, audio: torch.Tensor) -> torch.Tensor:
             assert source.shape[-2:] == (26, 20)
             assert not source[:, :, 8:24, 2:18].any()

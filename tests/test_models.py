@@ -47,6 +47,19 @@ def test_generator_matches_the_original(official_model: DINet) -> None:
     assert_close(output, golden["output"])
 
 
+@pytest.mark.parametrize(("mouth_size", "shape"), [(16, (26, 20)), (64, (104, 80)), (256, (416, 320))])
+def test_mask_is_the_mouth_box(mouth_size: int, shape: tuple[int, int]) -> None:
+    images = torch.rand(2, 3, *shape) + 0.1
+    before = images.clone()
+    masked = DINet.mask(images)
+    inside = torch.zeros(shape, dtype=torch.bool)
+    inside[mouth_size // 2 : mouth_size * 3 // 2, mouth_size // 8 : mouth_size * 9 // 8] = True
+    assert inside.sum() == mouth_size**2
+    assert (masked[..., inside] == 0).all()
+    assert torch.equal(masked[..., ~inside], before[..., ~inside])
+    assert torch.equal(images, before)
+
+
 @torch.no_grad()
 def test_own_grid_differs_from_the_official_one(official_model: DINet) -> None:
     own = DINet(DINetConfig()).eval()
@@ -303,13 +316,29 @@ def test_wav2lip_matches_the_original() -> None:
     model = Wav2Lip(Wav2LipConfig()).eval()
     model.load_state_dict(golden_state(None, "wav2lip_state_dict.json"))
     golden = golden_arrays("wav2lip_96")
-    assert_close(model(golden["face"], golden["mel"]), golden["output"])
+    assert_close(model.draw(golden["face"], golden["mel"]), golden["output"])
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("size", [192, 384])
 def test_larger_wav2lip(size: int) -> None:
     model = Wav2Lip(Wav2LipConfig(size)).eval()
-    assert model(torch.rand(1, 6, size, size), torch.rand(1, 1, 80, 16)).shape == (1, 3, size, size)
+    assert model.draw(torch.rand(1, 6, size, size), torch.rand(1, 1, 80, 16)).shape == (1, 3, size, size)
     with pytest.raises(ValueError, match=f"6, {size}, {size}"):
-        model(torch.rand(1, 6, 96, 96), torch.rand(1, 1, 80, 16))
+        model.draw(torch.rand(1, 6, 96, 96), torch.rand(1, 1, 80, 16))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("bgr", [False, True])
+def test_wav2lip_draws_face_crops(bgr: bool) -> None:
+    torch.manual_seed(0)
+    model = Wav2Lip(Wav2LipConfig(bgr=bgr)).eval()
+    crops, references, window = torch.rand(4, 3, 96, 96), torch.rand(2, 3, 96, 96), torch.rand(4, 1280, 5)
+    masked = model.mask(crops)
+    assert torch.equal(masked[:, :, :48], crops[:, :, :48])
+    assert not masked[:, :, 48:].any()
+    faces = torch.cat([masked, references[[0, 0, 1, 1]]], dim=1)
+    faces = faces[:, [2, 1, 0, 5, 4, 3]] if bgr else faces
+    expected = model.draw(faces, window[:, :, 2].reshape(4, 1, 80, 16))
+    assert_close(model(masked, references, window), expected.flip(1) if bgr else expected)
+    assert model(torch.rand(2, 3, 104, 80), torch.rand(1, 3, 104, 80), window[:2]).shape == (2, 3, 104, 80)

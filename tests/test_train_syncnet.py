@@ -13,7 +13,7 @@ from configs.schema import SyncNetConfig, load_config
 from data_processing.dataset import Clip, SyncBatch, SyncBatches
 from data_processing.errors import UserError
 from data_processing.prepare import read_jsonl
-from models.checkpoint import load_model, load_training_state
+from models.checkpoint import SYNCNET, load_model, load_training_state
 from models.syncnet import SyncNet, encode_moments, offset_and_confidence, shift_scores
 from train_syncnet import MAX_SHIFT, PLATEAU_STEPS, Trainer, diagnose, judge, train_step
 
@@ -198,7 +198,7 @@ def test_interrupted_run_equals_an_unbroken_one(recipe, prepared_dataset, tmp_pa
         assert torch.equal(tensor, theirs["syncnet"][name]), name
     log = [line for line in read_jsonl(broken / "log.jsonl") if "loss" in line]
     assert [line["step"] for line in log] == [1, 2, 3, 4]
-    loaded = load_model(broken / "syncnet.safetensors", kind="syncnet")
+    loaded = load_model(broken / "syncnet.safetensors", kinds=SYNCNET)
     assert loaded.mouth_size == 32 and loaded.info["held_out"]["accuracy"] == theirs["best"]
 
 
@@ -207,7 +207,7 @@ def test_starts_from_another(recipe, prepared_dataset, tmp_path):
     weights = tmp_path / "first" / "syncnet.safetensors"
     config = load_config(recipe, {"init_from": str(weights)}, SyncNetConfig)
     start = Trainer.create(config, torch.device("cpu")).syncnet.state_dict()
-    for name, tensor in load_model(weights, kind="syncnet").model.state_dict().items():
+    for name, tensor in load_model(weights, kinds=SYNCNET).model.state_dict().items():
         assert torch.equal(start[name], tensor), name
     with pytest.raises(UserError, match="expected deepspeech features, found whisper"):
         Trainer.create(replace(config, audio_features="deepspeech"), torch.device("cpu"))
