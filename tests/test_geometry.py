@@ -6,7 +6,15 @@ import cv2
 import numpy as np
 import pytest
 
-from data_processing.geometry import FaceCrop, crop_radius, crop_size, frame_radii, mouth_box
+from data_processing.geometry import (
+    FaceCrop,
+    crop_radius,
+    crop_size,
+    face_tracks,
+    frame_radii,
+    mouth_box,
+    track_crop,
+)
 
 DATA = Path(__file__).parent / "data"
 S = 64
@@ -185,3 +193,28 @@ def test_mouth_outside_the_picture(corner):
 def test_paste_refuses_another_size():
     with pytest.raises(ValueError, match=r"expected \(104, 80, 3\), found \(208, 160, 3\)"):
         FaceCrop(0, 0, 1.0, S).paste(NOISE, np.zeros((208, 160, 3), np.uint8))
+
+
+# --- face tracks --------------------------------------------------------------------------------------------
+
+
+def test_face_tracks_reach_from_the_forehead_to_the_chin() -> None:
+    rng = np.random.default_rng(0)
+    points = rng.uniform([100, 200], [300, 400], (30, 68, 2))
+    points[:, 0], points[:, 1] = (100, 200), (300, 400)  # the corners of the landmarks' box
+    points[20] += 500  # one frame astray, which the median passes over
+    tracks = face_tracks(points)
+    # 200 wide, 200 + 0.35 · 200 high
+    np.testing.assert_allclose(tracks[6:-6], np.tile([200, 265, 135], (18, 1)))
+
+
+def test_track_crop_is_the_reference_pipelines() -> None:
+    rows, columns = np.mgrid[:300, :400]
+    frame = np.stack([rows / 2, columns / 2, 0 * rows], axis=2).astype(np.uint8)
+    crop = track_crop(frame, np.array([200.0, 150.0, 80.0]))
+    # rows y − half … y + 1.8 half, columns x ± 1.4 half
+    assert crop.shape == (224, 224, 3)
+    np.testing.assert_allclose(crop[[0, -1], 112, 0], [70 / 2, 293 / 2], atol=1)
+    np.testing.assert_allclose(crop[112, [0, -1], 1], [88 / 2, 311 / 2], atol=1)
+    beyond = track_crop(frame, np.array([200.0, 250.0, 80.0]))
+    assert (beyond[-1] == 110).all()
