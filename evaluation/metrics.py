@@ -106,6 +106,36 @@ def read_arrays(file: BinaryIO) -> dict[str, Any]:
     return _ArrayUnpickler(file).load()
 
 
+class Identity:
+    """Who a face is, by dlib's recognition network: what CSIM compares.
+
+    Others mostly take ArcFace, so compare CSIM only with values by the same network.
+    """
+
+    def __init__(self) -> None:
+        import dlib
+
+        self.network = dlib.face_recognition_model_v1(str(weight_path("identity")))
+
+    def __call__(self, frame: np.ndarray, points: np.ndarray) -> np.ndarray:
+        """The face with landmarks (68, 2) in a frame (H, W, 3) uint8 RGB, as a vector (128,) of length 1: the
+        similarity of two is their product, 1 for the same picture."""
+        import dlib
+
+        parts = [dlib.point(round(float(x)), round(float(y))) for x, y in points]
+        (left, top), (right, bottom) = points.min(axis=0), points.max(axis=0)
+        box = dlib.rectangle(int(left), int(top), int(right), int(bottom))
+        vector = np.array(self.network.compute_face_descriptor(frame, dlib.full_object_detection(box, parts)))
+        return vector / np.linalg.norm(vector)
+
+
+def mouth_distance(found: np.ndarray, true: np.ndarray) -> float:
+    """LMD: mean distance of the twenty mouth landmarks of two faces (68, 2), each about their own mean, in the unit
+    of the points (Chen et al., "Lip movements generation at a glance", 2018)."""
+    mouths = [points[48:] - points[48:].mean(axis=0) for points in (found, true)]
+    return float(np.linalg.norm(mouths[0] - mouths[1], axis=1).mean())
+
+
 @dataclass(frozen=True)
 class LipSync:
     """LSE-D (`distance`, lower is better), LSE-C (`confidence`, higher is better), and the `offset` in frames at

@@ -1,0 +1,1 @@
+"""What dubbed mouths are measured by, and on what."""

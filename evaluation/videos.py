@@ -1,0 +1,256 @@
+"""Scoring any method's videos against the real ones, file by file.
+
+A generated video is brought to the real one's frames: both are read at 25 frames per second, the generated frame is
+resized to the real one's size, and the frames that both have are compared. Faces are cropped from both by the real
+video's landmarks, as for training, at S = 256.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from data_processing.audio import load_audio
+from data_processing.audio_features import SAMPLES_PER_FRAME
+from data_processing.errors import UserError
+from data_processing.geometry import FaceCrop, crop_radius, face_tracks, track_crop
+from data_processing.landmarks import Landmarks, find_landmarks
+from data_processing.prepare import MIN_SYNC_FRAMES
+from data_processing.sync import measure_offset
+from data_processing.video import VIDEO_SUFFIXES, read_frames
+from data_processing.weights import cached_path, is_cached
+from evaluation.crops import mouth_boxes, spread
+from evaluation.metrics import (
+    LPIPS,
+    Identity,
+    bootstrap_interval,
+    lip_sync_error,
+    mouth_distance,
+    psnr,
+    ssim,
+)
+from models.syncnet_v2 import SyncNetV2, load_syncnet_v2
+
+MOUTH_SIZE = 256  # face crops of 416 × 320, as in the paper
+MOST_PSNR = 100.0
+LSE_FRAMES = 1000  # of the longest shot: more make a video's score no surer
+
+# What is measured, and on what; the number of decimals; whether more is better.
+COLUMNS = {
+    "ssim_face": ("SSIM, face crop", 4, True),
+    "psnr_face": ("PSNR, face crop", 2, True),
+    "lpips_face": ("LPIPS (AlexNet), face crop", 4, False),
+    "lse_d": ("LSE-D", 3, False),
+    "lse_c": ("LSE-C", 3, True),
+    "lse_offset": ("LSE offset, frames", 1, None),
+    "ssim_mouth": ("SSIM, mouth box", 4, True),
+    "psnr_mouth": ("PSNR, mouth box", 2, True),
+    "lpips_mouth": ("LPIPS (AlexNet), mouth box", 4, False),
+    "ssim_frame": ("SSIM, full frame", 4, True),
+    "psnr_frame": ("PSNR, full frame", 2, True),
+    "lmd": ("LMD, pixels of the face crop", 2, False),
+    "csim": ("CSIM (dlib)", 3, True),
+    "sync_confidence": ("bundled SyncNet's confidence (not LSE)", 3, True),
+    "sync_late_ms": ("bundled SyncNet's offset, ms", 0, None),
+}
+
+
+@dataclass
+class Judges:
+    """The networks that judge, loaded once; syncnet_v2 is None where its file is not there."""
+
+    device: torch.device
+    lpips: LPIPS = field(default_factory=LPIPS)
+    identity: Identity = field(default_factory=Identity)
+    syncnet_v2: SyncNetV2 | None = None
+
+    def __post_init__(self) -> None:
+        self.lpips.to(self.device)
+        if is_cached("syncnet_v2"):
+            self.syncnet_v2 = load_syncnet_v2(cached_path("syncnet_v2"), self.device)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """scores: COLUMNS to numbers, None where one cannot be had; frames: how many were looked at; left_over: how
+    many one video has more; strip: (512, W, 3) uint8 RGB, some real mouths above what was generated."""
+
+    scores: dict[str, float | None]
+    frames: int
+    left_over: int
+    strip: np.ndarray
+
+
+def find_pairs(generated: Path, reference: Path) -> tuple[list[tuple[str, Path, Path]], list[str]]:
+    """(name, generated, real) of the videos of two folders with the same name up to its suffix, and those without.
+
+    Raises:
+        UserError: a folder is missing, or no two videos have the same name.
+    """
+    found = []
+    for flag, folder in (("--generated", generated), ("--reference", reference)):
+        if not folder.is_dir():
+            raise UserError(f"{flag}: expected a folder of videos, found none at {folder}")
+        videos = sorted(path for path in folder.iterdir() if path.suffix.lower() in VIDEO_SUFFIXES)
+        found.append({path.stem: path for path in videos})
+    first, second = found
+    if not first.keys() & second.keys():
+        raise UserError(
+            f"--generated: expected videos named as in {reference}, found {', '.join(sorted(first)[:3]) or 'none'}"
+        )
+    pairs = [(name, first[name], second[name]) for name in sorted(first.keys() & second.keys())]
+    alone = [folder[name] for folder in found for name in folder.keys() - (first.keys() & second.keys())]
+    return pairs, sorted(map(str, alone))
+
+
+def compare(generated: Path, reference: Path, judges: Judges, count: int) -> Comparison:
+    """Score one video; `count` frames with a face, evenly spaced, are looked at for the likeness of pictures.
+
+    Raises:
+        UserError: a video cannot be read or shows no face, or the two have no frame with one in common.
+    """
+    real = find_landmarks(reference, flag="--reference")
+    drawn = find_landmarks(generated, flag="--generated")
+    length = min(len(real.points), len(drawn.points))
+    both = np.flatnonzero(real.usable[:length] & drawn.usable[:length])
+    if not len(both):
+        raise UserError(f"--generated: {generated} and {reference} have no frame with a face in common")
+    wanted = set(both[spread(len(both), count)].tolist())
+    radii = np.concatenate(
+        [np.full(stop - start, crop_radius(real.points[start:stop])) for start, stop in real.shots]
+    )
+    radius_of = dict(zip(np.flatnonzero(real.usable).tolist(), radii.tolist(), strict=True))
+    rows, mouths = [], []
+    readers = (read_frames(generated, flag="--generated"), read_frames(reference, flag="--reference"))
+    for index, (made, true) in enumerate(zip(*readers, strict=False)):
+        if index not in wanted:
+            continue
+        height, width = true.shape[:2]
+        moved = drawn.points[index] * [width / made.shape[1], height / made.shape[0]]
+        method = cv2.INTER_AREA if made.shape[0] > height else cv2.INTER_CUBIC
+        made = made if made.shape == true.shape else cv2.resize(made, (width, height), interpolation=method)
+        crop = FaceCrop.from_landmarks(real.points[index], radius_of[index], MOUTH_SIZE)
+        faces = torch.from_numpy(np.stack([crop.extract(made), crop.extract(true)])).permute(0, 3, 1, 2) / 255
+        frames = torch.from_numpy(np.stack([made, true])).permute(0, 3, 1, 2) / 255
+        row = {}
+        for region, images in (("frame", frames), ("face", faces), ("mouth", mouth_boxes(faces))):
+            # of equal pictures, which else would make every mean infinite
+            row[f"psnr_{region}"] = min(MOST_PSNR, float(psnr(images[:1], images[1:])[0]))
+            row[f"ssim_{region}"] = float(ssim(images[:1], images[1:])[0])
+            if region != "frame":
+                row[f"lpips_{region}"] = judges.lpips(*images.to(judges.device)[:, None]).item()
+        row["lmd"] = mouth_distance(crop.to_crop(moved), crop.to_crop(real.points[index]))
+        row["csim"] = float(judges.identity(made, moved) @ judges.identity(true, real.points[index]))
+        rows.append(row)
+        mouths.append(np.vstack([image.permute(1, 2, 0).numpy() for image in mouth_boxes(faces).flip(0)]))
+    shown = [mouths[i * len(mouths) // 6] for i in range(6)] if len(mouths) > 6 else mouths
+    return Comparison(
+        scores={name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+        | _synchrony(generated, drawn, judges),
+        frames=len(rows),
+        left_over=abs(len(real.points) - len(drawn.points)),
+        strip=(np.hstack(shown) * 255).round().astype(np.uint8),
+    )
+
+
+def _synchrony(video: Path, landmarks: Landmarks, judges: Judges) -> dict[str, float | None]:
+    """How the lips of a video's longest shot fit its own sound; None where that or the sound is too short."""
+    names = ("lse_d", "lse_c", "lse_offset", "sync_confidence", "sync_late_ms")
+    scores: dict[str, float | None] = dict.fromkeys(names)
+    try:
+        waveform = load_audio(video, "--generated")
+    except UserError:  # a video without sound has no synchrony
+        return scores
+    start, stop = max(landmarks.shots, key=lambda shot: shot[1] - shot[0])
+    stop = min(stop, start + LSE_FRAMES, len(waveform) // SAMPLES_PER_FRAME)
+    if stop - start < MIN_SYNC_FRAMES:
+        return scores
+    points = landmarks.points[start:stop]
+    offset = measure_offset(video, [(start, points, crop_radius(points))], waveform)
+    scores |= {"sync_confidence": offset.confidence, "sync_late_ms": float(offset.late_ms)}
+    if judges.syncnet_v2:
+        frames = zip(read_frames(video, start, stop), face_tracks(points), strict=True)
+        faces = np.stack([track_crop(frame, track) for frame, track in frames])
+        sound = waveform[start * SAMPLES_PER_FRAME : stop * SAMPLES_PER_FRAME]
+        found = lip_sync_error(judges.syncnet_v2, faces, sound)
+        scores |= {"lse_d": found.distance, "lse_c": found.confidence, "lse_offset": float(found.offset)}
+    return scores
+
+
+def compare_folders(generated: Path, reference: Path, count: int, device: torch.device) -> dict[str, Any]:
+    """Score all videos of two folders; one that fails is named and does not stop the rest.
+
+    Returns:
+        What was measured, ready for JSON: 'means' of all videos with bootstrap intervals, 'videos' with the scores
+        of each, 'failed' with the reasons, 'without_partner'. Only 'strips', of each video, are pictures.
+
+    Raises:
+        UserError: a folder is missing, no names match, or no video could be scored.
+    """
+    pairs, alone = find_pairs(generated, reference)
+    judges = Judges(device)
+    videos, failed, strips = {}, {}, {}
+    for name, made, true in tqdm(pairs, unit="video", disable=None):
+        try:
+            found = compare(made, true, judges, count)
+        except UserError as error:
+            failed[name] = str(error)
+            continue
+        videos[name] = {"frames": found.frames, "left_over": found.left_over, **found.scores}
+        strips[name] = found.strip
+    if not videos:
+        raise UserError(f"--generated: no video of {generated} could be scored: {next(iter(failed.values()))}")
+    means = {}
+    for column in COLUMNS:
+        names = [name for name, scores in videos.items() if scores[column] is not None]
+        values = np.array([videos[name][column] for name in names])
+        if len(values):
+            interval = bootstrap_interval(values, names)
+            means[column] = {"mean": float(values.mean()), "interval": interval, "videos": len(values)}
+    return {
+        "generated": str(generated),
+        "reference": str(reference),
+        "mouth_size": MOUTH_SIZE,
+        "frames_per_video": count,
+        "means": means,
+        "videos": videos,
+        "failed": failed,
+        "without_partner": alone,
+        "strips": strips,
+    }
+
+
+def markdown_table(report: dict[str, Any]) -> str:
+    """The means of `compare_folders` in the paper's order of columns, then ours."""
+    heads, cells = ["videos"], [str(len(report["videos"]))]
+    for column, (label, digits, more_is_better) in COLUMNS.items():
+        arrow = {True: " ↑", False: " ↓", None: ""}[more_is_better]
+        heads.append(label + arrow)
+        found = report["means"].get(column)
+        if not found:
+            cells.append("missing")
+            continue
+        ends = found["interval"]
+        cells.append(
+            f"{found['mean']:.{digits}f}" + (f" [{ends[0]:.{digits}f}, {ends[1]:.{digits}f}]" if ends else "")
+        )
+    return "\n".join(f"| {' | '.join(row)} |" for row in (heads, ["---"] * len(heads), cells)) + "\n"
+
+
+def worst_and_best(report: dict[str, Any], strips: dict[str, np.ndarray], count: int = 3) -> np.ndarray:
+    """The strips of the videos with the highest and the lowest LPIPS of the mouth, named: (H, W, 3) uint8 RGB."""
+    order = sorted(strips, key=lambda name: -report["videos"][name]["lpips_mouth"])
+    shown = order if len(order) <= 2 * count else [*order[:count], *order[-count:]]
+    width = max(strips[name].shape[1] for name in shown)
+    rows = []
+    for name in shown:
+        strip = strips[name]
+        head = np.full((40, width, 3), 255, np.uint8)
+        words = f"{name}   LPIPS {report['videos'][name]['lpips_mouth']:.4f}   real above, generated below"
+        cv2.putText(head, words, (8, 28), cv2.FONT_HERSHEY_SIMPLEX, 0.8, (0, 0, 0), 2, cv2.LINE_AA)
+        rows += [head, np.pad(strip, ((0, 0), (0, width - strip.shape[1]), (0, 0)))]
+    return np.vstack(rows)

@@ -1,0 +1,144 @@
+"""Generated videos beside the real ones: what is the same scores as the same, what cannot be scored is named."""
+
+import csv
+import json
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from golden import golden_state
+
+import evaluate
+from data_processing.errors import UserError
+from data_processing.video import VideoWriter, read_frames
+from evaluation import videos
+from evaluation.videos import COLUMNS, find_pairs, markdown_table
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory, portrait_clip: Path) -> tuple[Path, Path]:
+    """Real: four copies of the portrait. Generated: the same file; one half its size, blurred, of 36 frames, without
+    sound; no video at all."""
+    folder = tmp_path_factory.mktemp("videos")
+    generated, reference = folder / "generated", folder / "reference"
+    generated.mkdir()
+    reference.mkdir()
+    for name in ("same", "worse", "broken", "alone"):
+        (reference / f"{name}.mp4").write_bytes(portrait_clip.read_bytes())
+    (generated / "same.mp4").write_bytes(portrait_clip.read_bytes())
+    (generated / "broken.mp4").write_text("no video")
+    frames = list(read_frames(portrait_clip))[:36]
+    with VideoWriter(generated / "worse.mp4", 128, 128) as writer:
+        for frame in frames:
+            writer.write(cv2.GaussianBlur(cv2.resize(frame, (128, 128), interpolation=cv2.INTER_AREA), (0, 0), 2))
+    return generated, reference
+
+
+@pytest.fixture(scope="module")
+def output(folders: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What evaluate.py writes, with an official SyncNet of made weights."""
+    folder = tmp_path_factory.mktemp("evaluation")
+    torch.save(golden_state(None, "lse_state_dict.json"), folder / "syncnet_v2.model")
+    flags = (
+        "--generated",
+        folders[0],
+        "--reference",
+        folders[1],
+        "--frames-per-clip",
+        3,
+        "--output",
+        folder / "out",
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(videos, "is_cached", lambda name: True)
+        patch.setattr(videos, "cached_path", lambda name: folder / "syncnet_v2.model")
+        patch.setattr(videos, "MIN_SYNC_FRAMES", 20)
+        patch.setattr(sys, "argv", ["evaluate.py", "--device", "cpu", "--frames-per-clip", "3", *map(str, flags)])
+        evaluate.main()
+    return folder / "out"
+
+
+def test_the_same_video_scores_as_the_same(output: Path) -> None:
+    scores = json.loads((output / "evaluation.json").read_text())["videos"]["same"]
+    assert (scores["frames"], scores["left_over"]) == (3, 0)
+    for region in ("frame", "face", "mouth"):
+        assert (scores[f"psnr_{region}"], scores[f"ssim_{region}"]) == (100, pytest.approx(1))
+    assert scores["lpips_face"] == scores["lpips_mouth"] == scores["lmd"] == 0
+    assert scores["csim"] == pytest.approx(1)
+    assert scores["lse_d"] > 0
+    assert scores["lse_c"] >= 0
+    assert abs(scores["lse_offset"]) <= 15
+    assert scores["sync_confidence"] >= 0
+
+
+def test_a_smaller_blurred_video_is_worse_in_the_picture_not_in_the_face(output: Path) -> None:
+    report = json.loads((output / "evaluation.json").read_text())
+    scores = report["videos"]["worse"]
+    assert (scores["frames"], scores["left_over"]) == (3, 4)
+    assert 15 < scores["psnr_face"] < 40
+    assert scores["lpips_mouth"] > 0.1
+    assert scores["lmd"] < 256 / 20  # the same mouth in the same place
+    assert 0.8 < scores["csim"] < 1
+    assert scores["lse_d"] is scores["sync_confidence"] is None  # it has no sound
+    assert report["means"]["lse_d"]["videos"] == 1
+    mean = report["means"]["ssim_face"]
+    assert mean["mean"] == pytest.approx((scores["ssim_face"] + 1) / 2)
+    assert mean["interval"] == [pytest.approx(scores["ssim_face"]), pytest.approx(1)]
+
+
+def test_what_cannot_be_scored_is_named(output: Path, folders: tuple[Path, Path]) -> None:
+    report = json.loads((output / "evaluation.json").read_text())
+    assert report["failed"].keys() == {"broken"}
+    assert "broken.mp4" in report["failed"]["broken"]
+    assert report["without_partner"] == [str(folders[1] / "alone.mp4")]
+
+
+def test_tables_and_sheet(output: Path) -> None:
+    report = json.loads((output / "evaluation.json").read_text())
+    head, _, row = (output / "table.md").read_text().splitlines()
+    assert [cell.split(",")[0].split(" (")[0] for cell in head.strip("| ").split(" | ")[1:6]] == [
+        "SSIM",
+        "PSNR",
+        "LPIPS",
+        "LSE-D ↓",
+        "LSE-C ↑",
+    ]
+    assert row.startswith(f"| 2 | {report['means']['ssim_face']['mean']:.4f} [")
+    del report["means"]["csim"]
+    assert markdown_table(report).splitlines()[2].count("missing") == 1
+    with (output / "videos.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [line["video"] for line in rows] == ["same", "worse"]
+    assert rows[0].keys() == {"video", "frames", "left_over", *COLUMNS}
+    sheet = cv2.imread(str(output / "worst_and_best.png"))
+    assert sheet.shape == (2 * (40 + 512), 3 * 256, 3)
+    top, bottom = sheet[40:552], sheet[592:]  # the worst first; real mouths above the generated ones
+    assert np.abs(top[:256].astype(int) - top[256:]).mean() > 2
+    assert (bottom[:256] == bottom[256:]).all()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ([], "expected --checkpoint with --data, or --generated with --reference"),
+        (["--generated", "a"], "--generated and --reference: expected both"),
+        (["--checkpoint", "a"], "--checkpoint and --data: expected both"),
+        (["--generated", "absent", "--reference", "absent"], "--generated: expected a folder of videos"),
+    ],
+)
+def test_refusals(
+    flags: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", *flags])
+    with pytest.raises(SystemExit) as caught:
+        evaluate.main()
+    assert caught.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_folders_without_a_common_name(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"expected videos named as in .*, found none"):
+        find_pairs(tmp_path, folders[1])
