@@ -180,7 +180,7 @@ WEIGHTS = {
     ),
 }
 
-DEFAULT = ("landmarks68", "whisper", "phoneme", "vgg19", "lpips_alex")
+DEFAULT = ("landmarks68", "whisper", "phoneme", "vgg19", "lpips_alex", "identity")
 
 
 def weight_path(name: str) -> Path:

@@ -20,8 +20,8 @@ from evaluation.videos import COLUMNS, find_pairs, markdown_table
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory, portrait_clip: Path) -> tuple[Path, Path]:
-    """Real: four copies of the portrait. Generated: the same file; one half its size, blurred, of 36 frames, without
-    sound; no video at all."""
+    """Real: four copies of the portrait. Generated: the same file; one half its size, blurred, of 36 frames,
+    without sound; no video at all."""
     folder = tmp_path_factory.mktemp("videos")
     generated, reference = folder / "generated", folder / "reference"
     generated.mkdir()

@@ -7,10 +7,13 @@ import sys
 from pathlib import Path
 
 import cv2
+import numpy as np
 import torch
+import torch.nn.functional as F
 
 from models.checkpoint import load_model, save_model
 from models.dinet import DINet, DINetConfig
+from scripts.visualize import moved_grid
 
 ROOT = Path(__file__).parent.parent
 
@@ -136,3 +139,29 @@ def test_plot_runs_draws_every_number(tmp_path: Path) -> None:
     refused = subprocess.run([*command, picture, "--only", "fun"], capture_output=True, text=True)
     assert refused.returncode == 2
     assert refused.stderr == "error: --only: expected some of loss, psnr, found fun\n"
+
+
+def test_visualize_draws_a_frame(tmp_path: Path, portrait_clip: Path) -> None:
+    torch.manual_seed(0)
+    model = DINet(DINetConfig(audio_dim=29, num_references=2))
+    save_model(tmp_path / "model", model, audio_features="phoneme", mouth_size=32, info={})
+    command = [sys.executable, ROOT / "scripts/visualize.py", "--video", portrait_clip, "--checkpoint"]
+    picture = tmp_path / "figure.png"
+    subprocess.run([*command, tmp_path / "model", "--frame", "5", "--output", picture], check=True)
+    assert cv2.imread(str(picture)).std() > 10
+    refused = subprocess.run([*command, tmp_path / "model", "--frame", "99"], capture_output=True, text=True)
+    assert refused.returncode == 2
+    assert "error: --frame: expected one of 0 to 39 with a face, found 99" in refused.stderr
+
+
+def test_moved_grids_are_where_adaat_reads() -> None:
+    translation = np.array([0.3, -0.1])
+    grid = F.affine_grid(
+        torch.tensor([[[0.5 * np.cos(1), -0.5 * np.sin(1), 0.3], [0.5 * np.sin(1), 0.5 * np.cos(1), -0.1]]]),
+        [1, 1, 9, 50],
+        align_corners=True,
+    )[0]
+    lines = moved_grid(0.5, 1.0, translation)
+    assert len(lines) == 18
+    for row, line in zip(grid.numpy(), lines[::2], strict=True):
+        np.testing.assert_allclose(line.T, row, atol=1e-6)
