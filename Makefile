@@ -3,7 +3,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 RUN := $(VENV)/bin/python
-EXAMPLE := examples/portrait.mp4 examples/speech.wav checkpoints/dinet_128.safetensors
+EXAMPLE := examples/portrait.mp4 examples/speech.wav checkpoints/dinet_64.safetensors
 
 .PHONY: demo test lint clean
 .DELETE_ON_ERROR:

@@ -39,7 +39,7 @@ from models.dinet import ReferenceFeatures
 
 ROOT = Path(__file__).parent
 EXAMPLE_VIDEO, EXAMPLE_AUDIO = ROOT / "examples/portrait.mp4", ROOT / "examples/speech.wav"
-BUNDLED_CHECKPOINT = ROOT / "checkpoints/dinet_128.safetensors"
+BUNDLED_CHECKPOINT = ROOT / "checkpoints/dinet_64.safetensors"
 BATCH_SIZE = 8
 MIN_SEARCHED = 60 * FPS  # frames looked at for references, if the sound is shorter than that
 DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}

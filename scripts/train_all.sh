@@ -2,7 +2,7 @@
 # From a folder of videos to a generator that dubs, stage after stage:
 #
 #     scripts/train_all.sh VIDEOS WORK          the paper's recipe, S = 64 -> 128 -> 256, for GPUs
-#     scripts/train_all.sh VIDEOS WORK small    every stage once, short, from the bundled models, S = 128: on two CPU
+#     scripts/train_all.sh VIDEOS WORK small    every stage once, short, from the bundled models, S = 64: on two CPU
 #                                               cores it makes them fit the people of minutes of video
 #
 # Stop it whenever you like; the same command goes on where it stopped. GPUS=4 trains on four GPUs of this machine.
@@ -37,14 +37,15 @@ generator() { stage "$1" train_dinet.py --config "configs/$1.yaml" "${@:2}"; }
 of() { echo "$work/$1/$2.safetensors"; }
 
 size=256
-[[ ${3:-} == small ]] && size=128
+[[ ${3:-} == small ]] && size=64
 "$python" -m data_processing.prepare "$videos" --output "$work/data" --mouth-size "$size"
 
 if [[ ${3:-} == small ]]; then
     syncnet syncnet_32 --max-steps 100 --init-from checkpoints/syncnet_32.safetensors
-    generator finetune_128 --init-from checkpoints/dinet_128.safetensors
-    generator clip_128 --max-steps 20 --init-from "$(of finetune_128 best)" --syncnet "$(of syncnet_32 syncnet)"
-    last=clip_128
+    generator finetune_64 --init-from checkpoints/dinet_64.safetensors
+    generator bundled_64_clip --max-steps 40 --init-from "$(of finetune_64 best)" \
+        --syncnet "$(of syncnet_32 syncnet)"
+    last=bundled_64_clip
 else
     syncnet syncnet_64
     syncnet syncnet_128 --init-from "$(of syncnet_64 syncnet)"
