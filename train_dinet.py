@@ -95,6 +95,8 @@ class Trainer:
             generator = _start_of(config, generator)
         elif config.audio_warmup_steps:
             raise UserError("audio_warmup_steps: expected init_from with a generator driven by lips, found null")
+        elif config.frozen_norms:
+            raise UserError("frozen_norms: expected init_from with the generator that has learned them, found null")
         generator.to(device, memory_format=layout)
         frames_of = {"adversarial": 1, "clip_adversarial": config.clip_length}
         discriminators = nn.ModuleDict(
@@ -247,6 +249,10 @@ def train_step(trainer: Trainer, batch: Batch) -> dict[str, float]:
     """
     config, losses = trainer.config, {}
     rate = learning_rate(config, trainer.step)
+    if config.frozen_norms:
+        for module in trainer.generator.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
     target, references, audio_window, sync_audio = (x.to(trainer.device) for x in batch[:4])
 
     with trainer.autocast():

@@ -28,6 +28,8 @@ class TrainConfig:
         by the real lips' movements, to be taught to hear in a next run.
     person_power: how much long recordings of one person count (data_processing.dataset.TrainingBatches).
     clip_length: consecutive frames a sample: 1 in the frame stage, 5 in the clip stage.
+    frozen_norms: the generator's batch norms keep the statistics of `init_from`: where a batch holds few people, as
+        in the clip stage, its own would make everybody look like these few.
     audio_warmup_steps: steps for which the audio encoder alone learns, before anything else, to give the codes that
         the lips gave in `init_from`, which must be a generator driven by lips.
     syncnet: checkpoint of train_syncnet.py, the judge of the sync loss, or null.
@@ -50,6 +52,7 @@ class TrainConfig:
     audio_features: str
     person_power: float
     clip_length: int
+    frozen_norms: bool
     audio_warmup_steps: int
     syncnet: str | None
     sync_target: str

@@ -476,6 +476,30 @@ def test_other_generators_take_steps(recipe, lines, references, audio_dim):
     assert not any(torch.equal(weight, before[name]) for name, weight in trainer.generator.named_parameters())
 
 
+def test_frozen_norms_keep_their_statistics(recipe):
+    recipe.write_text(TINY + "mouth_size: 64\n")
+    start = Trainer.create(load_config(recipe), torch.device("cpu"))
+    for buffer in start.generator.buffers():
+        if buffer.is_floating_point():
+            buffer.uniform_(0.5, 1.5)
+    path = recipe.with_name("start.safetensors")
+    recipe.write_text(TINY + "frozen_norms: true\n")
+    with pytest.raises(UserError, match="frozen_norms: expected init_from"):
+        Trainer.create(load_config(recipe), torch.device("cpu"))
+    save_model(path, start.generator, audio_features="whisper", mouth_size=64, info={}, bits=32)
+    recipe.write_text(TINY + f"mouth_size: 64\nfrozen_norms: true\ninit_from: {path}\n")
+    trainer = Trainer.create(load_config(recipe), torch.device("cpu"))
+    audio = torch.rand(2, 384, 9)
+    batch = Batch(torch.rand(2, 3, 104, 80), torch.rand(2, 15, 104, 80), audio[..., :5], audio, ["a", "b"])
+    with torch.no_grad():
+        drawn = trainer.generator.eval()(trainer.generator.mask(batch.target), batch.references, batch.audio_window)
+    trainer.generator.train()
+    losses = train_step(trainer, batch)
+    assert losses["pixel"] == pytest.approx((drawn - batch.target).abs().mean().item(), rel=1e-4)  # as at inference
+    for name, buffer in trainer.generator.named_buffers():
+        assert torch.equal(buffer, start.generator.get_buffer(name)), name
+
+
 def test_before_their_start_the_discriminators_rest(adversarial_trainer, batch):
     trainer = adversarial_trainer
     before = deepcopy(trainer.discriminators.state_dict())
