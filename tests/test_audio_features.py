@@ -67,8 +67,8 @@ def test_num_frames_cuts_and_repeats() -> None:
 
 
 def test_unknown_features() -> None:
-    with pytest.raises(UserError, match="phoneme, deepspeech, found 'mel'"):
-        extract(np.zeros(640, np.float32), "mel")
+    with pytest.raises(UserError, match="phoneme, deepspeech, mel, found 'mfcc'"):
+        extract(np.zeros(640, np.float32), "mfcc")
 
 
 def test_posteriors_are_probabilities() -> None:
