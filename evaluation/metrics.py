@@ -14,6 +14,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import nn
 
 from data_processing.audio import SAMPLE_RATE
+from data_processing.audio_features import SAMPLES_PER_FRAME
 from data_processing.errors import UserError
 from data_processing.weights import weight_path
 from models.syncnet_v2 import MFCC_WINDOW, SyncNetV2
@@ -152,7 +153,7 @@ def lip_sync_error(network: SyncNetV2, faces: np.ndarray, waveform: np.ndarray) 
 
     Args:
         network: the official SyncNet, in evaluation mode.
-        faces: (T, 224, 224, 3) uint8 RGB at 25 fps, cropped as by `data_processing.geometry.track_crops`.
+        faces: (T, 224, 224, 3) uint8 RGB at 25 fps, cropped as by `data_processing.geometry.track_crop`.
         waveform: (N,) float in [-1, 1], 16 kHz, of the same time.
 
     Raises:
@@ -160,7 +161,7 @@ def lip_sync_error(network: SyncNetV2, faces: np.ndarray, waveform: np.ndarray) 
     """
     device = next(network.parameters()).device
     pcm = np.clip(np.round(waveform * 32768.0), -32768, 32767).astype(np.int16)
-    count = min(len(faces), len(pcm) // 640) - 5
+    count = min(len(faces), len(pcm) // SAMPLES_PER_FRAME) - 5
     if count < 1:
         raise ValueError(f"expected at least six frames with sound, got {len(faces)} and {len(pcm)} samples")
     mfccs = torch.from_numpy(python_speech_features.mfcc(pcm, SAMPLE_RATE).T.astype(np.float32))

@@ -245,6 +245,8 @@ def test_command_line(
     ("changed", "message"),
     [
         ({"--frames-per-clip": 0}, "--frames-per-clip: expected at least 1"),
+        ({"--size": MOUTH // 2}, f"--size: expected a multiple of 32, at least the checkpoint's {MOUTH}, found 16"),
+        ({"--size": 80}, "--size: expected a multiple of 32"),
         ({"--checkpoint": "missing.safetensors"}, "missing.safetensors: expected a checkpoint"),
         ({"--data": "nowhere"}, "--data: expected a prepared dataset"),
         ({"--split": "train"}, "train split"),

@@ -31,9 +31,10 @@ from inference import (
     parse_references,
     redraw_frames,
 )
-from models.checkpoint import load_model, save_model
+from models.checkpoint import LoadedModel, load_model, save_model
 from models.device import choose_device, choose_precision
 from models.dinet import DINet, DINetConfig
+from models.wav2lip import Wav2Lip, Wav2LipConfig
 
 ROOT = Path(__file__).parent.parent
 MOUTH = 32
@@ -168,6 +169,20 @@ def test_parse_references():
 
 def made_crops(count: int, seed: int) -> list[np.ndarray]:
     return list(np.random.default_rng(seed).integers(0, 256, (count, *crop_size(MOUTH), 3), np.uint8))
+
+
+def test_wav2lip_redraws_as_it_draws() -> None:
+    torch.manual_seed(0)
+    model = Wav2Lip(Wav2LipConfig()).eval()
+    dubber = Dubber(LoadedModel(model, "mel", MOUTH, {}), torch.device("cpu"), "fp32")
+    crops, reference = made_crops(2, 0), made_crops(1, 1)
+    windows = np.random.default_rng(2).random((2, 1280, 5), np.float32)
+    found = dubber.redraw(crops, dubber.encode_references(reference), windows)
+    images = [torch.from_numpy(np.stack(x)).permute(0, 3, 1, 2) / 255 for x in (crops, reference)]
+    with torch.no_grad():
+        drawn = model(model.mask(images[0]), images[1], torch.from_numpy(windows))
+    expected = (drawn.permute(0, 2, 3, 1) * 255).round().numpy()
+    assert np.abs(found.astype(int) - expected).max() <= 1
 
 
 def plain_redraw(
