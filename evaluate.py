@@ -47,24 +47,30 @@ def main() -> None:
 def evaluate_checkpoint(args: argparse.Namespace, device: torch.device) -> None:
     """A generator on prepared clips."""
     loaded = load_model(args.checkpoint, device)
-    lpips_model = LPIPS().to(device)
     size = args.size or loaded.mouth_size
     if size < loaded.mouth_size or size % 32:
         raise UserError(
             f"--size: expected a multiple of 32, at least the checkpoint's {loaded.mouth_size}, found {size}"
         )
     clips = load_clips(args.data, args.split, size, loaded.audio_features)
-    report = evaluate(loaded, clips, args.frames_per_clip, lpips_model, device)
-    with args.checkpoint.open("rb") as file:
-        checkpoint = {"path": str(args.checkpoint), "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+    report = evaluate(loaded, clips, args.frames_per_clip, measures(device, with_vgg=True), device)
     if args.sync:
+        judge = load_model(BUNDLED, device, kinds=SYNCNET)
         if size != loaded.mouth_size:
             clips = load_clips(args.data, args.split, loaded.mouth_size, loaded.audio_features)
-        report["sync"] = sync_check(loaded, load_model(BUNDLED, device, kinds=SYNCNET), clips, device)
-    report = {"checkpoint": checkpoint, "data": str(args.data), "split": args.split, **report}
+        heard = clips
+        if judge.audio_features != loaded.audio_features:
+            heard = load_clips(args.data, args.split, loaded.mouth_size, judge.audio_features)
+        report["sync"] = sync_check(loaded, judge, clips, heard, device)
+    report = {"checkpoint": _identified(args.checkpoint), "data": str(args.data), "split": args.split, **report}
     _print_report(report)
     if args.output:
         _save(args.output / "evaluation.json", _json(report))
+
+
+def _identified(checkpoint: Path) -> dict[str, str]:
+    with checkpoint.open("rb") as file:
+        return {"path": str(checkpoint), "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
 def evaluate_videos(args: argparse.Namespace, device: torch.device) -> None:

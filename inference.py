@@ -58,6 +58,7 @@ class Dubber:
     def __init__(self, loaded: LoadedModel, device: torch.device, precision: str) -> None:
         self.model = loaded.model.to(device, memory_format=torch.channels_last)
         self.mouth_size = loaded.mouth_size
+        self.audio_features = loaded.audio_features
         self.device = device
         self.dtype = DTYPES[precision]
 
@@ -187,7 +188,7 @@ def parse_references(text: str | None, count: int, landmarks: Landmarks) -> list
 
 
 def dub(args: argparse.Namespace) -> None:
-    """Everything from the checked arguments to the file in place."""
+    """Check the arguments, dub, and say what was done."""
     began = time.monotonic()
     check_readable(args.video, "--video")
     check_readable(args.audio, "--audio")
@@ -195,55 +196,88 @@ def dub(args: argparse.Namespace) -> None:
     check_writable(args.output, "--output")
     if args.output.exists() and any(args.output.samefile(given) for given in (args.video, args.audio)):
         raise UserError(f"--output: expected another file than the input {args.output}")
-    info = probe(args.video, "--video")
+    probe(args.video, "--video")
     device = choose_device(args.device)
-    loaded = load_model(args.checkpoint, device)
-    if loaded.audio_features not in audio_features.FEATURE_DIMS:
-        raise UserError(
-            f"--checkpoint: {args.checkpoint} is driven by {loaded.audio_features}, not by a sound; train on from "
-            "it with audio_warmup_steps (README, Train)"
-        )
+    loaded = load_hearing(args.checkpoint, device)
     wanted = args.audio_features or loaded.audio_features
     if wanted != loaded.audio_features:
         raise UserError(
             f"--audio-features: {args.checkpoint} was trained with {loaded.audio_features}, found {wanted}"
         )
-    waveform = load_audio(args.audio, "--audio")
-    features = audio_features.extract(waveform, loaded.audio_features)
     dubber = Dubber(loaded, device, choose_precision(args.precision, device))
+    options = {"backend": args.landmarks, "references": args.references}
+    options |= {"side_by_side": args.side_by_side, "crf": args.crf}
+    frames, redrawn, generating = dub_video(dubber, args.video, args.audio, args.output, **options)
+    print(
+        f"{args.output}: {frames} frames ({frames / FPS:.1f} s at {FPS} fps) in {time.monotonic() - began:.1f} s, "
+        f"{frames / generating:.1f} frames/s dubbing"
+        + (f"; {frames - redrawn} frames without a face left unchanged" if redrawn < frames else "")
+    )
 
+
+def load_hearing(checkpoint: Path, device: torch.device) -> LoadedModel:
+    """A generator that is driven by a sound.
+
+    Raises:
+        UserError: the file is none, or is driven by lips.
+    """
+    loaded = load_model(checkpoint, device)
+    if loaded.audio_features not in audio_features.FEATURE_DIMS:
+        raise UserError(
+            f"--checkpoint: {checkpoint} is driven by {loaded.audio_features}, not by a sound; train on from "
+            "it with audio_warmup_steps (README, Train)"
+        )
+    return loaded
+
+
+def dub_video(
+    dubber: Dubber,
+    video: Path,
+    audio: Path,
+    output: Path,
+    *,
+    backend: str = "dlib",
+    references: str | None = None,
+    side_by_side: bool = False,
+    crf: int = 16,
+) -> tuple[int, int, float]:
+    """Dub one video; `backend`, `references`, `side_by_side` and `crf` as on the command line.
+
+    Returns:
+        How many frames were written, how many of them redrawn, and the seconds that took.
+
+    Raises:
+        UserError: a file cannot be read or written, the video shows no face, or --references do not fit it.
+    """
+    info = probe(video, "--video")
+    waveform = load_audio(audio, "--audio")
+    features = audio_features.extract(waveform, dubber.audio_features)
     expected = round(info.duration_s * FPS) or len(features)
     needed = max(len(features), MIN_SEARCHED)
 
     def progress(frames: Iterator) -> Iterator:
         return iter(tqdm(frames, total=min(expected, needed), unit="frame", desc="finding the face"))
 
-    landmarks = find_landmarks(args.video, args.landmarks, progress, stop=needed)
+    landmarks = find_landmarks(video, backend, progress, stop=needed)
     if len(landmarks.points) < 0.9 * min(expected, needed):
         found, wanted = len(landmarks.points) / FPS, min(expected, needed) / FPS
         print(
-            f"warning: --video: {args.video} says it has {wanted:.1f} s, {found:.1f} s could be read",
+            f"warning: --video: {video} says it has {wanted:.1f} s, {found:.1f} s could be read",
             file=sys.stderr,
         )
-    references = parse_references(args.references, dubber.model.config.num_references, landmarks)
-    shots = prepare_shots(dubber, args.video, landmarks, references)
+    indices = parse_references(references, dubber.model.config.num_references, landmarks)
+    shots = prepare_shots(dubber, video, landmarks, indices)
 
-    width = info.width * (2 if args.side_by_side else 1)
+    width = info.width * (2 if side_by_side else 1)
     redrawn, generating = 0, time.monotonic()
     with VideoWriter(
-        args.output, width, info.height, crf=args.crf, audio_path=args.audio, pixel_aspect=info.pixel_aspect
+        output, width, info.height, crf=crf, audio_path=audio, pixel_aspect=info.pixel_aspect
     ) as writer:
-        frames = redraw_frames(dubber, args.video, landmarks, shots, features)
+        frames = redraw_frames(dubber, video, landmarks, shots, features)
         for source, dubbed, changed in tqdm(frames, total=len(features), unit="frame", desc="dubbing"):
-            writer.write(np.concatenate([source, dubbed], axis=1) if args.side_by_side else dubbed)
+            writer.write(np.concatenate([source, dubbed], axis=1) if side_by_side else dubbed)
             redrawn += changed
-    seconds = time.monotonic() - began
-    without = len(features) - redrawn
-    print(
-        f"{args.output}: {len(features)} frames ({len(features) / FPS:.1f} s at {FPS} fps) in {seconds:.1f} s, "
-        f"{len(features) / (time.monotonic() - generating):.1f} frames/s dubbing"
-        + (f"; {without} frames without a face left unchanged" if without else "")
-    )
+    return len(features), redrawn, time.monotonic() - generating
 
 
 @command_line

@@ -29,7 +29,7 @@ from data_processing.geometry import lips_box
 from data_processing.landmarks import lip_features
 from data_processing.weights import weight_path
 from evaluation.crops import AUDIO_SHIFT, score, validation_samples
-from evaluation.metrics import LPIPS
+from evaluation.metrics import Measure, measures
 from losses.adversarial import discriminator_loss, generator_loss
 from losses.perceptual import PerceptualLoss
 from losses.sync import sync_loss
@@ -150,8 +150,8 @@ class Trainer:
 
 
 def _new_generator(config: TrainConfig) -> DINet | Wav2Lip:
-    if config.generator == "wav2lip":
-        return Wav2Lip(Wav2LipConfig(config.mouth_size * 3 // 2))
+    if config.generator != "dinet":
+        return Wav2Lip(Wav2LipConfig(int(config.generator.removeprefix("wav2lip_"))))
     return DINet(
         DINetConfig(
             feature_dim(config.audio_features),
@@ -163,8 +163,13 @@ def _new_generator(config: TrainConfig) -> DINet | Wav2Lip:
 
 
 def _start_of(config: TrainConfig, generator: DINet | Wav2Lip) -> DINet | Wav2Lip:
-    """The generator of `init_from`; with another kind of features it keeps the audio encoder of `generator`."""
+    """The generator of `init_from`; with another kind of features it keeps the audio encoder of `generator`, and a
+    larger Wav2Lip takes the stages that both have."""
     start = load_model(Path(config.init_from))
+    if isinstance(generator, Wav2Lip) and isinstance(start.model, Wav2Lip):
+        if start.model.config.face_size < generator.config.face_size:
+            generator.grow_from(start.model)
+            return generator
     features = LIPS if config.audio_warmup_steps else config.audio_features
     changed_to_lips = config.audio_features == LIPS
     found = start.model.config
@@ -306,12 +311,12 @@ def _descend(optimizer: torch.optim.Optimizer, loss: torch.Tensor, rate: float) 
     optimizer.step()
 
 
-def validate(trainer: Trainer, samples: list, lpips: LPIPS) -> dict[str, float]:
+def validate(trainer: Trainer, samples: list, judges: dict[str, Measure]) -> dict[str, float]:
     """PSNR, SSIM and LPIPS of the mouth box on held-out people, and the same with the sound half a second off."""
     dtype = torch.bfloat16 if trainer.config.precision == "bf16" else None
     means = {}
     for name, shift in (("matched", 0), ("shifted", AUDIO_SHIFT)):
-        scores = score(trainer.generator, samples, lpips, audio_shift=shift, device=trainer.device, precision=dtype)
+        scores = score(trainer.generator, samples, judges, audio_shift=shift, device=trainer.device, precision=dtype)
         means |= {f"{metric}_{name}": value for metric, value in scores.means().items()}
     means["audio_gap_db"] = means["psnr_matched"] - means["psnr_shifted"]
     return means
@@ -354,7 +359,7 @@ def train(config: TrainConfig, data: Path, run_dir: Path, device: torch.device, 
     with processes.first_process_first():
         train_clips, val_clips = load_splits(data, config)
     samples = validation_samples(val_clips, config.val_frames, config.num_references, config.seed)
-    lpips = LPIPS().to(device)
+    judges = measures(device)
     pictured = make_batch(_spread(samples, 6))
     print(f"train: {describe(train_clips)}; validation: {describe(val_clips)}, {len(samples)} frames")
 
@@ -383,7 +388,7 @@ def train(config: TrainConfig, data: Path, run_dir: Path, device: torch.device, 
                 "held out: masked source, 2 references, output, target", image_grid(trainer, pictured), step
             )
         if step % config.validate_every == 0 or last:
-            metrics = validate(trainer, samples, lpips)
+            metrics = validate(trainer, samples, judges)
             held_out = {"step": step, **metrics}
             log.add("val", step, metrics)
             tqdm.write(f"step {step}: " + ", ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
@@ -434,7 +439,7 @@ def dry_run(config: TrainConfig, data: Path, device: torch.device) -> None:
         began = time.monotonic()
         losses = train_step(trainer, batches[step])
         seconds = time.monotonic() - began
-    validate(trainer, validation_samples(val_clips[:1], 1, config.num_references), LPIPS().to(device))
+    validate(trainer, validation_samples(val_clips[:1], 1, config.num_references), measures(device))
     print(f"losses: {losses}\n{seconds:.2f} s a step of {config.batch_size} samples; nothing was written")
 
 
@@ -448,8 +453,8 @@ def main() -> None:
     overrides = {"init_from": args.init_from, "syncnet": args.syncnet, "max_steps": args.max_steps}
     config = load_config(args.config, overrides)
     device = processes.join(choose_device(args.device))
-    run_dir = args.run_dir or Path("runs") / args.config.stem
-    print(f"# {args.config} on {device}\n{dump_config(config)}")
+    run_dir = args.run_dir or Path("runs") / args.config[-1].stem
+    print(f"# {' '.join(map(str, args.config))} on {device}\n{dump_config(config)}")
     if args.dry_run:
         dry_run(config, args.data, device)
         return

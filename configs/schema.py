@@ -13,7 +13,9 @@ from data_processing.dataset import LIPS
 from data_processing.errors import UserError
 from models.dinet import DEFORMATIONS
 from models.syncnet import CLIP_LENGTH
+from models.wav2lip import DOUBLINGS
 
+GENERATORS = ("dinet", *(f"wav2lip_{size}" for size in DOUBLINGS))
 LOSSES = ("pixel", "lips", "perceptual", "adversarial", "clip_adversarial", "sync")
 
 
@@ -22,10 +24,10 @@ class TrainConfig:
     """One training run of the generator. Every field must be set by base.yaml or the recipe; others are refused.
 
     mouth_size: S, side of the mouth box in crop pixels; num_references: reference frames a sample.
-    generator: dinet, or the baseline wav2lip, whose faces are 3S/2 wide.
+    generator: dinet, or the baseline wav2lip_96, wav2lip_192 or wav2lip_384, called after the size of its faces.
     deformation, inpainting: of dinet (models.dinet.DINetConfig); others than adaat and true are ablations.
-    audio_features: what the dataset was prepared with, recorded in the checkpoint; or lips: the generator is driven
-        by the real lips' movements, to be taught to hear in a next run.
+    audio_features: what the generator hears; or lips: it is driven by the real lips' movements, to be taught to hear
+        in a next run.
     person_power: how much long recordings of one person count (data_processing.dataset.TrainingBatches).
     clip_length: consecutive frames a sample: 1 in the frame stage, 5 in the clip stage.
     frozen_norms: the generator's batch norms keep the statistics of `init_from`: where a batch holds few people, as
@@ -113,17 +115,23 @@ MAY_BE_ZERO = ("seed", "warmup_steps", "audio_warmup_steps", "shape_warmup_steps
 Config = TypeVar("Config", TrainConfig, SyncNetConfig)
 
 
-def load_config(path: Path, overrides: dict[str, Any] | None = None, kind: type[Config] = TrainConfig) -> Config:
-    """Read a recipe over the base file of its kind and under `overrides` (None values left out); loss weights merge
-    one by one.
+def load_config(
+    paths: Path | list[Path], overrides: dict[str, Any] | None = None, kind: type[Config] = TrainConfig
+) -> Config:
+    """Read a recipe, or several of which later ones go over earlier ones, over the base file of its kind and under
+    `overrides` (None values left out); loss weights merge one by one.
 
     Raises:
         UserError: unreadable YAML, unknown or missing keys, wrong types, values out of range; all named.
     """
-    base, recipe = _read(BASES[kind]), _read(path)
-    if isinstance(recipe.get("loss_weights"), dict):
-        recipe["loss_weights"] = base["loss_weights"] | recipe["loss_weights"]
-    values = base | recipe | {k: v for k, v in (overrides or {}).items() if v is not None}
+    paths = [paths] if isinstance(paths, Path) else paths
+    values = _read(BASES[kind])
+    for recipe in map(_read, paths):
+        if isinstance(recipe.get("loss_weights"), dict):
+            recipe["loss_weights"] = values["loss_weights"] | recipe["loss_weights"]
+        values |= recipe
+    values |= {k: v for k, v in (overrides or {}).items() if v is not None}
+    path = " ".join(map(str, paths))
     types = get_type_hints(kind)
     unknown = sorted(map(str, values.keys() - types.keys()))
     missing = sorted(types.keys() - values.keys())
@@ -153,7 +161,7 @@ def _read(path: Path) -> dict[str, Any]:
     return values or {}
 
 
-def _checked(path: Path, name: str, value: Any, kind: Any) -> Any:
+def _checked(path: str, name: str, value: Any, kind: Any) -> Any:
     if kind is float and type(value) is int:
         return float(value)
     if get_origin(kind) is UnionType:
@@ -170,7 +178,7 @@ def _checked(path: Path, name: str, value: Any, kind: Any) -> Any:
     return value
 
 
-def _check_ranges(path: Path, config: TrainConfig | SyncNetConfig) -> None:
+def _check_ranges(path: str, config: TrainConfig | SyncNetConfig) -> None:
     known = [*FEATURE_DIMS, LIPS] if isinstance(config, TrainConfig) else [*FEATURE_DIMS]
     checks = {
         "mouth_size": (config.mouth_size > 0 and config.mouth_size % 32 == 0, "a multiple of 32"),
@@ -193,7 +201,7 @@ def _check_ranges(path: Path, config: TrainConfig | SyncNetConfig) -> None:
                 len(config.adam_betas) == 2 and all(0 <= beta < 1 for beta in config.adam_betas),
                 "two numbers from 0 to below 1",
             ),
-            "generator": (config.generator in ("dinet", "wav2lip"), "dinet or wav2lip"),
+            "generator": (config.generator in GENERATORS, f"one of {', '.join(GENERATORS)}"),
             "deformation": (config.deformation in DEFORMATIONS, f"one of {', '.join(DEFORMATIONS)}"),
             "sync_target": (config.sync_target in ("one", "real"), "one or real"),
         }
@@ -208,24 +216,21 @@ def _check_ranges(path: Path, config: TrainConfig | SyncNetConfig) -> None:
         _check_together(path, config)
 
 
-def _check_together(path: Path, config: TrainConfig) -> None:
+def _check_together(path: str, config: TrainConfig) -> None:
     """What one value asks of another."""
     weights = config.loss_weights
-    if config.generator == "wav2lip":
+    if config.generator != "dinet":
         wanted = {
-            "mouth_size": (64, 128, 256),
-            "num_references": (1,),
-            "audio_features": ("mel",),
-            "deformation": ("adaat",),
-            "inpainting": (True,),
-            "audio_warmup_steps": (0,),
+            "num_references": 1,
+            "audio_features": "mel",
+            "deformation": "adaat",
+            "inpainting": True,
+            "audio_warmup_steps": 0,
         }
-        for name, values in wanted.items():
-            if getattr(config, name) not in values:
-                expected = " or ".join(map(str, values))
+        for name, value in wanted.items():
+            if (found := getattr(config, name)) != value:
                 raise UserError(
-                    f"--config {path}: {name}: expected {expected} with the generator wav2lip, "
-                    f"found {getattr(config, name)}"
+                    f"--config {path}: {name}: expected {value} with the generator {config.generator}, found {found}"
                 )
     if config.mouth_size < 64 and (weights["adversarial"] or weights["clip_adversarial"]):
         raise UserError(

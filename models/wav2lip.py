@@ -68,6 +68,16 @@ class Wav2Lip(nn.Module):
         )
         self.output_block = nn.Sequential(_Conv(80, 32), nn.Conv2d(32, 3, 1), nn.Sigmoid())
 
+    def grow_from(self, smaller: "Wav2Lip") -> None:
+        """Take over all stages of a smaller one; the outer ones, which it has not, stay as they are."""
+        stages = self.face_encoder_blocks
+        pairs = [(stages[0], smaller.face_encoder_blocks[0])]
+        pairs += zip(reversed(stages), reversed(smaller.face_encoder_blocks[1:]), strict=False)
+        pairs += zip(self.face_decoder_blocks, smaller.face_decoder_blocks, strict=False)
+        pairs += [(self.audio_encoder, smaller.audio_encoder), (self.output_block, smaller.output_block)]
+        for mine, theirs in pairs:
+            mine.load_state_dict(theirs.state_dict())
+
     @staticmethod
     def mask(images: torch.Tensor) -> torch.Tensor:
         """What the generator may see of face crops (..., 3, H, W): a copy with the lower half set to 0."""

@@ -16,29 +16,15 @@ fi
 videos=$(realpath -m "$1")
 work=$(realpath -m "$2")
 cd "$(dirname "$0")/.."
-python=.venv/bin/python
-[[ -x $python ]] || { echo "error: no $python; run 'make .venv/.weights' first" >&2; exit 2; }
-launch=("$python")
-[[ ${GPUS:-1} -gt 1 ]] && launch=("$python" -m torch.distributed.run --standalone --nproc-per-node "$GPUS")
+data=$work/data
+source scripts/stage.sh
 
-# stage NAME SCRIPT FLAGS…: one training, done once
-stage() {
-    local name=$1 script=$2 began=$SECONDS resume=()
-    shift 2
-    if [[ ! -e $work/$name/finished ]]; then
-        [[ -e $work/$name/state.pt ]] && resume=(--resume)
-        "${launch[@]}" "$script" --data "$work/data" --run-dir "$work/$name" "$@" "${resume[@]}"
-        touch "$work/$name/finished"
-        echo "=== $name: $((SECONDS - began)) s"
-    fi
-}
 syncnet() { stage "$1" train_syncnet.py --config "configs/$1.yaml" "${@:2}"; }
 generator() { stage "$1" train_dinet.py --config "configs/$1.yaml" "${@:2}"; }
-of() { echo "$work/$1/$2.safetensors"; }
 
 size=256
 [[ ${3:-} == small ]] && size=64
-"$python" -m data_processing.prepare "$videos" --output "$work/data" --mouth-size "$size"
+"$python" -m data_processing.prepare "$videos" --output "$data" --mouth-size "$size"
 
 if [[ ${3:-} == small ]]; then
     syncnet syncnet_32 --max-steps 100 --init-from checkpoints/syncnet_32.safetensors
@@ -56,7 +42,7 @@ else
     generator clip_256 --init-from "$(of frame_256 generator)" --syncnet "$(of syncnet_256 syncnet)"
     last=clip_256
 fi
-"$python" evaluate.py --checkpoint "$(of $last generator)" --data "$work/data" --output "$work/evaluation"
+"$python" evaluate.py --checkpoint "$(of $last generator)" --data "$data" --output "$work/evaluation"
 cp "$(of $last generator)" "$work/dinet_$size.safetensors"
 "$python" inference.py --checkpoint "$work/dinet_$size.safetensors" --output "$work/dub.mp4"
 echo "trained: $work/dinet_$size.safetensors; the bundled example dubbed with it: $work/dub.mp4 ($SECONDS s)"

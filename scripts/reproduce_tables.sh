@@ -1,0 +1,77 @@
+#!/usr/bin/env bash
+# The paper's two tables and its figures from a prepared dataset:
+#
+#     scripts/reproduce_tables.sh DATA WORK          every network coarse to fine up to S = 256, for GPUs
+#     scripts/reproduce_tables.sh DATA WORK small    minutes each, on two CPU cores; DATA prepared at S = 128 or more
+#
+# Stop it whenever you like; the same command goes on where it stopped. GPUS=4 trains on four GPUs of this machine.
+# WORK holds a run directory for every network (tensorboard --logdir WORK), table1 and table2 with what evaluate.py
+# found of each, and results: the tables beside the paper's, and the figures.
+set -euo pipefail
+
+if [[ $# -lt 2 || $# -gt 3 || ${3:-small} != small ]]; then
+    sed -n '2,10s/^# \{0,1\}//p' "$0" >&2
+    exit 2
+fi
+data=$(realpath -m "$1")
+work=$(realpath -m "$2")
+cd "$(dirname "$0")/.."
+source scripts/stage.sh
+
+ablations=(without_deformation without_inpainting attention flow)
+
+# score TABLE ROW CHECKPOINT FLAGS…: evaluate.py on held-out people, done once
+score() {
+    [[ -e $work/$1/$2/evaluation.json ]] || "$python" evaluate.py --checkpoint "$3" --data "$data" --sync \
+        --frames-per-clip "$frames" --output "$work/$1/$2" "${@:4}"
+}
+
+if [[ ${3:-} == small ]]; then
+    # All of Table 2 from nothing at S = 32. Of Table 1 each method gets about a quarter of an hour in all, and
+    # starts from the next smaller of its kind.
+    train() { stage "$1" train_dinet.py --config "configs/frame_$2.yaml" "${@:3}"; }
+    small=configs/tables_small.yaml
+    train full 32 $small --max-steps 700
+    for name in "${ablations[@]}"; do
+        train "$name" 32 "configs/$name.yaml" $small --max-steps 700
+    done
+    train dinet_64 64 $small --max-steps 150 --init-from "$(of full generator)"
+    train wav2lip_96 64 configs/wav2lip_96.yaml $small --max-steps 400
+    train wav2lip_192 128 configs/wav2lip_192.yaml $small --max-steps 50 --init-from "$(of wav2lip_96 generator)"
+    train wav2lip_384 128 configs/wav2lip_384.yaml $small --max-steps 25 --init-from "$(of wav2lip_192 generator)"
+    final=dinet_64 size=128 frames=2
+else
+    # fine NAME FLAGS…: coarse to fine, S = 64 -> 128 -> 256
+    fine() {
+        stage "$1_64" train_dinet.py --config configs/frame_64.yaml "${@:2}"
+        stage "$1_128" train_dinet.py --config configs/frame_128.yaml "${@:2}" --init-from "$(of "$1_64" generator)"
+        stage "$1" train_dinet.py --config configs/frame_256.yaml "${@:2}" --init-from "$(of "$1_128" generator)"
+    }
+    fine full
+    for name in "${ablations[@]}"; do
+        fine "$name" "configs/$name.yaml"
+    done
+    stage wav2lip_96 train_dinet.py --config configs/frame_64.yaml configs/wav2lip_96.yaml
+    stage wav2lip_192 train_dinet.py --config configs/frame_128.yaml configs/wav2lip_192.yaml
+    stage wav2lip_384 train_dinet.py --config configs/frame_256.yaml configs/wav2lip_384.yaml
+    final=full size=256 frames=8
+fi
+
+for name in full "${ablations[@]}"; do
+    score table2 "$name" "$(of "$name" generator)"
+done
+methods=(wav2lip_96 wav2lip_192 wav2lip_384 "$final")
+for name in "${methods[@]}"; do
+    score table1 "$name" "$(of "$name" generator)" --size "$size"
+done
+score table1 bundled checkpoints/dinet_64.safetensors --size "$size"
+"$python" scripts/tables.py "$work" --output "$work/results"
+
+# Figures 4 to 6
+draw() { "$python" scripts/visualize.py "$@"; }
+draw generator --checkpoint "$(of "$final" generator)" --output "$work/results/figure4.png"
+draw strips --data "$data" --output "$work/results/figure5.png" --checkpoints \
+    $(for name in "${methods[@]}"; do of "$name" generator; done) checkpoints/dinet_64.safetensors
+draw strips --data "$data" --output "$work/results/figure6.png" --checkpoints \
+    $(for name in full "${ablations[@]}"; do of "$name" generator; done)
+echo "tables and figures: $work/results ($SECONDS s)"
