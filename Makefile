@@ -11,7 +11,7 @@ EXAMPLE := examples/portrait.mp4 examples/speech.wav checkpoints/dinet_64.safete
 demo: demo.mp4
 	@echo "Dubbed: $(CURDIR)/demo.mp4"
 
-demo.mp4: $(VENV)/.weights $(EXAMPLE)
+demo.mp4: $(VENV)/.installed $(EXAMPLE)
 	$(RUN) inference.py --output $@
 
 test: $(VENV)/.weights

@@ -5,7 +5,9 @@ import csv
 import hashlib
 import io
 import json
+from contextlib import nullcontext
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import cv2
@@ -16,10 +18,20 @@ from data_processing.errors import UserError, command_line
 from data_processing.sync import BUNDLED
 from data_processing.video import FPS
 from evaluation.crops import AUDIO_SHIFT, SYNC_FRAMES, evaluate, sync_check
-from evaluation.metrics import LPIPS
-from evaluation.videos import compare_folders, markdown_table, worst_and_best
+from evaluation.metrics import measures
+from evaluation.videos import (
+    COLUMNS,
+    SYNCHRONY,
+    compare_folders,
+    find_videos,
+    judge_synchrony,
+    markdown_table,
+    with_interval,
+    worst_and_best,
+)
+from inference import Dubber, dub_video, load_hearing
 from models.checkpoint import SYNCNET, load_model
-from models.device import choose_device
+from models.device import choose_device, choose_precision
 
 
 @command_line
@@ -27,24 +39,34 @@ def main() -> None:
     args = _arguments()
     if args.frames_per_clip < 1:
         raise UserError(f"--frames-per-clip: expected at least 1, found {args.frames_per_clip}")
-    ways = {"--checkpoint": ("--data", args.checkpoint, args.data)}
-    ways |= {"--generated": ("--reference", args.generated, args.reference)}
-    chosen = [way for way, (_, *paths) in ways.items() if any(paths)]
-    for way in chosen:
-        if not all(ways[way][1:]):
-            raise UserError(f"{way} and {ways[way][0]}: expected both, found one")
-    if len(chosen) != 1:
-        raise UserError(f"expected --checkpoint with --data, or --generated with --reference; found {len(chosen)}")
+    ways = {
+        ("checkpoint", "data"): evaluate_clips,
+        ("checkpoint", "videos"): evaluate_dubs,
+        ("generated", "reference"): evaluate_videos,
+    }
+    given = {name for way in ways for name in way if getattr(args, name)}
+    if given not in map(set, ways):
+        expected = ", or ".join(" with ".join(f"--{name}" for name in way) for way in ways)
+        found = ", ".join(f"--{name}" for name in sorted(given)) or "none of them"
+        raise UserError(f"expected {expected}; found {found}")
+    for flag, used, way in (
+        ("--sync", args.sync, "data"),
+        ("--size", args.size, "data"),
+        ("--cross", args.cross, "videos"),
+        ("--own-crops", args.own_crops, "generated"),
+    ):
+        if used and way not in given:
+            raise UserError(f"{flag}: expected --{way} with it, found {' '.join(sorted(given))}")
     device = choose_device(args.device)
     if args.output:
         try:
             args.output.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"--output: cannot make the folder {args.output}: {error.strerror}") from error
-    (evaluate_checkpoint if args.checkpoint else evaluate_videos)(args, device)
+    next(run for way, run in ways.items() if set(way) == given)(args, device)
 
 
-def evaluate_checkpoint(args: argparse.Namespace, device: torch.device) -> None:
+def evaluate_clips(args: argparse.Namespace, device: torch.device) -> None:
     """A generator on prepared clips."""
     loaded = load_model(args.checkpoint, device)
     size = args.size or loaded.mouth_size
@@ -75,12 +97,63 @@ def _identified(checkpoint: Path) -> dict[str, str]:
 
 def evaluate_videos(args: argparse.Namespace, device: torch.device) -> None:
     """Anybody's videos beside the real ones."""
-    report = compare_folders(args.generated, args.reference, args.frames_per_clip, device)
-    strips = report.pop("strips")
-    print(f"\n{markdown_table(report)}")
+    report = compare_folders(args.generated, args.reference, args.frames_per_clip, device, own_crops=args.own_crops)
+    _report_videos(report, args)
+
+
+def evaluate_dubs(args: argparse.Namespace, device: torch.device) -> None:
+    """A generator on videos, each dubbed with its own sound and compared with itself; or with another's sound."""
+    loaded = load_hearing(args.checkpoint, device)
+    dubber = Dubber(loaded, device, choose_precision("auto", device))
+    with nullcontext(args.output) if args.output else TemporaryDirectory() as folder:
+        dubbed = Path(folder) / "dubbed"
+        failed = dub_folder(dubber, args.videos, dubbed, cross=args.cross)
+        if args.cross:
+            report = judge_synchrony(dubbed, device)
+        else:
+            report = compare_folders(dubbed, args.videos, args.frames_per_clip, device)
+    # what could not be dubbed has no partner, and is named once
+    report["without_partner"] = [path for path in report["without_partner"] if Path(path).stem not in failed]
+    report |= {"checkpoint": _identified(args.checkpoint), "mouth_size_drawn": loaded.mouth_size}
+    report["driven_by"] = "another's sound" if args.cross else "their own sound"
+    report["failed"] = failed | report["failed"]
+    _report_videos(report, args)
+
+
+def dub_folder(dubber: Dubber, videos: Path, output: Path, *, cross: bool) -> dict[str, str]:
+    """Dub all videos of a folder with their own sound, or `cross` with the next one's, into mp4s of their names.
+
+    Returns:
+        Why the others could not be dubbed, by their names.
+
+    Raises:
+        UserError: there is no video, not a second one for --cross, or none could be dubbed.
+    """
+    found = find_videos(videos, "--videos")
+    if cross and len(found) < 2:
+        raise UserError(f"--cross: expected two videos or more in {videos}, found one")
+    output.mkdir(parents=True, exist_ok=True)
+    failed = {}
+    names = list(found)
+    for number, name in enumerate(names):
+        sound = found[names[(number + 1) % len(names)]] if cross else found[name]
+        try:
+            dub_video(dubber, found[name], sound, output / f"{name}.mp4", crf=10)
+        except UserError as error:
+            failed[name] = str(error)
+    if len(failed) == len(found):
+        raise UserError(f"--videos: no video of {videos} could be dubbed: {next(iter(failed.values()))}")
+    return failed
+
+
+def _report_videos(report: dict[str, Any], args: argparse.Namespace) -> None:
+    strips = report.pop("strips", {})
+    columns = SYNCHRONY if args.cross else tuple(COLUMNS)
+    print(f"\n{markdown_table(report, columns)}")
+    looked_at = "" if args.cross else f", {args.frames_per_clip} frames each at most"
     print(
-        f"{len(report['videos'])} videos scored at 25 frames/s, {args.frames_per_clip} frames each at most; "
-        f"{len(report['failed'])} failed, {len(report['without_partner'])} without a partner"
+        f"{len(report['videos'])} videos scored at 25 frames/s{looked_at}; {len(report['failed'])} failed, "
+        f"{len(report['without_partner'])} without a partner"
     )
     for name, reason in report["failed"].items():
         print(f"failed: {name}: {reason}")
@@ -91,17 +164,20 @@ def evaluate_videos(args: argparse.Namespace, device: torch.device) -> None:
             "LSE-D and LSE-C are missing: they need the official SyncNet (python scripts/download_weights.py "
             "syncnet_v2) and videos with sound"
         )
+    if not args.cross and "fid" not in report["means"]:
+        print("FID is missing: it needs Inception (python scripts/download_weights.py fid_inception)")
     if args.output:
         rows = [{"video": name, **scores} for name, scores in report["videos"].items()]
         table = io.StringIO()
         writer = csv.DictWriter(table, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
-        picture = cv2.cvtColor(worst_and_best(report, strips), cv2.COLOR_RGB2BGR)
         _save(args.output / "evaluation.json", _json(report))
         _save(args.output / "videos.csv", table.getvalue().encode())
-        _save(args.output / "table.md", markdown_table(report).encode())
-        _save(args.output / "worst_and_best.png", cv2.imencode(".png", picture)[1].tobytes())
+        _save(args.output / "table.md", markdown_table(report, columns).encode())
+        if strips:
+            picture = cv2.cvtColor(worst_and_best(report, strips), cv2.COLOR_RGB2BGR)
+            _save(args.output / "worst_and_best.png", cv2.imencode(".png", picture)[1].tobytes())
 
 
 def _arguments() -> argparse.Namespace:
@@ -109,13 +185,17 @@ def _arguments() -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description=f"""\
 Score a checkpoint on prepared clips (--checkpoint, --data), each driven by its own sound: PSNR, SSIM and LPIPS
-(AlexNet) of the mouth box. The same again with the sound moved by {AUDIO_SHIFT} frames either way: the difference
-is how much the lips follow the sound.
+(AlexNet and VGG) of the mouth box. The same again with the sound moved by {AUDIO_SHIFT} frames either way: the
+difference is how much the lips follow the sound.
+
+Or on videos (--checkpoint, --videos): each is dubbed, as by inference.py, with its own sound and compared with
+itself; or with --cross with the sound of the next one, of which only the synchrony can be judged.
 
 Or score any method's videos beside the real ones of the same names (--generated, --reference): both are read at 25
 frames per second, a generated frame is resized to the real one's size, the frames that both have are compared: in
 full, in the face crop (416 x 320) and in the mouth box (256 x 256) that the real video's landmarks give; with LMD,
-CSIM, LSE-D and LSE-C (where the official SyncNet's file is there) and the bundled SyncNet's own measures.
+CSIM, FID, LSE-D and LSE-C (where Inception's and the official SyncNet's files are there) and the bundled SyncNet's
+own measures.
 
 Intervals are 95 %, by bootstrap over clips or videos.""",
         epilog="Scores depend on the size of the box: compare checkpoints of two sizes with --size, on the same "
@@ -124,8 +204,15 @@ Intervals are 95 %, by bootstrap over clips or videos.""",
     add = parser.add_argument
     add("--checkpoint", type=Path, help="a generator of this project, or the authors' .pth")
     add("--data", type=Path, help="prepared dataset")
+    add("--videos", type=Path, metavar="DIR", help="videos to dub and to compare with their dubs")
+    add("--cross", action="store_true", help="with --videos: dub each with the sound of the next")
     add("--generated", type=Path, metavar="DIR", help="videos to score")
     add("--reference", type=Path, metavar="DIR", help="the real videos, named alike")
+    add(
+        "--own-crops",
+        action="store_true",
+        help="with --generated: for heads framed otherwise than the real videos: crop each by its own landmarks",
+    )
     add("--split", choices=("val", "train"), default="val", help="with --data; default: %(default)s")
     add("--frames-per-clip", type=int, default=8, metavar="N", help="or per video; default: %(default)s")
     add(
@@ -150,17 +237,16 @@ def _print_report(report: dict[str, Any]) -> None:
     )
     print(
         f"{report['data']}, {report['split']}: {report['num_frames']} frames of {report['num_clips']} clips of "
-        f"{report['num_people']} people; mouth box {size} × {size}, LPIPS with AlexNet, 95 % intervals over clips\n"
+        f"{report['num_people']} people; mouth box {size} × {size}, 95 % intervals over clips\n"
     )
-    print(f"{'':24}{'PSNR ↑':26}{'SSIM ↑':26}{'LPIPS ↓'}")
+    print(f"{'':24}{'PSNR ↑':26}{'SSIM ↑':26}{'LPIPS ↓':26}{'LPIPS (VGG) ↓'}")
     rows = {"matched": "matched sound", "shifted": f"sound ± {seconds:.2f} s", "difference": "difference"}
-    digits = {"psnr": 2, "ssim": 4, "lpips": 4}
+    digits = {"psnr": 2, "ssim": 4, "lpips": 4, "lpips_vgg": 4}
     for sound, label in rows.items():
         cells = []
         for name, count in digits.items():
-            mean, interval = report[sound][name]["mean"], report[sound][name]["interval"]
-            ends = "[one clip]" if interval is None else f"[{interval[0]:.{count}f}, {interval[1]:.{count}f}]"
-            cells.append(f"{f'{mean:.{count}f} {ends}':26}")
+            found = report[sound][name]
+            cells.append(f"{with_interval(found['mean'], found['interval'], count):26}")
         print(f"{label:24}{''.join(cells)}".rstrip())
 
     if "sync" in report:
@@ -176,7 +262,9 @@ def _print_report(report: dict[str, Any]) -> None:
     print(f"\n{'by person':{width}}{'frames':>6}   PSNR    SSIM   LPIPS   the same, sound ± {seconds:.2f} s")
     for person, found in report["people"].items():
         cells = [
-            f"{found[sound][name]:6.{count}f}" for sound in ("matched", "shifted") for name, count in digits.items()
+            f"{found[sound][name]:6.{digits[name]}f}"
+            for sound in ("matched", "shifted")
+            for name in ("psnr", "ssim", "lpips")
         ]
         print(f"{person:{width}}{found['frames']:>6}  {'  '.join(cells)}")
 

@@ -23,7 +23,7 @@ from data_processing import audio_features
 from data_processing.audio import load_audio
 from data_processing.errors import UserError, command_line
 from data_processing.geometry import FaceCrop, crop_radius
-from data_processing.landmarks import BACKENDS, Landmarks, find_landmarks
+from data_processing.landmarks import BACKENDS, Landmarks, find_landmarks, mouth_opening
 from data_processing.video import (
     FPS,
     VideoWriter,
@@ -99,7 +99,7 @@ def choose_references(landmarks: Landmarks, start: int, stop: int, count: int) -
     face = np.linalg.norm(points[:, 8] - eyes, axis=1)
     measures = np.stack(
         [
-            2 * (points[:, 66, 1] - points[:, 62, 1]) / face,  # inner lips apart: mouth shapes count twice
+            2 * mouth_opening(points),  # mouth shapes count twice
             2 * np.linalg.norm(points[:, 54] - points[:, 48], axis=1) / face,
             (points[:, 30, 0] - points[:, [0, 16], 0].mean(axis=1)) / face,  # yaw
             (points[:, 30, 1] - eyes[:, 1]) / face,  # pitch

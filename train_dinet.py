@@ -166,10 +166,10 @@ def _start_of(config: TrainConfig, generator: DINet | Wav2Lip) -> DINet | Wav2Li
     """The generator of `init_from`; with another kind of features it keeps the audio encoder of `generator`, and a
     larger Wav2Lip takes the stages that both have."""
     start = load_model(Path(config.init_from))
-    if isinstance(generator, Wav2Lip) and isinstance(start.model, Wav2Lip):
-        if start.model.config.face_size < generator.config.face_size:
-            generator.grow_from(start.model)
-            return generator
+    both = isinstance(generator, Wav2Lip) and isinstance(start.model, Wav2Lip)
+    if both and start.model.config.face_size < generator.config.face_size:
+        generator.grow_from(start.model)
+        return generator
     features = LIPS if config.audio_warmup_steps else config.audio_features
     changed_to_lips = config.audio_features == LIPS
     found = start.model.config
@@ -311,12 +311,13 @@ def _descend(optimizer: torch.optim.Optimizer, loss: torch.Tensor, rate: float) 
     optimizer.step()
 
 
-def validate(trainer: Trainer, samples: list, judges: dict[str, Measure]) -> dict[str, float]:
+def validate(trainer: Trainer, samples: list, measures: dict[str, Measure]) -> dict[str, float]:
     """PSNR, SSIM and LPIPS of the mouth box on held-out people, and the same with the sound half a second off."""
     dtype = torch.bfloat16 if trainer.config.precision == "bf16" else None
     means = {}
     for name, shift in (("matched", 0), ("shifted", AUDIO_SHIFT)):
-        scores = score(trainer.generator, samples, judges, audio_shift=shift, device=trainer.device, precision=dtype)
+        options = {"audio_shift": shift, "device": trainer.device, "precision": dtype}
+        scores = score(trainer.generator, samples, measures, **options)
         means |= {f"{metric}_{name}": value for metric, value in scores.means().items()}
     means["audio_gap_db"] = means["psnr_matched"] - means["psnr_shifted"]
     return means

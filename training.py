@@ -29,7 +29,13 @@ from torch.utils.tensorboard import SummaryWriter  # noqa: E402
 def add_run_arguments(parser: argparse.ArgumentParser, base: str) -> None:
     """The flags of both trainers; `base` is the file that recipes go over."""
     add = parser.add_argument
-    add("--config", type=Path, required=True, nargs="+", help=f"recipe over {base}; of several each goes over those before")
+    add(
+        "--config",
+        type=Path,
+        required=True,
+        nargs="+",
+        help=f"recipe over {base}; of several each goes over those before",
+    )
     add("--data", type=Path, required=True, help="prepared dataset (data_processing.prepare)")
     add("--run-dir", type=Path, help="where the run is written (default runs/<name of the last recipe>)")
     add("--resume", action="store_true", help="continue the run in --run-dir")

@@ -24,10 +24,10 @@ class TrainConfig:
     """One training run of the generator. Every field must be set by base.yaml or the recipe; others are refused.
 
     mouth_size: S, side of the mouth box in crop pixels; num_references: reference frames a sample.
-    generator: dinet, or the baseline wav2lip_96, wav2lip_192 or wav2lip_384, called after the size of its faces.
+    generator: dinet, or the baseline wav2lip_96, wav2lip_192 or wav2lip_384, by the size of its faces.
     deformation, inpainting: of dinet (models.dinet.DINetConfig); others than adaat and true are ablations.
-    audio_features: what the generator hears; or lips: it is driven by the real lips' movements, to be taught to hear
-        in a next run.
+    audio_features: what the generator hears; or lips: it is driven by the real lips' movements, to be taught to
+        hear in a next run.
     person_power: how much long recordings of one person count (data_processing.dataset.TrainingBatches).
     clip_length: consecutive frames a sample: 1 in the frame stage, 5 in the clip stage.
     frozen_norms: the generator's batch norms keep the statistics of `init_from`: where a batch holds few people, as
@@ -229,9 +229,7 @@ def _check_together(path: str, config: TrainConfig) -> None:
         }
         for name, value in wanted.items():
             if (found := getattr(config, name)) != value:
-                raise UserError(
-                    f"--config {path}: {name}: expected {value} with the generator {config.generator}, found {found}"
-                )
+                raise UserError(f"--config {path}: {name}: expected {value} with {config.generator}, found {found}")
     if config.mouth_size < 64 and (weights["adversarial"] or weights["clip_adversarial"]):
         raise UserError(
             f"--config {path}: mouth_size: expected at least 64 with an adversarial loss (its discriminator takes "

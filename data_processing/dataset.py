@@ -81,7 +81,9 @@ def load_clips(data: Path, split: str, mouth_size: int, audio_features: str, pro
     """Decode one split ('train' or 'val') of a prepared dataset.
 
     Audio features other than it was prepared with are extracted from the clips' own sound, once, into files under
-    `data`/features; LIPS come from the landmarks. Where `processes` times the frames do not fit into memory, they are decoded once into files under
+    `data`/features; LIPS come from the landmarks.
+
+    Where `processes` times the frames do not fit into memory, they are decoded once into files under
     `data`/decoded, and read from there as they are needed.
 
     Raises:

@@ -121,6 +121,12 @@ def mouth_shape(points: np.ndarray) -> np.ndarray:
     return (shape - shape.mean(axis=0)).astype(np.float32)
 
 
+def mouth_opening(points: np.ndarray) -> np.ndarray:
+    """How far the inner lips are apart, in parts of the face from eyes to chin: (T, 68, 2) -> (T,)."""
+    face = np.linalg.norm(points[:, 8] - points[:, 36:48].mean(axis=1), axis=1)
+    return (points[:, 66, 1] - points[:, 62, 1]) / face
+
+
 def lip_features(points: np.ndarray) -> np.ndarray:
     """What the lips do, as features in place of a sound's: (T, 68, 2) -> (T, 29) float32, mostly within [-3, 3].
 

@@ -201,7 +201,7 @@ WEIGHTS = {
     ),
 }
 
-DEFAULT = ("landmarks68", "whisper", "phoneme", "vgg19", "lpips_alex", "identity")
+DEFAULT = ("landmarks68", "whisper", "phoneme", "vgg19", "lpips_alex", "lpips_vgg", "identity")
 
 
 def weight_path(name: str) -> Path:

@@ -52,8 +52,8 @@ def _as_saved(images: torch.Tensor) -> np.ndarray:
     return levels.permute(0, 2, 3, 1).cpu().double().numpy() / 255
 
 
-# Of LPIPS' two networks: their name in the weights' files, how they are called, and their convolutions as the package
-# names them, in five slices of torchvision's layers.
+# Of LPIPS' two networks: their name in the weights' files, how they are called, and their convolutions as the
+# package names them, in five slices of torchvision's layers.
 LPIPS_NETWORKS = {
     "alex": ("AlexNet_0", "AlexNet", ("slice1.0", "slice2.3", "slice3.6", "slice4.8", "slice5.10")),
     "vgg": (
@@ -109,7 +109,7 @@ Measure = Callable[[torch.Tensor, torch.Tensor], np.ndarray]
 
 
 def measures(device: torch.device, *, with_vgg: bool = False) -> dict[str, Measure]:
-    """"psnr", "ssim", "lpips" (AlexNet) and `with_vgg` "lpips_vgg", whose networks run on `device`."""
+    """ "psnr", "ssim", "lpips" (AlexNet) and `with_vgg` "lpips_vgg", whose networks run on `device`."""
     found: dict[str, Measure] = {"psnr": psnr, "ssim": ssim, "lpips": LPIPS().to(device)}
     return found | ({"lpips_vgg": LPIPS("vgg").to(device)} if with_vgg else {})
 
@@ -131,7 +131,7 @@ class FID:
             torch.load(path, map_location="cpu", weights_only=True)  # the package would run code in the file
             self.network = FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path=path)
         except Exception as error:  # anything may go wrong in a file that is none of torch's
-            raise UserError(f"{path}: expected Inception's weights of torch-fidelity, found another file") from error
+            raise UserError(f"{path}: expected torch-fidelity's Inception, found another file") from error
         self.network.to(device)
         self.device = device
         self.features: dict[str, list[torch.Tensor]] = {"generated": [], "real": []}
@@ -194,7 +194,9 @@ class Identity:
         parts = [dlib.point(round(float(x)), round(float(y))) for x, y in points]
         (left, top), (right, bottom) = points.min(axis=0), points.max(axis=0)
         box = dlib.rectangle(int(left), int(top), int(right), int(bottom))
-        vector = np.array(self.network.compute_face_descriptor(frame, dlib.full_object_detection(box, parts)))
+        found = dlib.full_object_detection(box, parts)
+        # dlib takes no views, which frames of some widths are
+        vector = np.array(self.network.compute_face_descriptor(np.ascontiguousarray(frame), found))
         return vector / np.linalg.norm(vector)
 
 

@@ -2,7 +2,8 @@
 
 A generated video is brought to the real one's frames: both are read at 25 frames per second, the generated frame is
 resized to the real one's size, and the frames that both have are compared. Faces are cropped from both by the real
-video's landmarks, as for training, at S = 256.
+video's landmarks, as for training, at S = 256. A talking head that fills its own picture otherwise than the real
+video can only be compared by its face: then each is cropped by its own landmarks.
 """
 
 from collections.abc import Iterable
@@ -93,30 +94,39 @@ class Comparison:
     strip: np.ndarray
 
 
+def find_videos(folder: Path, flag: str) -> dict[str, Path]:
+    """The videos of a folder by their names without suffix, in order.
+
+    Raises:
+        UserError: the folder, given by `flag`, is missing or holds none.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{flag}: expected a folder of videos, found none at {folder}")
+    found = sorted(path for path in folder.iterdir() if path.suffix.lower() in VIDEO_SUFFIXES)
+    if not found:
+        raise UserError(f"{flag}: expected videos in {folder}, found none")
+    return {path.stem: path for path in found}
+
+
 def find_pairs(generated: Path, reference: Path) -> tuple[list[tuple[str, Path, Path]], list[str]]:
     """(name, generated, real) of the videos of two folders with the same name up to its suffix, and those without.
 
     Raises:
-        UserError: a folder is missing, or no two videos have the same name.
+        UserError: a folder is missing or empty, or no two videos have the same name.
     """
-    found = []
-    for flag, folder in (("--generated", generated), ("--reference", reference)):
-        if not folder.is_dir():
-            raise UserError(f"{flag}: expected a folder of videos, found none at {folder}")
-        videos = sorted(path for path in folder.iterdir() if path.suffix.lower() in VIDEO_SUFFIXES)
-        found.append({path.stem: path for path in videos})
+    found = [find_videos(generated, "--generated"), find_videos(reference, "--reference")]
     first, second = found
     if not first.keys() & second.keys():
-        raise UserError(
-            f"--generated: expected videos named as in {reference}, found {', '.join(sorted(first)[:3]) or 'none'}"
-        )
+        raise UserError(f"--generated: expected videos named as in {reference}, found {', '.join(list(first)[:3])}")
     pairs = [(name, first[name], second[name]) for name in sorted(first.keys() & second.keys())]
     alone = [folder[name] for folder in found for name in folder.keys() - (first.keys() & second.keys())]
     return pairs, sorted(map(str, alone))
 
 
-def compare(generated: Path, reference: Path, judges: Judges, count: int) -> Comparison:
+def compare(generated: Path, reference: Path, judges: Judges, count: int, *, own_crops: bool = False) -> Comparison:
     """Score one video; `count` frames with a face, evenly spaced, are looked at for the likeness of pictures.
+
+    own_crops: the generated face is cropped by its own landmarks, and nothing is said of full frames.
 
     Raises:
         UserError: a video cannot be read or shows no face, or the two have no frame with one in common.
@@ -128,32 +138,35 @@ def compare(generated: Path, reference: Path, judges: Judges, count: int) -> Com
     if not len(both):
         raise UserError(f"--generated: {generated} and {reference} have no frame with a face in common")
     wanted = set(both[spread(len(both), count)].tolist())
-    radii = np.concatenate(
-        [np.full(stop - start, crop_radius(real.points[start:stop])) for start, stop in real.shots]
-    )
-    radius_of = dict(zip(np.flatnonzero(real.usable).tolist(), radii.tolist(), strict=True))
+    real_radii, drawn_radii = _radii(real), _radii(drawn)
     rows, mouths = [], []
     readers = (read_frames(generated, flag="--generated"), read_frames(reference, flag="--reference"))
     for index, (made, true) in enumerate(zip(*readers, strict=False)):
         if index not in wanted:
             continue
-        height, width = true.shape[:2]
-        moved = drawn.points[index] * [width / made.shape[1], height / made.shape[0]]
-        method = cv2.INTER_AREA if made.shape[0] > height else cv2.INTER_CUBIC
-        made = made if made.shape == true.shape else cv2.resize(made, (width, height), interpolation=method)
-        crop = FaceCrop.from_landmarks(real.points[index], radius_of[index], MOUTH_SIZE)
-        faces = torch.from_numpy(np.stack([crop.extract(made), crop.extract(true)])).permute(0, 3, 1, 2) / 255
-        frames = torch.from_numpy(np.stack([made, true])).permute(0, 3, 1, 2) / 255
+        points = drawn.points[index]
+        crop = made_crop = FaceCrop.from_landmarks(real.points[index], real_radii[index], MOUTH_SIZE)
+        if own_crops:
+            made_crop = FaceCrop.from_landmarks(points, drawn_radii[index], MOUTH_SIZE)
+        elif made.shape != true.shape:
+            height, width = true.shape[:2]
+            points = points * [width / made.shape[1], height / made.shape[0]]
+            method = cv2.INTER_AREA if made.shape[0] > height else cv2.INTER_CUBIC
+            made = cv2.resize(made, (width, height), interpolation=method)
+        faces = _images([made_crop.extract(made), crop.extract(true)])
+        regions = {"face": faces, "mouth": mouth_boxes(faces)}
+        if not own_crops:
+            regions["frame"] = _images([made, true])
         row = {}
-        for region, images in (("frame", frames), ("face", faces), ("mouth", mouth_boxes(faces))):
+        for region, images in regions.items():
             for name, measure in judges.measures.items():
                 if f"{name}_{region}" in COLUMNS:
                     value = float(measure(images[:1], images[1:])[0])
                     row[f"{name}_{region}"] = min(MOST_PSNR, value)  # of equal pictures it would be infinite
         if judges.fid:
             judges.fid.add(faces[:1], faces[1:])
-        row["lmd"] = mouth_distance(crop.to_crop(moved), crop.to_crop(real.points[index]))
-        row["csim"] = float(judges.identity(made, moved) @ judges.identity(true, real.points[index]))
+        row["lmd"] = mouth_distance(made_crop.to_crop(points), crop.to_crop(real.points[index]))
+        row["csim"] = float(judges.identity(made, points) @ judges.identity(true, real.points[index]))
         rows.append(row)
         mouths.append(np.vstack([image.permute(1, 2, 0).numpy() for image in mouth_boxes(faces).flip(0)]))
     shown = [mouths[i * len(mouths) // 6] for i in range(6)] if len(mouths) > 6 else mouths
@@ -164,6 +177,19 @@ def compare(generated: Path, reference: Path, judges: Judges, count: int) -> Com
         left_over=abs(len(real.points) - len(drawn.points)),
         strip=(np.hstack(shown) * 255).round().astype(np.uint8),
     )
+
+
+def _radii(landmarks: Landmarks) -> np.ndarray:
+    """(T,) the crop radius of the shot each frame lies in, NaN outside of all."""
+    radii = np.full(len(landmarks.points), np.nan)
+    for start, stop in landmarks.shots:
+        radii[start:stop] = crop_radius(landmarks.points[start:stop])
+    return radii
+
+
+def _images(pictures: list[np.ndarray]) -> torch.Tensor:
+    """(H, W, 3) uint8 pictures of one size -> (B, 3, H, W) in [0, 1]."""
+    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2) / 255
 
 
 def synchrony(video: Path, judges: Judges) -> dict[str, float | None]:
@@ -198,8 +224,10 @@ def _synchrony(video: Path, landmarks: Landmarks, judges: Judges) -> dict[str, f
     return scores
 
 
-def compare_folders(generated: Path, reference: Path, count: int, device: torch.device) -> dict[str, Any]:
-    """Score all videos of two folders; one that fails is named and does not stop the rest.
+def compare_folders(
+    generated: Path, reference: Path, count: int, device: torch.device, *, own_crops: bool = False
+) -> dict[str, Any]:
+    """Score all videos of two folders, as `compare`; one that fails is named and does not stop the rest.
 
     Returns:
         What was measured, ready for JSON: 'means' of all videos with bootstrap intervals, 'videos' with the scores
@@ -213,7 +241,7 @@ def compare_folders(generated: Path, reference: Path, count: int, device: torch.
     videos, failed, strips = {}, {}, {}
     for name, made, true in tqdm(pairs, unit="video", disable=None):
         try:
-            found = compare(made, true, judges, count)
+            found = compare(made, true, judges, count, own_crops=own_crops)
         except UserError as error:
             failed[name] = str(error)
             continue
@@ -229,11 +257,37 @@ def compare_folders(generated: Path, reference: Path, count: int, device: torch.
         "reference": str(reference),
         "mouth_size": MOUTH_SIZE,
         "frames_per_video": count,
+        "cropped_by": "each one's own landmarks" if own_crops else "the real video's landmarks",
         "means": means,
         "videos": videos,
         "failed": failed,
         "without_partner": alone,
         "strips": strips,
+    }
+
+
+def judge_synchrony(folder: Path, device: torch.device) -> dict[str, Any]:
+    """SYNCHRONY of all videos of a folder; a report like `compare_folders`, with nothing of pictures.
+
+    Raises:
+        UserError: the folder is missing or empty, or no video could be judged.
+    """
+    judges = Judges(device)
+    videos, failed = {}, {}
+    for name, path in tqdm(find_videos(folder, "--generated").items(), unit="video", disable=None):
+        try:
+            videos[name] = synchrony(path, judges)
+        except UserError as error:
+            failed[name] = str(error)
+    if not videos:
+        raise UserError(f"--generated: no video of {folder} could be judged: {next(iter(failed.values()))}")
+    means = means_over(videos)
+    return {
+        "generated": str(folder),
+        "means": means,
+        "videos": videos,
+        "failed": failed,
+        "without_partner": [],
     }
 
 
@@ -261,7 +315,7 @@ def markdown_table(report: dict[str, Any], columns: Iterable[str] = tuple(COLUMN
 
 
 def with_interval(mean: float, interval: tuple[float, float] | None, digits: int) -> str:
-    """"mean [low, high]"."""
+    """ "mean [low, high]"."""
     ends = f" [{interval[0]:.{digits}f}, {interval[1]:.{digits}f}]" if interval else ""
     return f"{mean:.{digits}f}{ends}"
 

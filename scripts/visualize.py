@@ -1,8 +1,4 @@
-"""What the generator does with one frame, as in the paper's Figure 4: python scripts/visualize.py --video in.mp4
-
-Masked source and references; the channels of their features that AdaAT moves most, before and after; the transform
-it chose for each, as a moved grid; what is drawn from them, and the real frame. The video's own sound drives it.
-"""
+"""Pictures of what a generator does: python scripts/visualize.py generator | strips | loudness --help"""
 
 import argparse
 import sys
@@ -10,22 +6,28 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import cv2
 import numpy as np
 import torch
 from matplotlib.figure import Figure
 
 from data_processing import audio_features
 from data_processing.audio import load_audio
+from data_processing.audio_features import SAMPLES_PER_FRAME
+from data_processing.dataset import LIPS, Clip, load_clips, make_batch, reference_indices
 from data_processing.errors import UserError, command_line
-from data_processing.geometry import FaceCrop, crop_radius
-from data_processing.landmarks import find_landmarks
-from data_processing.video import read_frames
+from data_processing.geometry import FaceCrop, crop_radius, mouth_box, mouth_size_of
+from data_processing.landmarks import find_landmarks, mouth_opening
+from data_processing.video import FPS, read_frames
+from evaluation.crops import spread
 from inference import BUNDLED_CHECKPOINT, EXAMPLE_VIDEO, choose_references
 from models.adaat import AdaAT
-from models.checkpoint import load_model
+from models.checkpoint import LoadedModel, load_model
 from models.dinet import DINet, ReferenceFeatures
 
 CHANNELS = 6
+FRAMES = 6  # of a strip
+MAX_LAG = 5  # frames by which a mouth may be ahead of its sound or behind
 LINES = np.linspace(-1, 1, 9)
 
 
@@ -38,9 +40,9 @@ def moved_grid(scale: float, rotation: float, translation: np.ndarray) -> list[n
 
 
 @torch.no_grad()
-def draw(model: DINet, crops: list[np.ndarray], window: np.ndarray) -> Figure:
-    """The figure, from the source's face crop and those of the references, (13S/8, 5S/4, 3) uint8 RGB each, and the
-    audio window (D, 5)."""
+def draw_generator(model: DINet, crops: list[np.ndarray], window: np.ndarray) -> Figure:
+    """The paper's Figure 4, from the source's face crop and those of the references, (13S/8, 5S/4, 3) uint8 RGB
+    each, and the audio window (D, 5)."""
     images = torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2) / 255
     target, references = images[:1], images[1:]
     masked = model.mask(target)
@@ -85,14 +87,90 @@ def draw(model: DINet, crops: list[np.ndarray], window: np.ndarray) -> Figure:
     return figure
 
 
-@command_line
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--video", type=Path, default=EXAMPLE_VIDEO, help="with sound (default: the example)")
-    parser.add_argument("--frame", type=int, default=50, help="at 25 frames per second (default 50)")
-    parser.add_argument("--checkpoint", type=Path, default=BUNDLED_CHECKPOINT, help="default: the bundled one")
-    parser.add_argument("--output", type=Path, default=Path("figure.png"), help=".png, .svg or .pdf")
-    args = parser.parse_args()
+@torch.no_grad()
+def dubbed_crops(loaded: LoadedModel, clip: Clip, real: Clip, indices: np.ndarray) -> np.ndarray:
+    """Frames of the clip `real` with the mouth boxes that a generator draws from the same clip at its own size for
+    their own sound: (K, H, W, 3) uint8 RGB."""
+    rng = np.random.default_rng(0)
+    references = reference_indices(rng, len(clip.frames), indices, loaded.model.config.num_references)
+    batch = make_batch([(clip, indices, references, 1.0, 0.0, False)])
+    output = loaded.model(loaded.model.mask(batch.target), batch.references, batch.audio_window)
+    drawn = (output.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
+    own, shown = mouth_box(loaded.mouth_size), mouth_box(mouth_size_of(real.frames.shape[1]))
+    frames = real.frames[indices].copy()
+    for frame, picture in zip(frames, drawn, strict=True):
+        box = frame[shown]
+        box[:] = cv2.resize(picture[own], box.shape[1::-1], interpolation=cv2.INTER_CUBIC)
+    return frames
+
+
+def strips(args: argparse.Namespace) -> Figure:
+    """The paper's Figures 5 and 6: held-out people, a row for the real frames and one for every checkpoint."""
+    real = load_clips(args.data, "val", args.size, LIPS)  # features that need no extraction; they are not used
+    longest = {clip.person: clip for clip in sorted(real, key=lambda clip: len(clip.frames))}
+    chosen = {clip.id: clip for clip in list(longest.values())[-args.people :]}
+    indices = {name: spread(len(clip.frames), FRAMES) for name, clip in chosen.items()}
+    rows = {"real": [clip.frames[indices[name]] for name, clip in chosen.items()]}
+    for path in args.checkpoints:
+        loaded = load_model(path)
+        clips = {clip.id: clip for clip in load_clips(args.data, "val", loaded.mouth_size, loaded.audio_features)}
+        title = path.parent.name if path.stem in ("generator", "best") else path.stem
+        rows[title] = [dubbed_crops(loaded, clips[name], clip, indices[name]) for name, clip in chosen.items()]
+    figure = Figure(figsize=(1.2 * FRAMES * len(chosen) + 1, 1.55 * len(rows)), layout="constrained")
+    grid = figure.subplots(len(rows), FRAMES * len(chosen), squeeze=False)
+    for line, (name, people) in zip(grid, rows.items(), strict=True):
+        for axes, frame in zip(line, (frame for frames in people for frame in frames), strict=True):
+            axes.imshow(frame, interpolation="bilinear")
+            axes.set(xticks=[], yticks=[])
+            axes.spines[:].set_visible(False)
+        line[0].set_ylabel(name.replace("_", " "), fontsize=9)
+    return figure
+
+
+def loudness_of(waveform: np.ndarray, num_frames: int) -> np.ndarray:
+    """(T,) loudness of each frame's sound in dB, -60 and more."""
+    samples = np.zeros(num_frames * SAMPLES_PER_FRAME, np.float32)
+    samples[: len(waveform)] = waveform[: len(samples)]
+    power = np.square(samples.reshape(num_frames, -1)).mean(axis=1)
+    return 10 * np.log10(np.maximum(power, 1e-6))
+
+
+def best_lag(opening: np.ndarray, loudness: np.ndarray) -> tuple[int, float]:
+    """The number of frames that the mouth is behind its sound, where the two correlate most, and how much."""
+    found = {}
+    for lag in range(-MAX_LAG, MAX_LAG + 1):
+        mouth, sound = (x[max(0, y) : len(x) + min(0, y)] for x, y in ((opening, lag), (loudness, -lag)))
+        found[lag] = float(np.corrcoef(mouth, sound)[0, 1])
+    lag = max(found, key=found.get)
+    return lag, found[lag]
+
+
+def loudness(args: argparse.Namespace) -> Figure:
+    """How far the mouth of each video is open, over time, and how loud its sound is."""
+    figure = Figure(figsize=(11, 2.3 * len(args.videos)), layout="constrained")
+    for axes, video in zip(figure.subplots(len(args.videos), 1, squeeze=False)[:, 0], args.videos, strict=True):
+        landmarks = find_landmarks(video, flag="--videos")
+        heard = loudness_of(load_audio(video, "--videos"), len(landmarks.points))
+        seen = landmarks.usable
+        opening = np.where(seen, mouth_opening(landmarks.points), np.nan)
+        seconds = np.arange(len(opening)) / FPS
+        axes.plot(seconds, opening, color="C0")
+        axes.set_ylabel("opening / face", color="C0")
+        axes.twinx().plot(seconds, heard, color="C1", linewidth=0.8)
+        lag, correlation = best_lag(opening[seen], heard[seen])
+        axes.set_title(
+            f"{video.stem}: mouth opening (blue), loudness in dB (orange); correlation at most {correlation:.2f}, "
+            f"the mouth {abs(lag)} frames {'behind' if lag >= 0 else 'ahead'}",
+            fontsize=9,
+        )
+    axes.set_xlabel("seconds")
+    return figure
+
+
+def generator(args: argparse.Namespace) -> Figure:
+    """The paper's Figure 4: masked source and references; the channels of their features that AdaAT moves most,
+    before and after; the transform it chose for each, as a moved grid; what is drawn from them, and the real frame.
+    The video's own sound drives it."""
     loaded = load_model(args.checkpoint)
     if not isinstance(getattr(loaded.model, "deformation", None), AdaAT):
         raise UserError(f"--checkpoint {args.checkpoint}: expected a generator with AdaAT, found another")
@@ -108,7 +186,41 @@ def main() -> None:
         crop = FaceCrop.from_landmarks(landmarks.points[index], radius_px, loaded.mouth_size)
         crops.append(crop.extract(next(read_frames(args.video, index, index + 1))))
     features = audio_features.extract(waveform, loaded.audio_features, len(landmarks.points))
-    figure = draw(loaded.model, crops, audio_features.window(features, args.frame))
+    return draw_generator(loaded.model, crops, audio_features.window(features, args.frame))
+
+
+@command_line
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    figures = parser.add_subparsers(required=True, metavar="FIGURE")
+    flags = {
+        generator: {
+            "--video": {"type": Path, "default": EXAMPLE_VIDEO, "help": "with sound (default: the example)"},
+            "--frame": {"type": int, "default": 50, "help": "at 25 frames per second (default 50)"},
+            "--checkpoint": {"type": Path, "default": BUNDLED_CHECKPOINT, "help": "default: the bundled one"},
+        },
+        strips: {
+            "--data": {"type": Path, "required": True, "help": "prepared dataset"},
+            "--checkpoints": {"type": Path, "nargs": "+", "required": True, "help": "generators, a row each"},
+            "--people": {
+                "type": int,
+                "default": 2,
+                "help": "held-out people, the longest clip of each (default 2)",
+            },
+            "--size": {"type": int, "default": 128, "help": "mouth size of the real frames (default 128)"},
+        },
+        loudness: {
+            "--videos": {"type": Path, "nargs": "+", "required": True, "help": "with sound, a panel each"},
+        },
+    }
+    for run, options in flags.items():
+        of = figures.add_parser(run.__name__, description=run.__doc__, help=run.__doc__.split(":")[0])
+        for flag, settings in options.items():
+            of.add_argument(flag, **settings)
+        of.add_argument("--output", type=Path, default=Path("figure.png"), help=".png, .svg or .pdf")
+        of.set_defaults(run=run)
+    args = parser.parse_args()
+    figure = args.run(args)
     try:
         figure.savefig(args.output, dpi=110)
     except (OSError, ValueError) as error:

@@ -176,13 +176,48 @@ def test_what_one_value_asks_of_another(tmp_path):
     assert "syncnet: expected a checkpoint" in refusal(
         recipe(tmp_path, "clip_length: 5\nloss_weights: {sync: 0.1}")
     )
-    wav2lip = "generator: wav2lip\nnum_references: 1\naudio_features: mel\n"
-    assert load_config(recipe(tmp_path, wav2lip)).generator == "wav2lip"
-    assert "mouth_size: expected 64 or 128 or 256 with the generator wav2lip, found 96" in refusal(
-        recipe(tmp_path, wav2lip + "mouth_size: 96")
+    wav2lip = "generator: wav2lip_192\nnum_references: 1\naudio_features: mel\n"
+    assert load_config(recipe(tmp_path, wav2lip)).generator == "wav2lip_192"
+    assert "num_references: expected 1 with wav2lip_192, found 5" in refusal(
+        recipe(tmp_path, wav2lip + "num_references: 5")
     )
     assert "inpainting: expected True with" in refusal(recipe(tmp_path, wav2lip + "inpainting: false"))
+    assert "generator: expected one of dinet, wav2lip_96, " in refusal(recipe(tmp_path, "generator: wav2lip"))
     assert "sync_target: expected one or real" in refusal(recipe(tmp_path, "sync_target: two"))
+
+
+def test_recipes_go_over_each_other(tmp_path):
+    first, second = tmp_path / "first.yaml", tmp_path / "second.yaml"
+    first.write_text("batch_size: 20\nmax_steps: 7\nloss_weights: {pixel: 3.0, lips: 2.0}")
+    second.write_text("max_steps: 9\nloss_weights: {lips: 5.0}")
+    config = load_config([first, second], {"seed": 4})
+    assert (config.batch_size, config.max_steps, config.seed) == (20, 9, 4)
+    assert config.loss_weights == load_config(first).loss_weights | {"lips": 5.0}
+    second.write_text("depth: 9")
+    with pytest.raises(UserError, match=r"first\.yaml .*second\.yaml: unknown keys: \['depth'\]"):
+        load_config([first, second])
+
+
+SIZES = [CONFIGS / f"frame_{size}.yaml" for size in (32, 64, 128, 256)]
+
+
+@pytest.mark.parametrize(
+    ("name", "differs"),
+    [
+        ("without_deformation", {"deformation": "adain"}),
+        ("without_inpainting", {"inpainting": False}),
+        ("attention", {"deformation": "attention"}),
+        ("flow", {"deformation": "flow"}),
+        *(
+            (f"wav2lip_{size}", {"generator": f"wav2lip_{size}", "num_references": 1, "audio_features": "mel"})
+            for size in (96, 192, 384)
+        ),
+    ],
+)
+def test_ablations_and_baselines_differ_in_nothing_else(name, differs):
+    for size in SIZES:
+        plain, other = load_config(size), load_config([size, CONFIGS / f"{name}.yaml"])
+        assert replace(plain, **differs) == other != plain
 
 
 def test_syncnet_recipes(tmp_path):

@@ -13,9 +13,12 @@ from golden import golden_state
 
 import evaluate
 from data_processing.errors import UserError
+from data_processing.landmarks import find_landmarks
 from data_processing.video import VideoWriter, read_frames
 from evaluation import videos
 from evaluation.videos import COLUMNS, find_pairs, markdown_table
+from models.checkpoint import save_model
+from models.dinet import DINet, DINetConfig
 
 
 @pytest.fixture(scope="module")
@@ -120,12 +123,84 @@ def test_tables_and_sheet(output: Path) -> None:
     assert (bottom[:256] == bottom[256:]).all()
 
 
+@pytest.mark.parametrize("size", [128, 256])
+def test_talking_heads_of_another_framing(size: int, folders: tuple[Path, Path], tmp_path: Path) -> None:
+    """The head alone, cut out of the real video, is the same face; by the real video's landmarks it is not."""
+    real = folders[1] / "same.mp4"
+    points = find_landmarks(real).points
+    middle, reach = points.mean(axis=(0, 1)), np.ptp(points, axis=1).max() * 0.95
+    left, top = (middle - reach).round().astype(int)
+    side = round(2 * reach)
+    with VideoWriter(tmp_path / "head.mp4", size, size, crf=4) as writer:
+        for frame in read_frames(real):
+            padded = np.pad(frame, ((side, side), (side, side), (0, 0)), mode="edge")
+            head = padded[top + side :, left + side :][:side, :side]
+            writer.write(cv2.resize(head, (size, size), interpolation=cv2.INTER_AREA))
+    judges = videos.Judges(torch.device("cpu"))
+    own = videos.compare(tmp_path / "head.mp4", real, judges, 3, own_crops=True).scores
+    by_real = videos.compare(tmp_path / "head.mp4", real, judges, 3).scores
+    assert "psnr_frame" not in own
+    assert own["psnr_face"] > by_real["psnr_face"] + 5
+    assert own["lmd"] < by_real["lmd"]
+    assert own["csim"] > 0.9
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("model") / "model.safetensors"
+    model = DINet(DINetConfig(audio_dim=1280, num_references=2))
+    save_model(path, model, audio_features="mel", mouth_size=32, info={})
+    return path
+
+
+def run(*flags: object) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(videos, "MIN_SYNC_FRAMES", 20)
+        patch.setattr(sys, "argv", ["evaluate.py", "--device", "cpu", "--frames-per-clip", "2", *map(str, flags)])
+        evaluate.main()
+
+
+def test_a_checkpoint_on_videos(
+    checkpoint: Path, portrait_clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Each dubbed with its own sound and compared with itself, or with the next one's and judged alone."""
+    real = tmp_path / "real"
+    real.mkdir()
+    for name in ("ann", "bob"):
+        (real / f"{name}.mp4").write_bytes(portrait_clip.read_bytes())
+    (real / "broken.mp4").write_text("no video")
+    run("--checkpoint", checkpoint, "--videos", real, "--output", tmp_path / "self")
+    report = json.loads((tmp_path / "self" / "evaluation.json").read_text())
+    assert report["videos"].keys() == {"ann", "bob"}
+    assert report["failed"].keys() == {"broken"}
+    assert report["without_partner"] == []
+    assert report["driven_by"] == "their own sound"
+    assert (
+        report["means"]["psnr_frame"]["mean"] > report["means"]["psnr_mouth"]["mean"] + 3
+    )  # only mouths are drawn
+    assert report["means"]["psnr_mouth"]["mean"] < 25  # by a generator that has learned nothing
+    assert "FID is missing" in capsys.readouterr().out
+    (real / "broken.mp4").unlink()
+    run("--checkpoint", checkpoint, "--videos", real, "--cross", "--output", tmp_path / "cross")
+    report = json.loads((tmp_path / "cross" / "evaluation.json").read_text())
+    assert report["driven_by"] == "another's sound"
+    assert report["means"].keys() == {"sync_confidence", "sync_late_ms"}
+    (real / "bob.mp4").unlink()
+    with pytest.raises(SystemExit):
+        run("--checkpoint", checkpoint, "--videos", real, "--cross")
+    assert "--cross: expected two videos or more" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ([], "expected --checkpoint with --data, or --generated with --reference"),
-        (["--generated", "a"], "--generated and --reference: expected both"),
-        (["--checkpoint", "a"], "--checkpoint and --data: expected both"),
+        ([], "expected --checkpoint with --data, or --checkpoint with --videos, or --generated with --reference"),
+        (["--generated", "a"], "; found --generated"),
+        (["--checkpoint", "a", "--reference", "b"], "; found --checkpoint, --reference"),
+        (["--checkpoint", "a", "--data", "b", "--cross"], "--cross: expected --videos with it"),
+        (["--checkpoint", "a", "--videos", "b", "--sync"], "--sync: expected --data with it"),
+        (["--checkpoint", "a", "--data", "b", "--own-crops"], "--own-crops: expected --generated with it"),
         (["--generated", "absent", "--reference", "absent"], "--generated: expected a folder of videos"),
     ],
 )
@@ -140,5 +215,8 @@ def test_refusals(
 
 
 def test_folders_without_a_common_name(folders: tuple[Path, Path], tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"expected videos named as in .*, found none"):
+    with pytest.raises(UserError, match=r"--generated: expected videos in .*, found none"):
+        find_pairs(tmp_path, folders[1])
+    (tmp_path / "other.mp4").write_text("")
+    with pytest.raises(UserError, match=r"expected videos named as in .*, found other"):
         find_pairs(tmp_path, folders[1])

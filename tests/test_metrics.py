@@ -5,17 +5,21 @@ import pickle
 from io import BytesIO
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 import torch
 from golden import golden_arrays, golden_state
 from skimage.metrics import structural_similarity
+from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
 from data_processing.errors import UserError
+from data_processing.landmarks import find_landmarks
+from data_processing.video import read_frames
 from data_processing.weights import weight_path
 from evaluation import metrics
-from evaluation.metrics import LPIPS, bootstrap_interval, lip_sync_error, psnr, read_arrays, ssim
+from evaluation.metrics import FID, LPIPS, Identity, bootstrap_interval, lip_sync_error, psnr, read_arrays, ssim
 from models.syncnet_v2 import SyncNetV2, load_syncnet_v2
 
 
@@ -64,8 +68,14 @@ def test_ssim_matches_scikit_image() -> None:
     np.testing.assert_allclose(ssim(target, target), 1, rtol=1e-12)
 
 
-def numpy_lpips(layers: dict[str, Any], first: np.ndarray, second: np.ndarray) -> float:
+# Stride, padding and the size of the pooling before, if any, of each convolution; the layers that LPIPS looks at.
+ALEXNET = ([(4, 2, 0), (1, 2, 3), (1, 1, 3), (1, 1, 0), (1, 1, 0)], [0, 1, 2, 3, 4])
+VGG16 = ([(1, 1, 2 if layer in (2, 4, 7, 10) else 0) for layer in range(13)], [1, 3, 6, 9, 12])
+
+
+def numpy_lpips(layers: dict[str, Any], network: tuple, first: np.ndarray, second: np.ndarray) -> float:
     """LPIPS from its paper's formula, with the linear layers in the same file: images (H, W, 3) in [0, 1]."""
+    convolutions = next(found for name, found in layers.items() if not name.startswith("NetLin"))
 
     def convolve(image: np.ndarray, layer: dict[str, np.ndarray], stride: int, padding: int) -> np.ndarray:
         kernel = layer["kernel"].astype(np.float64)  # (rows, columns, in, out)
@@ -73,16 +83,18 @@ def numpy_lpips(layers: dict[str, Any], first: np.ndarray, second: np.ndarray) -
         patches = np.lib.stride_tricks.sliding_window_view(padded, kernel.shape[:2], axis=(0, 1))
         return np.einsum("yxcij,ijco->yxo", patches[::stride, ::stride], kernel, optimize=True) + layer["bias"]
 
-    def pool(image: np.ndarray) -> np.ndarray:
-        return np.lib.stride_tricks.sliding_window_view(image, (3, 3), axis=(0, 1))[::2, ::2].max(axis=(3, 4))
+    def pool(image: np.ndarray, size: int) -> np.ndarray:
+        patches = np.lib.stride_tricks.sliding_window_view(image, (size, size), axis=(0, 1))
+        return patches[::2, ::2].max(axis=(3, 4))
 
     def features(image: np.ndarray) -> list[np.ndarray]:
         x = ((2 * image - 1) - [-0.030, -0.088, -0.188]) / [0.458, 0.448, 0.450]
         found = []
-        for number, (stride, padding) in enumerate([(4, 2), (1, 2), (1, 1), (1, 1), (1, 1)]):
-            x = pool(x) if number in (1, 2) else x
-            x = np.maximum(convolve(x, layers["AlexNet_0"][f"Conv_{number}"], stride, padding), 0)
-            found.append(x / (np.linalg.norm(x, axis=2, keepdims=True) + 1e-10))
+        for number, (stride, padding, pooled) in enumerate(network[0]):
+            x = pool(x, pooled) if pooled else x
+            x = np.maximum(convolve(x, convolutions[f"Conv_{number}"], stride, padding), 0)
+            if number in network[1]:
+                found.append(x / (np.linalg.norm(x, axis=2, keepdims=True) + 1e-10))
         return found
 
     total = 0.0
@@ -94,14 +106,48 @@ def numpy_lpips(layers: dict[str, Any], first: np.ndarray, second: np.ndarray) -
     return total
 
 
-def test_lpips_matches_numpy(lpips_model: LPIPS) -> None:
-    first, second = noise(2, 3, 64, 64), noise(2, 3, 64, 64, seed=1)
+@pytest.mark.parametrize(("name", "network"), [("alex", ALEXNET), ("vgg", VGG16)])
+@pytest.mark.parametrize("size", [32, 64])
+def test_lpips_matches_numpy(name: str, network: tuple, size: int) -> None:
+    first, second = noise(2, 3, size, size), noise(2, 3, size, size, seed=1)
     second[1] = 0.8 * first[1] + 0.2 * second[1]
-    with weight_path("lpips_alex").open("rb") as file:
+    with weight_path(f"lpips_{name}").open("rb") as file:
         layers = read_arrays(file)
-    pairs = zip(first, second, strict=True)
-    expected = [numpy_lpips(layers, *(x.permute(1, 2, 0).double().numpy() for x in pair)) for pair in pairs]
-    np.testing.assert_allclose(lpips_model(first, second).numpy(), expected, rtol=1e-4)
+    pairs = [[x.permute(1, 2, 0).double().numpy() for x in pair] for pair in zip(first, second, strict=True)]
+    expected = [numpy_lpips(layers, network, *pair) for pair in pairs]
+    np.testing.assert_allclose(LPIPS(name)(first, second), expected, rtol=1e-4)
+
+
+def made_inception(path: Path) -> Path:
+    torch.manual_seed(0)
+    with patch("torch.load", return_value={}), patch.object(torch.nn.Module, "load_state_dict"):
+        network = FeatureExtractorInceptionV3("made", ["2048"], feature_extractor_weights_path=path)
+    torch.save(network.state_dict(), path)
+    return path
+
+
+def test_fid_is_the_distance_of_two_gaussians(tmp_path: Path) -> None:
+    fid = FID(made_inception(tmp_path / "inception.pth"), torch.device("cpu"))
+    generated, real = noise(6, 3, 40, 30), 0.5 * noise(6, 3, 40, 30, seed=1)
+    assert fid.value() is None
+    for start in (0, 4):
+        fid.add(generated[start : start + 4], real[start : start + 4])
+    features = [fid.network((x * 255).round().byte())[0].double().numpy() for x in (generated, real)]
+    means = [x.mean(axis=0) for x in features]
+    # The trace of the root of the product of two covariances is that of six by six products of the samples.
+    centred = [(x - mean) / np.sqrt(5) for x, mean in zip(features, means, strict=True)]
+    root = np.linalg.svd(centred[0] @ centred[1].T, compute_uv=False).sum()
+    expected = ((means[0] - means[1]) ** 2).sum() + (centred[0] ** 2).sum() + (centred[1] ** 2).sum() - 2 * root
+    assert expected > 0
+    assert fid.value() == pytest.approx(expected, rel=1e-3)
+
+
+def test_fid_runs_no_code_in_its_file(tmp_path: Path) -> None:
+    path, harm = tmp_path / "inception.pth", tmp_path / "harm"
+    path.write_bytes(pickle.dumps({"weight": Evil(os.system, f"touch {harm}")}))
+    with pytest.raises(UserError, match=r"inception\.pth: expected torch-fidelity's Inception"):
+        FID(path, torch.device("cpu"))
+    assert not harm.exists()
 
 
 def test_lpips_grows_with_the_noise(lpips_model: LPIPS) -> None:
@@ -232,3 +278,14 @@ def test_bootstrap_interval_counts_clips_not_frames() -> None:
     # eight equal frames of each clip tell no more than one
     assert bootstrap_interval(of_clip.repeat(8), list(np.repeat(names, 8))) == pytest.approx((low, high))
     assert bootstrap_interval(of_clip, ["one"] * 100) is None
+
+
+def test_identity_takes_views(portrait_clip: Path) -> None:
+    """Frames of some widths are views of wider pictures."""
+    frame, points = next(read_frames(portrait_clip)), find_landmarks(portrait_clip).points[0]
+    wide = np.zeros((len(frame), frame.shape[1] + 8, 3), np.uint8)
+    wide[:, : frame.shape[1]] = frame
+    identity = Identity()
+    alone, view = identity(frame, points), identity(wide[:, : frame.shape[1]], points)
+    np.testing.assert_array_equal(alone, view)
+    assert np.linalg.norm(alone) == pytest.approx(1)

@@ -457,7 +457,7 @@ def test_clip_step_against_plain_autograd(adversarial_trainer, batch):
 @pytest.mark.parametrize(
     ("lines", "references", "audio_dim"),
     [
-        ("generator: wav2lip\nnum_references: 1\naudio_features: mel\n", 1, 1280),
+        ("generator: wav2lip_96\nnum_references: 1\naudio_features: mel\n", 1, 1280),
         ("deformation: flow\n", 5, 384),
         ("inpainting: false\n", 5, 384),
     ],
@@ -474,6 +474,26 @@ def test_other_generators_take_steps(recipe, lines, references, audio_dim):
         losses = train_step(trainer, batch)
     assert losses.keys() == {"pixel", "perceptual"}
     assert not any(torch.equal(weight, before[name]) for name, weight in trainer.generator.named_parameters())
+
+
+def test_a_larger_wav2lip_takes_the_stages_of_a_smaller_one(recipe):
+    lines = TINY + "num_references: 1\naudio_features: mel\n"
+    recipe.write_text(lines + "generator: wav2lip_96\n")
+    small = Trainer.create(load_config(recipe), torch.device("cpu")).generator
+    path = recipe.with_name("small.safetensors")
+    save_model(path, small, audio_features="mel", mouth_size=32, info={}, bits=32)
+    recipe.write_text(lines + f"generator: wav2lip_384\ninit_from: {path}\n")
+    large = Trainer.create(load_config(recipe), torch.device("cpu")).generator
+    inner = torch.rand(1, 16, 96, 96)  # what the stages that both have are given
+    for mine, theirs in zip(large.face_encoder_blocks[3:], small.face_encoder_blocks[1:], strict=True):
+        assert torch.equal(mine.eval()(inner), theirs.eval()(inner))
+        inner = theirs(inner)
+    for mine, theirs in zip(large.face_decoder_blocks, small.face_decoder_blocks, strict=False):
+        assert str(mine.state_dict()) == str(theirs.state_dict())
+    save_model(path, large, audio_features="mel", mouth_size=32, info={}, bits=32)
+    recipe.write_text(lines + f"generator: wav2lip_192\ninit_from: {path}\n")
+    with pytest.raises(UserError, match=r"expected Wav2LipConfig\(face_size=192"):
+        Trainer.create(load_config(recipe), torch.device("cpu"))
 
 
 def test_frozen_norms_keep_their_statistics(recipe):
