@@ -13,10 +13,12 @@ from typing import Any
 import cv2
 import torch
 
-from data_processing.dataset import load_clips
+from data_processing.dataset import load_clips, load_features
 from data_processing.errors import UserError, command_line
+from data_processing.files import write_whole
 from data_processing.sync import BUNDLED
 from data_processing.video import FPS
+from data_processing.weights import is_cached
 from evaluation.crops import AUDIO_SHIFT, SYNC_FRAMES, evaluate, sync_check
 from evaluation.metrics import measures
 from evaluation.videos import (
@@ -75,14 +77,14 @@ def evaluate_clips(args: argparse.Namespace, device: torch.device) -> None:
             f"--size: expected a multiple of 32, at least the checkpoint's {loaded.mouth_size}, found {size}"
         )
     clips = load_clips(args.data, args.split, size, loaded.audio_features)
+    if args.sync and all(len(clip.frames) < SYNC_FRAMES for clip in clips):
+        raise UserError(f"--sync: expected clips of {SYNC_FRAMES} frames or more, found none")
     report = evaluate(loaded, clips, args.frames_per_clip, measures(device, with_vgg=True), device)
     if args.sync:
         judge = load_model(BUNDLED, device, kinds=SYNCNET)
+        heard = load_features(args.data, args.split, judge.audio_features)
         if size != loaded.mouth_size:
             clips = load_clips(args.data, args.split, loaded.mouth_size, loaded.audio_features)
-        heard = clips
-        if judge.audio_features != loaded.audio_features:
-            heard = load_clips(args.data, args.split, loaded.mouth_size, judge.audio_features)
         report["sync"] = sync_check(loaded, judge, clips, heard, device)
     report = {"checkpoint": _identified(args.checkpoint), "data": str(args.data), "split": args.split, **report}
     _print_report(report)
@@ -107,6 +109,8 @@ def evaluate_dubs(args: argparse.Namespace, device: torch.device) -> None:
     dubber = Dubber(loaded, device, choose_precision("auto", device))
     with nullcontext(args.output) if args.output else TemporaryDirectory() as folder:
         dubbed = Path(folder) / "dubbed"
+        if dubbed.resolve() == args.videos.resolve():
+            raise UserError(f"--output: expected another folder than that of {args.videos}, found {folder}")
         failed = dub_folder(dubber, args.videos, dubbed, cross=args.cross)
         if args.cross:
             report = judge_synchrony(dubbed, device)
@@ -133,6 +137,8 @@ def dub_folder(dubber: Dubber, videos: Path, output: Path, *, cross: bool) -> di
     if cross and len(found) < 2:
         raise UserError(f"--cross: expected two videos or more in {videos}, found one")
     output.mkdir(parents=True, exist_ok=True)
+    for old in output.glob("*.mp4"):  # of an earlier run
+        old.unlink()
     failed = {}
     names = list(found)
     for number, name in enumerate(names):
@@ -149,6 +155,8 @@ def dub_folder(dubber: Dubber, videos: Path, output: Path, *, cross: bool) -> di
 def _report_videos(report: dict[str, Any], args: argparse.Namespace) -> None:
     strips = report.pop("strips", {})
     columns = SYNCHRONY if args.cross else tuple(COLUMNS)
+    if args.own_crops:
+        columns = tuple(column for column in columns if not column.endswith("_frame"))
     print(f"\n{markdown_table(report, columns)}")
     looked_at = "" if args.cross else f", {args.frames_per_clip} frames each at most"
     print(
@@ -159,12 +167,10 @@ def _report_videos(report: dict[str, Any], args: argparse.Namespace) -> None:
         print(f"failed: {name}: {reason}")
     for path in report["without_partner"]:
         print(f"without a partner: {path}")
-    if "lse_d" not in report["means"]:
-        print(
-            "LSE-D and LSE-C are missing: they need the official SyncNet (python scripts/download_weights.py "
-            "syncnet_v2) and videos with sound"
-        )
-    if not args.cross and "fid" not in report["means"]:
+    if not is_cached("syncnet_v2"):
+        fetch = "python scripts/download_weights.py syncnet_v2"
+        print(f"LSE-D and LSE-C are missing: they need the official SyncNet ({fetch})")
+    if not args.cross and not is_cached("fid_inception"):
         print("FID is missing: it needs Inception (python scripts/download_weights.py fid_inception)")
     if args.output:
         rows = [{"video": name, **scores} for name, scores in report["videos"].items()]
@@ -188,14 +194,14 @@ Score a checkpoint on prepared clips (--checkpoint, --data), each driven by its 
 (AlexNet and VGG) of the mouth box. The same again with the sound moved by {AUDIO_SHIFT} frames either way: the
 difference is how much the lips follow the sound.
 
-Or on videos (--checkpoint, --videos): each is dubbed, as by inference.py, with its own sound and compared with
-itself; or with --cross with the sound of the next one, of which only the synchrony can be judged.
+Or on videos (--checkpoint, --videos): each is dubbed, as by inference.py at --crf 10, with its own sound and
+compared with itself; or with --cross with the sound of the next one, of which only the synchrony can be judged.
 
 Or score any method's videos beside the real ones of the same names (--generated, --reference): both are read at 25
-frames per second, a generated frame is resized to the real one's size, the frames that both have are compared: in
-full, in the face crop (416 x 320) and in the mouth box (256 x 256) that the real video's landmarks give; with LMD,
-CSIM, FID, LSE-D and LSE-C (where Inception's and the official SyncNet's files are there) and the bundled SyncNet's
-own measures.
+frames per second, a generated frame is resized to the real one's size, and some of the frames that both have are
+compared: in full, in the face crop (416 x 320) and in the mouth box (256 x 256) that the real video's landmarks
+give; with LMD, CSIM, FID, LSE-D and LSE-C (where Inception's and the official SyncNet's files are there) and the
+bundled SyncNet's own measures.
 
 Intervals are 95 %, by bootstrap over clips or videos.""",
         epilog="Scores depend on the size of the box: compare checkpoints of two sizes with --size, on the same "
@@ -274,14 +280,7 @@ def _json(report: dict[str, Any]) -> bytes:
 
 
 def _save(path: Path, content: bytes) -> None:
-    partial = path.with_name(f"{path.name}.partial")
-    try:
-        partial.write_bytes(content)
-        partial.replace(path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror}") from error
-    finally:
-        partial.unlink(missing_ok=True)
+    write_whole(path, lambda file: file.write(content))
 
 
 if __name__ == "__main__":

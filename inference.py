@@ -52,8 +52,16 @@ class Shot(NamedTuple):
     references: ReferenceFeatures
 
 
+class Dubbed(NamedTuple):
+    """How many frames a dubbed video has, how many of them are redrawn, and how long the drawing took."""
+
+    frames: int
+    redrawn: int
+    drawing_s: float
+
+
 class Dubber:
-    """A generator with the means to redraw frames of one video."""
+    """A generator with the means to redraw frames."""
 
     def __init__(self, loaded: LoadedModel, device: torch.device, precision: str) -> None:
         self.model = loaded.model.to(device, memory_format=torch.channels_last)
@@ -207,11 +215,12 @@ def dub(args: argparse.Namespace) -> None:
     dubber = Dubber(loaded, device, choose_precision(args.precision, device))
     options = {"backend": args.landmarks, "references": args.references}
     options |= {"side_by_side": args.side_by_side, "crf": args.crf}
-    frames, redrawn, generating = dub_video(dubber, args.video, args.audio, args.output, **options)
+    done = dub_video(dubber, args.video, args.audio, args.output, **options)
+    without = done.frames - done.redrawn
     print(
-        f"{args.output}: {frames} frames ({frames / FPS:.1f} s at {FPS} fps) in {time.monotonic() - began:.1f} s, "
-        f"{frames / generating:.1f} frames/s dubbing"
-        + (f"; {frames - redrawn} frames without a face left unchanged" if redrawn < frames else "")
+        f"{args.output}: {done.frames} frames ({done.frames / FPS:.1f} s at {FPS} fps) in "
+        f"{time.monotonic() - began:.1f} s, {done.frames / done.drawing_s:.1f} frames/s dubbing"
+        + (f"; {without} frames without a face left unchanged" if without else "")
     )
 
 
@@ -240,11 +249,8 @@ def dub_video(
     references: str | None = None,
     side_by_side: bool = False,
     crf: int = 16,
-) -> tuple[int, int, float]:
+) -> Dubbed:
     """Dub one video; `backend`, `references`, `side_by_side` and `crf` as on the command line.
-
-    Returns:
-        How many frames were written, how many of them redrawn, and the seconds that took.
 
     Raises:
         UserError: a file cannot be read or written, the video shows no face, or --references do not fit it.
@@ -277,7 +283,7 @@ def dub_video(
         for source, dubbed, changed in tqdm(frames, total=len(features), unit="frame", desc="dubbing"):
             writer.write(np.concatenate([source, dubbed], axis=1) if side_by_side else dubbed)
             redrawn += changed
-    return len(features), redrawn, time.monotonic() - generating
+    return Dubbed(len(features), redrawn, time.monotonic() - generating)
 
 
 @command_line

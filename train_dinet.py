@@ -166,20 +166,21 @@ def _start_of(config: TrainConfig, generator: DINet | Wav2Lip) -> DINet | Wav2Li
     """The generator of `init_from`; with another kind of features it keeps the audio encoder of `generator`, and a
     larger Wav2Lip takes the stages that both have."""
     start = load_model(Path(config.init_from))
-    both = isinstance(generator, Wav2Lip) and isinstance(start.model, Wav2Lip)
-    if both and start.model.config.face_size < generator.config.face_size:
-        generator.grow_from(start.model)
-        return generator
     features = LIPS if config.audio_warmup_steps else config.audio_features
     changed_to_lips = config.audio_features == LIPS
     found = start.model.config
     if isinstance(found, DINetConfig):
         found = replace(found, audio_dim=generator.config.audio_dim)
+    elif isinstance(generator, Wav2Lip) and found.face_size < generator.config.face_size:
+        found = replace(found, face_size=generator.config.face_size)
     if found != generator.config or not (start.audio_features == features or changed_to_lips):
         raise UserError(
             f"init_from {config.init_from}: expected {generator.config} with {features} features, "
             f"found {start.model.config} with {start.audio_features}"
         )
+    if isinstance(generator, Wav2Lip):
+        generator.grow_from(start.model)
+        return generator
     if start.audio_features != config.audio_features:
         start.model.audio_encoder = generator.audio_encoder
         start.model.config = generator.config
@@ -311,13 +312,13 @@ def _descend(optimizer: torch.optim.Optimizer, loss: torch.Tensor, rate: float) 
     optimizer.step()
 
 
-def validate(trainer: Trainer, samples: list, measures: dict[str, Measure]) -> dict[str, float]:
+def validate(trainer: Trainer, samples: list, judges: dict[str, Measure]) -> dict[str, float]:
     """PSNR, SSIM and LPIPS of the mouth box on held-out people, and the same with the sound half a second off."""
     dtype = torch.bfloat16 if trainer.config.precision == "bf16" else None
     means = {}
     for name, shift in (("matched", 0), ("shifted", AUDIO_SHIFT)):
         options = {"audio_shift": shift, "device": trainer.device, "precision": dtype}
-        scores = score(trainer.generator, samples, measures, **options)
+        scores = score(trainer.generator, samples, judges, **options)
         means |= {f"{metric}_{name}": value for metric, value in scores.means().items()}
     means["audio_gap_db"] = means["psnr_matched"] - means["psnr_shifted"]
     return means
@@ -454,7 +455,7 @@ def main() -> None:
     overrides = {"init_from": args.init_from, "syncnet": args.syncnet, "max_steps": args.max_steps}
     config = load_config(args.config, overrides)
     device = processes.join(choose_device(args.device))
-    run_dir = args.run_dir or Path("runs") / args.config[-1].stem
+    run_dir = args.run_dir or Path("runs") / "-".join(path.stem for path in args.config)
     print(f"# {' '.join(map(str, args.config))} on {device}\n{dump_config(config)}")
     if args.dry_run:
         dry_run(config, args.data, device)

@@ -407,7 +407,7 @@ def main() -> None:
     overrides = {"init_from": args.init_from, "max_steps": args.max_steps}
     config = load_config(args.config, overrides, SyncNetConfig)
     device = processes.join(choose_device(args.device))
-    run_dir = args.run_dir or Path("runs") / args.config[-1].stem
+    run_dir = args.run_dir or Path("runs") / "-".join(path.stem for path in args.config)
     print(f"# {' '.join(map(str, args.config))} on {device}\n{dump_config(config)}")
     with processes.first_process_first():
         if processes.rank() == 0:

@@ -37,7 +37,7 @@ def add_run_arguments(parser: argparse.ArgumentParser, base: str) -> None:
         help=f"recipe over {base}; of several each goes over those before",
     )
     add("--data", type=Path, required=True, help="prepared dataset (data_processing.prepare)")
-    add("--run-dir", type=Path, help="where the run is written (default runs/<name of the last recipe>)")
+    add("--run-dir", type=Path, help="where the run is written (default runs/<names of the recipes>)")
     add("--resume", action="store_true", help="continue the run in --run-dir")
     add("--init-from", help="start from the weights of this release checkpoint")
     add("--max-steps", type=int, help="instead of the recipe's")

@@ -15,7 +15,7 @@ from models.dinet import DEFORMATIONS
 from models.syncnet import CLIP_LENGTH
 from models.wav2lip import DOUBLINGS
 
-GENERATORS = ("dinet", *(f"wav2lip_{size}" for size in DOUBLINGS))
+GENERATOR_NAMES = ("dinet", *(f"wav2lip_{size}" for size in DOUBLINGS))
 LOSSES = ("pixel", "lips", "perceptual", "adversarial", "clip_adversarial", "sync")
 
 
@@ -127,9 +127,10 @@ def load_config(
     paths = [paths] if isinstance(paths, Path) else paths
     values = _read(BASES[kind])
     for recipe in map(_read, paths):
-        if isinstance(recipe.get("loss_weights"), dict):
-            recipe["loss_weights"] = values["loss_weights"] | recipe["loss_weights"]
+        before, weights = values.get("loss_weights"), recipe.get("loss_weights")
         values |= recipe
+        if isinstance(before, dict) and isinstance(weights, dict):
+            values["loss_weights"] = before | weights
     values |= {k: v for k, v in (overrides or {}).items() if v is not None}
     path = " ".join(map(str, paths))
     types = get_type_hints(kind)
@@ -201,7 +202,7 @@ def _check_ranges(path: str, config: TrainConfig | SyncNetConfig) -> None:
                 len(config.adam_betas) == 2 and all(0 <= beta < 1 for beta in config.adam_betas),
                 "two numbers from 0 to below 1",
             ),
-            "generator": (config.generator in GENERATORS, f"one of {', '.join(GENERATORS)}"),
+            "generator": (config.generator in GENERATOR_NAMES, f"one of {', '.join(GENERATOR_NAMES)}"),
             "deformation": (config.deformation in DEFORMATIONS, f"one of {', '.join(DEFORMATIONS)}"),
             "sync_target": (config.sync_target in ("one", "real"), "one or real"),
         }

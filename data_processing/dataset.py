@@ -6,15 +6,15 @@ exactly what an unbroken one would have; of several processes each takes its sha
 """
 
 from collections import Counter
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from os import cpu_count, getpid, sysconf
+from os import cpu_count, sysconf
 from pathlib import Path
 from typing import NamedTuple
 from zipfile import BadZipFile
 
 import cv2
+import joblib
 import numpy as np
 import torch
 from tqdm import tqdm
@@ -22,6 +22,7 @@ from tqdm import tqdm
 from data_processing.audio import load_audio
 from data_processing.audio_features import FEATURE_DIMS, WINDOW_RADIUS, extract, windows
 from data_processing.errors import UserError
+from data_processing.files import write_whole
 from data_processing.geometry import crop_size, mouth_box, mouth_size_of
 from data_processing.landmarks import lip_features
 from data_processing.prepare import read_jsonl
@@ -110,6 +111,7 @@ def load_clips(data: Path, split: str, mouth_size: int, audio_features: str, pro
             f"{split}: {processes} x {needed / 1e9:.1f} GB do not fit into {available / 1e9:.1f} GB of memory; "
             f"read from {decoded} instead"
         )
+    _extract_missing(data, lines, audio_features)
     with ThreadPoolExecutor(cpu_count()) as pool:  # decoding leaves Python's lock
         loaded = pool.map(lambda line: _load_clip(data, line, mouth_size, audio_features, decoded), lines)
         return list(tqdm(loaded, total=len(lines), unit="clip", desc=f"loading {split}"))
@@ -119,7 +121,26 @@ def _load_clip(data: Path, line: dict, mouth_size: int, audio_features: str, dec
     if decoded is None:
         frames = _decode(data, line, mouth_size)
     else:
-        frames = _kept(decoded / f"{line['id']}.npy", lambda: _decode(data, line, mouth_size))
+        path = decoded / f"{line['id']}.npy"
+        if not path.exists():
+            _keep(path, _decode(data, line, mouth_size))
+        frames = _read(path)
+    features, landmarks = _load_arrays(data, line, audio_features)
+    for name, rows in (("features", features), ("landmarks", landmarks)):
+        if len(rows) != len(frames):
+            raise UserError(f"--data: clip {line['id']}: {len(frames)} frames but {len(rows)} rows of {name}")
+    return Clip(line["id"], line["person"], frames, features, landmarks)
+
+
+def load_features(data: Path, split: str, audio_features: str) -> list[np.ndarray]:
+    """The features (T, D) alone of the clips of `load_clips`, in its order. Raises UserError as it does."""
+    lines = [line for line in read_jsonl(data / "manifest.jsonl") if line["split"] == split]
+    _extract_missing(data, lines, audio_features)
+    return [_load_arrays(data, line, audio_features)[0] for line in lines]
+
+
+def _load_arrays(data: Path, line: dict, audio_features: str) -> tuple[np.ndarray, np.ndarray]:
+    """Features (T, D) and landmarks (T, 68, 2) of one clip."""
     try:
         with np.load(data / "clips" / f"{line['id']}.npz", allow_pickle=False) as arrays:
             features = arrays["features"].astype(np.float32)
@@ -129,31 +150,55 @@ def _load_clip(data: Path, line: dict, mouth_size: int, audio_features: str, dec
     if audio_features == LIPS:
         features = lip_features(landmarks)
     elif audio_features != line["audio_features"]:
-        sound = data / "clips" / f"{line['id']}.mp4"
-        features = _kept(
-            data / "features" / audio_features / f"{line['id']}.npy",
-            lambda: extract(load_audio(sound, "--data"), audio_features, line["num_frames"]),
+        features = _read(_features_path(data, line, audio_features))
+    return features, landmarks
+
+
+def _features_path(data: Path, line: dict, audio_features: str) -> Path:
+    return data / "features" / audio_features / f"{line['id']}.npy"
+
+
+def _extract_missing(data: Path, lines: list[dict], audio_features: str) -> None:
+    """Extract features that the clips were not prepared with, in processes of their own: TensorFlow, which some of
+    them need, cannot live with everything that a training needs."""
+
+    def stale(line: dict, clip: Path) -> bool:
+        path = _features_path(data, line, audio_features)
+        if line["audio_features"] == audio_features or not clip.exists():
+            return False
+        return not path.exists() or path.stat().st_mtime < clip.stat().st_mtime
+
+    clips = [(line, data / "clips" / f"{line['id']}.mp4") for line in lines if audio_features != LIPS]
+    missing = [
+        (clip, audio_features, line["num_frames"], _features_path(data, line, audio_features))
+        for line, clip in clips
+        if stale(line, clip)
+    ]
+    if missing:
+        done = joblib.Parallel(n_jobs=-1, return_as="generator_unordered")(
+            joblib.delayed(_extract_one)(*arguments) for arguments in missing
         )
-    for name, rows in (("features", features), ("landmarks", landmarks)):
-        if len(rows) != len(frames):
-            raise UserError(f"--data: clip {line['id']}: {len(frames)} frames but {len(rows)} rows of {name}")
-    return Clip(line["id"], line["person"], frames, features, landmarks)
+        list(tqdm(done, total=len(missing), unit="clip", desc=f"{audio_features} features"))
 
 
-def _kept(path: Path, make: Callable[[], np.ndarray]) -> np.ndarray:
-    """What `make` gives, made once and kept in the file `path`, which is read as memory."""
+def _extract_one(clip: Path, audio_features: str, num_frames: int, path: Path) -> None:
+    _keep(path, extract(load_audio(clip, "--data"), audio_features, num_frames))
+
+
+def _keep(path: Path, array: np.ndarray) -> None:
     try:
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            partial = path.with_name(f".{path.stem}.{getpid()}.partial.npy")
-            try:
-                np.save(partial, make())
-                partial.replace(path)
-            finally:
-                partial.unlink(missing_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--data: cannot make the folder {path.parent}: {error.strerror}") from None
+    write_whole(path, lambda file: np.save(file, array))
+
+
+def _read(path: Path) -> np.ndarray:
+    """An array in a file, read as memory."""
+    try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise UserError(f"--data: {path}: cannot be written or read: {error}") from None
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"--data: {path}: cannot be read: {error}") from None
 
 
 def _decode(data: Path, line: dict, mouth_size: int) -> np.ndarray:

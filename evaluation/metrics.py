@@ -22,6 +22,7 @@ from data_processing.weights import weight_path
 from models.syncnet_v2 import MFCC_WINDOW, SyncNetV2
 
 LSE_SHIFT = 15  # frames to either side
+MOST_PSNR = 100.0
 
 
 def psnr(output: torch.Tensor, target: torch.Tensor) -> np.ndarray:
@@ -109,8 +110,15 @@ Measure = Callable[[torch.Tensor, torch.Tensor], np.ndarray]
 
 
 def measures(device: torch.device, *, with_vgg: bool = False) -> dict[str, Measure]:
-    """ "psnr", "ssim", "lpips" (AlexNet) and `with_vgg` "lpips_vgg", whose networks run on `device`."""
-    found: dict[str, Measure] = {"psnr": psnr, "ssim": ssim, "lpips": LPIPS().to(device)}
+    """PSNR, SSIM, LPIPS with AlexNet ("lpips") and `with_vgg` ("lpips_vgg"), whose networks run on `device`.
+
+    Equal images count as MOST_PSNR, which else would make every mean infinite.
+    """
+    found: dict[str, Measure] = {
+        "psnr": lambda output, target: np.minimum(psnr(output, target), MOST_PSNR),
+        "ssim": ssim,
+        "lpips": LPIPS().to(device),
+    }
     return found | ({"lpips_vgg": LPIPS("vgg").to(device)} if with_vgg else {})
 
 
@@ -210,7 +218,7 @@ def mouth_distance(found: np.ndarray, true: np.ndarray) -> float:
 @dataclass(frozen=True)
 class LipSync:
     """LSE-D (`distance`, lower is better), LSE-C (`confidence`, higher is better), and the `offset` in frames at
-    which they are found; a constant offset is not penalised by either."""
+    which they are found, negative if the sound comes late; a constant offset is not penalised by either."""
 
     distance: float
     confidence: float

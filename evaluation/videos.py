@@ -19,13 +19,13 @@ from tqdm import tqdm
 from data_processing.audio import load_audio
 from data_processing.audio_features import SAMPLES_PER_FRAME
 from data_processing.errors import UserError
-from data_processing.geometry import FaceCrop, crop_radius, face_tracks, track_crop
+from data_processing.geometry import FaceCrop, crop_radius, face_tracks, mouth_box, track_crop
 from data_processing.landmarks import Landmarks, find_landmarks
 from data_processing.prepare import MIN_SYNC_FRAMES
 from data_processing.sync import measure_offset
 from data_processing.video import VIDEO_SUFFIXES, read_frames
 from data_processing.weights import cached_path, is_cached
-from evaluation.crops import mouth_boxes, spread
+from evaluation.crops import spread
 from evaluation.metrics import (
     FID,
     Identity,
@@ -38,7 +38,6 @@ from evaluation.metrics import (
 from models.syncnet_v2 import SyncNetV2, load_syncnet_v2
 
 MOUTH_SIZE = 256  # face crops of 416 × 320, as in the paper
-MOST_PSNR = 100.0
 LSE_FRAMES = 1000  # of the longest shot: more make a video's score no surer
 SYNCHRONY = ("lse_d", "lse_c", "lse_offset", "sync_confidence", "sync_late_ms")
 
@@ -49,7 +48,7 @@ COLUMNS = {
     "lpips_face": ("LPIPS (AlexNet), face crop", 4, False),
     "lse_d": ("LSE-D", 3, False),
     "lse_c": ("LSE-C", 3, True),
-    "lse_offset": ("LSE offset, frames", 1, None),
+    "lse_offset": ("LSE offset, frames either way", 1, None),
     "ssim_mouth": ("SSIM, mouth box", 4, True),
     "psnr_mouth": ("PSNR, mouth box", 2, True),
     "lpips_mouth": ("LPIPS (AlexNet), mouth box", 4, False),
@@ -61,8 +60,9 @@ COLUMNS = {
     "lmd": ("LMD, pixels of the face crop", 2, False),
     "csim": ("CSIM (dlib)", 3, True),
     "sync_confidence": ("bundled SyncNet's confidence (not LSE)", 3, True),
-    "sync_late_ms": ("bundled SyncNet's offset, ms", 0, None),
+    "sync_late_ms": ("bundled SyncNet's offset, ms either way", 0, None),
 }
+OFFSETS = ("lse_offset", "sync_late_ms")  # signed for each video (late is below 0, above 0), without sign in means
 
 
 @dataclass
@@ -72,40 +72,54 @@ class Judges:
     device: torch.device
     measures: dict[str, Measure] = field(init=False)
     identity: Identity = field(default_factory=Identity)
-    syncnet_v2: SyncNetV2 | None = None
+    syncnet_v2: SyncNetV2 | None = field(init=False)
     fid: FID | None = None
 
     def __post_init__(self) -> None:
         self.measures = measures(self.device, with_vgg=True)
-        if is_cached("syncnet_v2"):
-            self.syncnet_v2 = load_syncnet_v2(cached_path("syncnet_v2"), self.device)
+        self.syncnet_v2 = official_syncnet(self.device)
         if is_cached("fid_inception"):
             self.fid = FID(cached_path("fid_inception"), self.device)
 
 
+def official_syncnet(device: torch.device) -> SyncNetV2 | None:
+    """The judge of LSE-D and LSE-C, None where its file is not there."""
+    return load_syncnet_v2(cached_path("syncnet_v2"), device) if is_cached("syncnet_v2") else None
+
+
 @dataclass(frozen=True)
 class Comparison:
-    """scores: COLUMNS to numbers, None where one cannot be had; frames: how many were looked at; left_over: how
-    many one video has more; strip: (512, W, 3) uint8 RGB, some real mouths above what was generated."""
+    """scores: COLUMNS to numbers, None where one cannot be had; left_over: how many frames one video has more;
+    faces: (2, frames, 416, 320, 3) uint8 RGB, what was looked at, generated and real."""
 
     scores: dict[str, float | None]
-    frames: int
     left_over: int
-    strip: np.ndarray
+    faces: np.ndarray
+
+    def strip(self) -> np.ndarray:
+        """Up to six real mouths above what was generated: (512, W, 3) uint8 RGB."""
+        rows, columns = mouth_box(MOUTH_SIZE)
+        shown = self.faces[::-1, spread(self.faces.shape[1], 6), rows, columns]
+        return np.vstack([np.hstack(list(row)) for row in shown])
 
 
 def find_videos(folder: Path, flag: str) -> dict[str, Path]:
-    """The videos of a folder by their names without suffix, in order.
+    """The videos of a folder by their names without suffix, in order; hidden ones are left out.
 
     Raises:
-        UserError: the folder, given by `flag`, is missing or holds none.
+        UserError: the folder, given by `flag`, is missing, holds none, or two of one name.
     """
     if not folder.is_dir():
         raise UserError(f"{flag}: expected a folder of videos, found none at {folder}")
-    found = sorted(path for path in folder.iterdir() if path.suffix.lower() in VIDEO_SUFFIXES)
+    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file())
+    paths = [path for path in paths if not path.name.startswith(".")]
+    found = {path.stem: path for path in paths}
     if not found:
         raise UserError(f"{flag}: expected videos in {folder}, found none")
-    return {path.stem: path for path in found}
+    if len(found) < len(paths):
+        twice = next(path for path in paths if path not in found.values())
+        raise UserError(f"{flag}: expected one video of each name in {folder}, found two of {twice.stem}")
+    return found
 
 
 def find_pairs(generated: Path, reference: Path) -> tuple[list[tuple[str, Path, Path]], list[str]]:
@@ -139,7 +153,7 @@ def compare(generated: Path, reference: Path, judges: Judges, count: int, *, own
         raise UserError(f"--generated: {generated} and {reference} have no frame with a face in common")
     wanted = set(both[spread(len(both), count)].tolist())
     real_radii, drawn_radii = _radii(real), _radii(drawn)
-    rows, mouths = [], []
+    rows, faces = [], []
     readers = (read_frames(generated, flag="--generated"), read_frames(reference, flag="--reference"))
     for index, (made, true) in enumerate(zip(*readers, strict=False)):
         if index not in wanted:
@@ -149,34 +163,48 @@ def compare(generated: Path, reference: Path, judges: Judges, count: int, *, own
         if own_crops:
             made_crop = FaceCrop.from_landmarks(points, drawn_radii[index], MOUTH_SIZE)
         elif made.shape != true.shape:
-            height, width = true.shape[:2]
-            points = points * [width / made.shape[1], height / made.shape[0]]
-            method = cv2.INTER_AREA if made.shape[0] > height else cv2.INTER_CUBIC
-            made = cv2.resize(made, (width, height), interpolation=method)
-        faces = _images([made_crop.extract(made), crop.extract(true)])
-        regions = {"face": faces, "mouth": mouth_boxes(faces)}
-        if not own_crops:
-            regions["frame"] = _images([made, true])
-        row = {}
-        for region, images in regions.items():
-            for name, measure in judges.measures.items():
-                if f"{name}_{region}" in COLUMNS:
-                    value = float(measure(images[:1], images[1:])[0])
-                    row[f"{name}_{region}"] = min(MOST_PSNR, value)  # of equal pictures it would be infinite
-        if judges.fid:
-            judges.fid.add(faces[:1], faces[1:])
+            points = points * [true.shape[1] / made.shape[1], true.shape[0] / made.shape[0]]
+            made = _resized(made, true.shape)
+        pair = np.stack([made_crop.extract(made), crop.extract(true)])
+        regions = {"face": pair, "mouth": pair[:, *mouth_box(MOUTH_SIZE)]}
+        row = _likeness(regions if own_crops else regions | {"frame": np.stack([made, true])}, judges.measures)
         row["lmd"] = mouth_distance(made_crop.to_crop(points), crop.to_crop(real.points[index]))
         row["csim"] = float(judges.identity(made, points) @ judges.identity(true, real.points[index]))
         rows.append(row)
-        mouths.append(np.vstack([image.permute(1, 2, 0).numpy() for image in mouth_boxes(faces).flip(0)]))
-    shown = [mouths[i * len(mouths) // 6] for i in range(6)] if len(mouths) > 6 else mouths
+        faces.append(pair)
     return Comparison(
         scores={name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
-        | _synchrony(generated, drawn, judges),
-        frames=len(rows),
+        | _synchrony(generated, drawn, judges.syncnet_v2),
         left_over=abs(len(real.points) - len(drawn.points)),
-        strip=(np.hstack(shown) * 255).round().astype(np.uint8),
+        faces=np.stack(faces, axis=1),
     )
+
+
+def _resized(frame: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """A frame brought to the size of another.
+
+    Raises:
+        UserError: it is not of its form.
+    """
+    (height, width), (own_height, own_width) = shape[:2], frame.shape[:2]
+    if not 0.98 < own_width * height / (own_height * width) < 1.02:
+        raise UserError(
+            f"--generated: expected frames in the form of the real ones, {width}x{height}, found "
+            f"{own_width}x{own_height}; for heads in a framing of their own there is --own-crops"
+        )
+    method = cv2.INTER_AREA if own_height > height else cv2.INTER_CUBIC
+    return cv2.resize(frame, (width, height), interpolation=method)
+
+
+def _likeness(regions: dict[str, np.ndarray], measures: dict[str, Measure]) -> dict[str, float]:
+    """Those of COLUMNS that compare two pictures, of each region's pair (2, H, W, 3) uint8 RGB."""
+    found = {}
+    for region, pair in regions.items():
+        made, true = (torch.from_numpy(pair).permute(0, 3, 1, 2) / 255).split(1)
+        for name, measure in measures.items():
+            if f"{name}_{region}" in COLUMNS:
+                found[f"{name}_{region}"] = float(measure(made, true)[0])
+    return found
 
 
 def _radii(landmarks: Landmarks) -> np.ndarray:
@@ -187,22 +215,9 @@ def _radii(landmarks: Landmarks) -> np.ndarray:
     return radii
 
 
-def _images(pictures: list[np.ndarray]) -> torch.Tensor:
-    """(H, W, 3) uint8 pictures of one size -> (B, 3, H, W) in [0, 1]."""
-    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2) / 255
-
-
-def synchrony(video: Path, judges: Judges) -> dict[str, float | None]:
-    """SYNCHRONY of one video by itself, None for what cannot be had.
-
-    Raises:
-        UserError: the video cannot be read or shows no face.
-    """
-    return _synchrony(video, find_landmarks(video, flag="--generated"), judges)
-
-
-def _synchrony(video: Path, landmarks: Landmarks, judges: Judges) -> dict[str, float | None]:
-    """How the lips of a video's longest shot fit its own sound; None where that or the sound is too short."""
+def _synchrony(video: Path, landmarks: Landmarks, official: SyncNetV2 | None) -> dict[str, float | None]:
+    """SYNCHRONY: how the lips of a video's longest shot fit its own sound; None where that or the sound is too
+    short, or the official SyncNet is not there."""
     scores: dict[str, float | None] = dict.fromkeys(SYNCHRONY)
     try:
         waveform = load_audio(video, "--generated")
@@ -215,11 +230,11 @@ def _synchrony(video: Path, landmarks: Landmarks, judges: Judges) -> dict[str, f
     points = landmarks.points[start:stop]
     offset = measure_offset(video, [(start, points, crop_radius(points))], waveform)
     scores |= {"sync_confidence": offset.confidence, "sync_late_ms": float(offset.late_ms)}
-    if judges.syncnet_v2:
+    if official:
         frames = zip(read_frames(video, start, stop), face_tracks(points), strict=True)
         faces = np.stack([track_crop(frame, track) for frame, track in frames])
         sound = waveform[start * SAMPLES_PER_FRAME : stop * SAMPLES_PER_FRAME]
-        found = lip_sync_error(judges.syncnet_v2, faces, sound)
+        found = lip_sync_error(official, faces, sound)
         scores |= {"lse_d": found.distance, "lse_c": found.confidence, "lse_offset": float(found.offset)}
     return scores
 
@@ -245,8 +260,10 @@ def compare_folders(
         except UserError as error:
             failed[name] = str(error)
             continue
-        videos[name] = {"frames": found.frames, "left_over": found.left_over, **found.scores}
-        strips[name] = found.strip
+        videos[name] = {"frames": found.faces.shape[1], "left_over": found.left_over, **found.scores}
+        strips[name] = found.strip()
+        if judges.fid:
+            judges.fid.add(*(torch.from_numpy(found.faces).permute(0, 1, 4, 2, 3) / 255))
     if not videos:
         raise UserError(f"--generated: no video of {generated} could be scored: {next(iter(failed.values()))}")
     means = means_over(videos)
@@ -267,16 +284,16 @@ def compare_folders(
 
 
 def judge_synchrony(folder: Path, device: torch.device) -> dict[str, Any]:
-    """SYNCHRONY of all videos of a folder; a report like `compare_folders`, with nothing of pictures.
+    """SYNCHRONY of all videos of a folder, each by itself; a report like `compare_folders`, without pictures.
 
     Raises:
         UserError: the folder is missing or empty, or no video could be judged.
     """
-    judges = Judges(device)
+    official = official_syncnet(device)
     videos, failed = {}, {}
     for name, path in tqdm(find_videos(folder, "--generated").items(), unit="video", disable=None):
         try:
-            videos[name] = synchrony(path, judges)
+            videos[name] = _synchrony(path, find_landmarks(path, flag="--generated"), official)
         except UserError as error:
             failed[name] = str(error)
     if not videos:
@@ -297,6 +314,7 @@ def means_over(videos: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     for column in COLUMNS:
         names = [name for name, scores in videos.items() if scores.get(column) is not None]
         values = np.array([videos[name][column] for name in names])
+        values = np.abs(values) if column in OFFSETS else values
         if len(values):
             interval = bootstrap_interval(values, names)
             means[column] = {"mean": float(values.mean()), "interval": interval, "videos": len(values)}

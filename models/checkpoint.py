@@ -6,17 +6,16 @@ without running any code in it. Every file is written under another name and mov
 """
 
 import json
-import os
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import safetensors.torch
 import torch
 from torch import nn
 
 from data_processing.errors import UserError
+from data_processing.files import write_whole
 from models.dinet import DINet, DINetConfig
 from models.syncnet import SyncNet
 from models.wav2lip import Wav2Lip, Wav2LipConfig
@@ -94,7 +93,7 @@ def save_model(
         "info": info,
     }
     content = safetensors.torch.save(tensors, metadata={kind: json.dumps(description)})
-    _write_atomically(Path(path), lambda file: file.write(content))
+    write_whole(Path(path), lambda file: file.write(content))
 
 
 def load_model(
@@ -121,7 +120,7 @@ def save_training_state(path: str | Path, state: dict[str, Any]) -> None:
 
     Raises UserError if the file cannot be written.
     """
-    _write_atomically(Path(path), lambda file: torch.save(state, file))
+    write_whole(Path(path), lambda file: torch.save(state, file))
 
 
 def load_training_state(path: str | Path) -> dict[str, Any]:
@@ -257,18 +256,3 @@ def _torch_load(path: Path, expected: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected {expected}, found a {type(content).__name__}")
     return content
-
-
-def _write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
-    """Have `write` fill a file beside `path` and move it there, so `path` is whole always: old or new."""
-    partial = path.with_name(f"{path.name}.partial")
-    try:
-        with partial.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror}") from error
-    finally:
-        partial.unlink(missing_ok=True)

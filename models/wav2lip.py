@@ -69,7 +69,7 @@ class Wav2Lip(nn.Module):
         self.output_block = nn.Sequential(_Conv(80, 32), nn.Conv2d(32, 3, 1), nn.Sigmoid())
 
     def grow_from(self, smaller: "Wav2Lip") -> None:
-        """Take over all stages of a smaller one; the outer ones, which it has not, stay as they are."""
+        """Take over all stages of one of this size or smaller; the outer ones, which that lacks, stay."""
         stages = self.face_encoder_blocks
         pairs = [(stages[0], smaller.face_encoder_blocks[0])]
         pairs += zip(reversed(stages), reversed(smaller.face_encoder_blocks[1:]), strict=False)

@@ -18,6 +18,14 @@ work=$(realpath -m "$2")
 cd "$(dirname "$0")/.."
 source scripts/stage.sh
 
+variant=${3:-full}
+mkdir -p "$work"
+[[ -e $work/variant ]] || echo "$variant" > "$work/variant"
+if [[ $(< "$work/variant") != "$variant" ]]; then
+    echo "error: WORK: $work holds the $(< "$work/variant") variant, asked for $variant; choose another folder" >&2
+    exit 2
+fi
+
 ablations=(without_deformation without_inpainting attention flow)
 
 # score TABLE ROW CHECKPOINT FLAGS…: evaluate.py on held-out people, done once
@@ -26,7 +34,7 @@ score() {
         --frames-per-clip "$frames" --output "$work/$1/$2" "${@:4}"
 }
 
-if [[ ${3:-} == small ]]; then
+if [[ $variant == small ]]; then
     # All of Table 2 from nothing at S = 32. Of Table 1 each method gets about a quarter of an hour in all, and
     # starts from the next smaller of its kind.
     train() { stage "$1" train_dinet.py --config "configs/frame_$2.yaml" "${@:3}"; }
@@ -52,8 +60,10 @@ else
         fine "$name" "configs/$name.yaml"
     done
     stage wav2lip_96 train_dinet.py --config configs/frame_64.yaml configs/wav2lip_96.yaml
-    stage wav2lip_192 train_dinet.py --config configs/frame_128.yaml configs/wav2lip_192.yaml
-    stage wav2lip_384 train_dinet.py --config configs/frame_256.yaml configs/wav2lip_384.yaml
+    stage wav2lip_192 train_dinet.py --config configs/frame_128.yaml configs/wav2lip_192.yaml \
+        --init-from "$(of wav2lip_96 generator)"
+    stage wav2lip_384 train_dinet.py --config configs/frame_256.yaml configs/wav2lip_384.yaml \
+        --init-from "$(of wav2lip_192 generator)"
     final=full size=256 frames=8
 fi
 
@@ -68,10 +78,11 @@ score table1 bundled checkpoints/dinet_64.safetensors --size "$size"
 "$python" scripts/tables.py "$work" --output "$work/results"
 
 # Figures 4 to 6
-draw() { "$python" scripts/visualize.py "$@"; }
-draw generator --checkpoint "$(of "$final" generator)" --output "$work/results/figure4.png"
-draw strips --data "$data" --output "$work/results/figure5.png" --checkpoints \
-    $(for name in "${methods[@]}"; do of "$name" generator; done) checkpoints/dinet_64.safetensors
-draw strips --data "$data" --output "$work/results/figure6.png" --checkpoints \
-    $(for name in full "${ablations[@]}"; do of "$name" generator; done)
+draw() { "$python" scripts/visualize.py "$1" --output "$work/results/$2.png" "${@:3}"; }
+generators() { checkpoints=(); for name in "$@"; do checkpoints+=("$(of "$name" generator)"); done; }
+draw generator figure4 --checkpoint "$(of "$final" generator)"
+generators "${methods[@]}"
+draw strips figure5 --data "$data" --size "$size" --checkpoints "${checkpoints[@]}" checkpoints/dinet_64.safetensors
+generators full "${ablations[@]}"
+draw strips figure6 --data "$data" --size "$size" --checkpoints "${checkpoints[@]}"
 echo "tables and figures: $work/results ($SECONDS s)"

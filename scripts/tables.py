@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import yaml
 
 from data_processing.errors import UserError, command_line
+from data_processing.files import write_whole
 from evaluation.videos import with_interval
 
 # The rows of each table: the name of a run, how it is called, and what the paper found (HDTF, self-driven): SSIM,
@@ -54,6 +55,20 @@ def samples_of(run: Path) -> str:
     return f"{samples_of(before)}, {count}" if before and (before / "config.yaml").exists() else count
 
 
+def read_report(path: Path) -> dict[str, Any]:
+    """What evaluate.py wrote of a checkpoint, with --sync.
+
+    Raises:
+        UserError: it is something else.
+    """
+    try:
+        report = json.loads(path.read_text())
+        report["matched"]["lpips_vgg"], report["sync"]["generated"], report["data"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: expected what evaluate.py --data --sync writes, found {error!r}") from None
+    return report
+
+
 def table(work: Path, name: str) -> str:
     """One of the two tables in Markdown.
 
@@ -64,12 +79,12 @@ def table(work: Path, name: str) -> str:
     for row in ROWS[name]:
         path = work / name / row / "evaluation.json"
         if path.exists():
-            rows[row] = json.loads(path.read_text())
+            rows[row] = read_report(path)
     if not rows:
         raise UserError(f"{work / name}: expected evaluations of {', '.join(ROWS[name])}, found none")
     looked_at = {
         f"{report['num_frames']} frames of {report['num_clips']} clips of {report['num_people']} held-out people, "
-        f"{report['compared_at']} × {report['compared_at']} pixels"
+        f"{report['compared_at']} × {report['compared_at']} pixels of {Path(report['data']).name}/{report['split']}"
         for report in rows.values()
     }
     if len(looked_at) > 1:
@@ -82,8 +97,10 @@ def table(work: Path, name: str) -> str:
         *(f"here: {head}" for head in HEADS[name]),
         "here: LPIPS (VGG) ↓",
         "PSNR lost with a wrong sound ↑",
-        "bundled SyncNet (not LSE): score ↑",
+        "bundled SyncNet's score (not LSE) ↑",
+        "of the real mouths",
         "its confidence ↑",
+        "of the real mouths",
         "training samples",
         "checkpoint",
     ]
@@ -93,7 +110,7 @@ def table(work: Path, name: str) -> str:
         found = report["matched"]
         cells = [with_interval(found[key]["mean"], found[key]["interval"], n) for key, (_, n) in MEASURES.items()]
         cells += ["missing"] * (len(HEADS[name]) - len(cells))  # LSE, which evaluate.py measures of videos only
-        gap, sync = report["difference"]["psnr"], report["sync"]["generated"]
+        gap, sync = report["difference"]["psnr"], report["sync"]
         lines.append(
             [
                 label,
@@ -101,18 +118,17 @@ def table(work: Path, name: str) -> str:
                 *cells,
                 with_interval(found["lpips_vgg"]["mean"], found["lpips_vgg"]["interval"], 4),
                 with_interval(gap["mean"], gap["interval"], 2),
-                f"{sync['score']:.3f}",
-                f"{sync['confidence']:.3f}",
+                *(f"{sync[who][what]:.3f}" for what in ("score", "confidence") for who in ("generated", "real")),
                 "see its card" if row == "bundled" else samples_of(work / row),
                 f"`{report['checkpoint']['sha256'][:12]}`",
             ]
         )
-    real = next(iter(rows.values()))["sync"]
     return (
         "\n".join(f"| {' | '.join(line)} |" for line in lines)
-        + f"\n\nMouth box, {looked_at.pop()}, each driven by its own sound; 95 % intervals over clips. "
-        f"SyncNet on {real['num_clips']} clips; real mouths have score {real['real']['score']:.3f}, confidence "
-        f"{real['real']['confidence']:.3f}. The paper's figures are for S = 256 on HDTF.\n"
+        + f"\n\nMouth box, {looked_at.pop()}, each driven by its own sound; 95 % intervals over clips. SyncNet on "
+        f"{next(iter(rows.values()))['sync']['num_clips']} clips, at each generator's own size. All are trained "
+        "with the same losses, frame by frame; Wav2Lip's own are others. The paper's figures are for S = 256 on "
+        "HDTF, after its clip stage.\n"
     )
 
 
@@ -125,11 +141,10 @@ def main() -> None:
     tables = {name: table(args.work, name) for name in ROWS}
     try:
         args.output.mkdir(parents=True, exist_ok=True)
-        for name, text in tables.items():
-            (args.output / f"{name}.md").write_text(text)
     except OSError as error:
-        raise UserError(f"--output: cannot write into {args.output}: {error.strerror}") from None
+        raise UserError(f"--output: cannot make the folder {args.output}: {error.strerror}") from None
     for name, text in tables.items():
+        write_whole(args.output / f"{name}.md", lambda file, text=text: file.write(text.encode()))
         print(f"{name}\n\n{text}")
 
 

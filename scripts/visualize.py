@@ -20,7 +20,7 @@ from data_processing.geometry import FaceCrop, crop_radius, mouth_box, mouth_siz
 from data_processing.landmarks import find_landmarks, mouth_opening
 from data_processing.video import FPS, read_frames
 from evaluation.crops import spread
-from inference import BUNDLED_CHECKPOINT, EXAMPLE_VIDEO, choose_references
+from inference import BUNDLED_CHECKPOINT, EXAMPLE_VIDEO, choose_references, load_hearing
 from models.adaat import AdaAT
 from models.checkpoint import LoadedModel, load_model
 from models.dinet import DINet, ReferenceFeatures
@@ -91,39 +91,51 @@ def draw_generator(model: DINet, crops: list[np.ndarray], window: np.ndarray) ->
 def dubbed_crops(loaded: LoadedModel, clip: Clip, real: Clip, indices: np.ndarray) -> np.ndarray:
     """Frames of the clip `real` with the mouth boxes that a generator draws from the same clip at its own size for
     their own sound: (K, H, W, 3) uint8 RGB."""
-    rng = np.random.default_rng(0)
-    references = reference_indices(rng, len(clip.frames), indices, loaded.model.config.num_references)
-    batch = make_batch([(clip, indices, references, 1.0, 0.0, False)])
-    output = loaded.model(loaded.model.mask(batch.target), batch.references, batch.audio_window)
-    drawn = (output.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
     own, shown = mouth_box(loaded.mouth_size), mouth_box(mouth_size_of(real.frames.shape[1]))
     frames = real.frames[indices].copy()
-    for frame, picture in zip(frames, drawn, strict=True):
+    for index, frame in zip(indices, frames, strict=True):
+        rng = np.random.default_rng(int(index))
+        references = reference_indices(rng, len(clip.frames), index, loaded.model.config.num_references)
+        batch = make_batch([(clip, index, references, 1.0, 0.0, False)])
+        [output] = loaded.model(loaded.model.mask(batch.target), batch.references, batch.audio_window)
+        drawn = (output.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
         box = frame[shown]
-        box[:] = cv2.resize(picture[own], box.shape[1::-1], interpolation=cv2.INTER_CUBIC)
+        box[:] = cv2.resize(drawn[own], box.shape[1::-1], interpolation=cv2.INTER_CUBIC)
     return frames
 
 
 def strips(args: argparse.Namespace) -> Figure:
     """The paper's Figures 5 and 6: held-out people, a row for the real frames and one for every checkpoint."""
+    if args.people < 1:
+        raise UserError(f"--people: expected 1 or more, found {args.people}")
+    if args.size < 32 or args.size % 32:
+        raise UserError(f"--size: expected a multiple of 32, found {args.size}")
     real = load_clips(args.data, "val", args.size, LIPS)  # features that need no extraction; they are not used
     longest = {clip.person: clip for clip in sorted(real, key=lambda clip: len(clip.frames))}
     chosen = {clip.id: clip for clip in list(longest.values())[-args.people :]}
     indices = {name: spread(len(clip.frames), FRAMES) for name, clip in chosen.items()}
-    rows = {"real": [clip.frames[indices[name]] for name, clip in chosen.items()]}
+    rows = [("real", [clip.frames[indices[name]] for name, clip in chosen.items()])]
     for path in args.checkpoints:
         loaded = load_model(path)
         clips = {clip.id: clip for clip in load_clips(args.data, "val", loaded.mouth_size, loaded.audio_features)}
-        title = path.parent.name if path.stem in ("generator", "best") else path.stem
-        rows[title] = [dubbed_crops(loaded, clips[name], clip, indices[name]) for name, clip in chosen.items()]
-    figure = Figure(figsize=(1.2 * FRAMES * len(chosen) + 1, 1.55 * len(rows)), layout="constrained")
-    grid = figure.subplots(len(rows), FRAMES * len(chosen), squeeze=False)
-    for line, (name, people) in zip(grid, rows.items(), strict=True):
+        title = path.parent.name if path.stem in ("generator", "best") else f"{path.stem}\n{path.parent.name}"
+        rows.append(
+            (title, [dubbed_crops(loaded, clips[name], clip, indices[name]) for name, clip in chosen.items()])
+        )
+    return draw_strips(rows)
+
+
+def draw_strips(rows: list[tuple[str, list[np.ndarray]]]) -> Figure:
+    """Titles with the frames (K, H, W, 3) of one person after another."""
+    columns = sum(map(len, rows[0][1]))
+    figure = Figure(figsize=(1.2 * columns + 1, 1.55 * len(rows)), layout="constrained")
+    grid = figure.subplots(len(rows), columns, squeeze=False)
+    for line, (title, people) in zip(grid, rows, strict=True):
         for axes, frame in zip(line, (frame for frames in people for frame in frames), strict=True):
             axes.imshow(frame, interpolation="bilinear")
             axes.set(xticks=[], yticks=[])
             axes.spines[:].set_visible(False)
-        line[0].set_ylabel(name.replace("_", " "), fontsize=9)
+        line[0].set_ylabel(title.replace("_", " "), fontsize=9)
     return figure
 
 
@@ -135,14 +147,18 @@ def loudness_of(waveform: np.ndarray, num_frames: int) -> np.ndarray:
     return 10 * np.log10(np.maximum(power, 1e-6))
 
 
-def best_lag(opening: np.ndarray, loudness: np.ndarray) -> tuple[int, float]:
-    """The number of frames that the mouth is behind its sound, where the two correlate most, and how much."""
+def best_lag(opening: np.ndarray, loudness: np.ndarray) -> tuple[int, float] | None:
+    """The number of frames that the mouth is behind its sound, where the two correlate most, and how much.
+
+    NaN where no mouth is seen; None where too little is seen, or nothing changes.
+    """
     found = {}
     for lag in range(-MAX_LAG, MAX_LAG + 1):
         mouth, sound = (x[max(0, y) : len(x) + min(0, y)] for x, y in ((opening, lag), (loudness, -lag)))
-        found[lag] = float(np.corrcoef(mouth, sound)[0, 1])
-    lag = max(found, key=found.get)
-    return lag, found[lag]
+        seen = np.isfinite(mouth)
+        if seen.sum() > MAX_LAG and mouth[seen].std() > 0 and sound[seen].std() > 0:
+            found[lag] = float(np.corrcoef(mouth[seen], sound[seen])[0, 1])
+    return max(found.items(), key=lambda item: item[1]) if found else None
 
 
 def loudness(args: argparse.Namespace) -> Figure:
@@ -151,18 +167,18 @@ def loudness(args: argparse.Namespace) -> Figure:
     for axes, video in zip(figure.subplots(len(args.videos), 1, squeeze=False)[:, 0], args.videos, strict=True):
         landmarks = find_landmarks(video, flag="--videos")
         heard = loudness_of(load_audio(video, "--videos"), len(landmarks.points))
-        seen = landmarks.usable
-        opening = np.where(seen, mouth_opening(landmarks.points), np.nan)
+        opening = np.where(landmarks.usable, mouth_opening(landmarks.points), np.nan)
         seconds = np.arange(len(opening)) / FPS
         axes.plot(seconds, opening, color="C0")
         axes.set_ylabel("opening / face", color="C0")
         axes.twinx().plot(seconds, heard, color="C1", linewidth=0.8)
-        lag, correlation = best_lag(opening[seen], heard[seen])
-        axes.set_title(
-            f"{video.stem}: mouth opening (blue), loudness in dB (orange); correlation at most {correlation:.2f}, "
-            f"the mouth {abs(lag)} frames {'behind' if lag >= 0 else 'ahead'}",
-            fontsize=9,
-        )
+        found = best_lag(opening, heard)
+        words = "too little to correlate"
+        if found:
+            lag, correlation = found
+            where = f"{abs(lag)} frames {'behind' if lag >= 0 else 'ahead'}"
+            words = f"correlation at most {correlation:.2f}, the mouth {where}"
+        axes.set_title(f"{video.stem}: mouth opening (blue), loudness in dB (orange); {words}", fontsize=9)
     axes.set_xlabel("seconds")
     return figure
 
@@ -171,7 +187,7 @@ def generator(args: argparse.Namespace) -> Figure:
     """The paper's Figure 4: masked source and references; the channels of their features that AdaAT moves most,
     before and after; the transform it chose for each, as a moved grid; what is drawn from them, and the real frame.
     The video's own sound drives it."""
-    loaded = load_model(args.checkpoint)
+    loaded = load_hearing(args.checkpoint, torch.device("cpu"))
     if not isinstance(getattr(loaded.model, "deformation", None), AdaAT):
         raise UserError(f"--checkpoint {args.checkpoint}: expected a generator with AdaAT, found another")
     waveform = load_audio(args.video, "--video")

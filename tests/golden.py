@@ -3,9 +3,11 @@
 import json
 import zlib
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import torch
+from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
 DATA = Path(__file__).parent / "data"
 
@@ -36,3 +38,12 @@ def _tensor(name: str, shape: list[int]) -> torch.Tensor:
     else:
         values = rng.normal(0, 1, shape) * np.sqrt(1 / np.prod(shape[1:]))
     return torch.from_numpy(values.astype(np.float32))
+
+
+def made_inception(path: Path) -> Path:
+    """A file like that of the weight `fid_inception`, of random weights."""
+    torch.manual_seed(0)
+    with patch("torch.load", return_value={}), patch.object(torch.nn.Module, "load_state_dict"):
+        network = FeatureExtractorInceptionV3("made", ["2048"], feature_extractor_weights_path=path)
+    torch.save(network.state_dict(), path)
+    return path

@@ -193,6 +193,9 @@ def test_recipes_go_over_each_other(tmp_path):
     config = load_config([first, second], {"seed": 4})
     assert (config.batch_size, config.max_steps, config.seed) == (20, 9, 4)
     assert config.loss_weights == load_config(first).loss_weights | {"lips": 5.0}
+    first.write_text("loss_weights: 3")
+    with pytest.raises(UserError, match="loss_weights: expected"):
+        load_config([first, second])
     second.write_text("depth: 9")
     with pytest.raises(UserError, match=r"first\.yaml .*second\.yaml: unknown keys: \['depth'\]"):
         load_config([first, second])

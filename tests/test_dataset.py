@@ -83,7 +83,7 @@ def test_other_features_come_from_the_clips_own_sound(copy, monkeypatch):
     (again,) = load_clips(copy, "train", 64, "mel")
     np.testing.assert_array_equal(again.features, clip.features)
     (copy / "features" / "mel" / f"{clip.id}.npy").write_bytes(b"no array")
-    with pytest.raises(UserError, match=rf"{clip.id}\.npy: cannot be written or read"):
+    with pytest.raises(UserError, match=rf"{clip.id}\.npy: cannot be read"):
         load_clips(copy, "train", 64, "mel")
 
 
@@ -162,7 +162,7 @@ def test_no_room_for_decoded_files(copy, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(dataset.np, "save", full)
-    with pytest.raises(UserError, match=r"--data: .*npy: cannot be written or read: .*No space"):
+    with pytest.raises(UserError, match=r"npy: cannot be written: No space"):
         load_clips(copy, "train", 32, "whisper")
     assert list((copy / "decoded" / "32").iterdir()) == []
 

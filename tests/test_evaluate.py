@@ -2,7 +2,6 @@
 
 import json
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -14,7 +13,6 @@ from torch import nn
 
 import evaluate
 from data_processing.dataset import REFERENCE_GAP, Clip
-from data_processing.errors import UserError
 from data_processing.geometry import crop_size
 from data_processing.video import VideoWriter
 from evaluation import crops
@@ -166,15 +164,12 @@ def test_sync_check() -> None:
     clip.features[:, 0] = np.arange(50) / 50
     judge = LoadedModel(SyncNet(29).eval(), "whisper", 64, {})
     loaded = LoadedModel(Copy(), "phoneme", MOUTH, {})
-    heard = replace(clip, features=np.random.default_rng(0).random((50, 29), np.float32))
+    heard = np.random.default_rng(0).random((50, 29), np.float32)
     found = crops.sync_check(loaded, judge, [clip], [heard], torch.device("cpu"))
     assert found["num_clips"] == 1
     assert found["generated"] == pytest.approx(found["real"])
-    other = crops.sync_check(loaded, judge, [clip], [clip], torch.device("cpu"))
+    other = crops.sync_check(loaded, judge, [clip], [clip.features], torch.device("cpu"))
     assert other["real"] != found["real"]  # it hears its own features
-    short = [made_clip("b", "p", 30)]
-    with pytest.raises(UserError, match="clips of 45 frames or more, found none"):
-        crops.sync_check(loaded, judge, short, short, torch.device("cpu"))
 
 
 # --- command line -------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from golden import golden_state
+from golden import golden_state, made_inception
 
 import evaluate
 from data_processing.errors import UserError
@@ -56,8 +56,9 @@ def output(folders: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory)
         folder / "out",
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(videos, "is_cached", lambda name: True)
-        patch.setattr(videos, "cached_path", lambda name: folder / "syncnet_v2.model")
+        paths = {"syncnet_v2": folder / "syncnet_v2.model", "fid_inception": made_inception(folder / "inception")}
+        patch.setattr(videos, "is_cached", paths.__contains__)
+        patch.setattr(videos, "cached_path", paths.__getitem__)
         patch.setattr(videos, "MIN_SYNC_FRAMES", 20)
         patch.setattr(sys, "argv", ["evaluate.py", "--device", "cpu", "--frames-per-clip", "3", *map(str, flags)])
         evaluate.main()
@@ -87,6 +88,8 @@ def test_a_smaller_blurred_video_is_worse_in_the_picture_not_in_the_face(output:
     assert 0.8 < scores["csim"] < 1
     assert scores["lse_d"] is scores["sync_confidence"] is None  # it has no sound
     assert report["means"]["lse_d"]["videos"] == 1
+    same = report["videos"]["same"]  # the mean of offsets is without sign
+    assert report["means"]["sync_late_ms"]["mean"] == pytest.approx(abs(same["sync_late_ms"]))
     mean = report["means"]["ssim_face"]
     assert mean["mean"] == pytest.approx((scores["ssim_face"] + 1) / 2)
     assert mean["interval"] == [pytest.approx(scores["ssim_face"]), pytest.approx(1)]
@@ -112,10 +115,11 @@ def test_tables_and_sheet(output: Path) -> None:
     assert row.startswith(f"| 2 | {report['means']['ssim_face']['mean']:.4f} [")
     del report["means"]["csim"]
     assert markdown_table(report).splitlines()[2].count("missing") == 1
+    assert report["means"]["fid"]["mean"] > 0
     with (output / "videos.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [line["video"] for line in rows] == ["same", "worse"]
-    assert rows[0].keys() == {"video", "frames", "left_over", *COLUMNS}
+    assert rows[0].keys() == {"video", "frames", "left_over", *COLUMNS} - {"fid"}
     sheet = cv2.imread(str(output / "worst_and_best.png"))
     assert sheet.shape == (2 * (40 + 512), 3 * 256, 3)
     top, bottom = sheet[40:552], sheet[592:]  # the worst first; real mouths above the generated ones
@@ -143,6 +147,11 @@ def test_talking_heads_of_another_framing(size: int, folders: tuple[Path, Path],
     assert own["psnr_face"] > by_real["psnr_face"] + 5
     assert own["lmd"] < by_real["lmd"]
     assert own["csim"] > 0.9
+    with VideoWriter(tmp_path / "wide.mp4", 320, 240) as writer:
+        for frame in read_frames(real):
+            writer.write(cv2.resize(frame, (320, 240)))
+    with pytest.raises(UserError, match=r"expected frames in the form of the real ones, .* there is --own-crops"):
+        videos.compare(tmp_path / "wide.mp4", real, judges, 3)
 
 
 @pytest.fixture(scope="module")
@@ -186,6 +195,9 @@ def test_a_checkpoint_on_videos(
     report = json.loads((tmp_path / "cross" / "evaluation.json").read_text())
     assert report["driven_by"] == "another's sound"
     assert report["means"].keys() == {"sync_confidence", "sync_late_ms"}
+    with pytest.raises(SystemExit):
+        run("--checkpoint", checkpoint, "--videos", tmp_path / "self" / "dubbed", "--output", tmp_path / "self")
+    assert "--output: expected another folder" in capsys.readouterr().err
     (real / "bob.mp4").unlink()
     with pytest.raises(SystemExit):
         run("--checkpoint", checkpoint, "--videos", real, "--cross")
@@ -217,6 +229,10 @@ def test_refusals(
 def test_folders_without_a_common_name(folders: tuple[Path, Path], tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"--generated: expected videos in .*, found none"):
         find_pairs(tmp_path, folders[1])
+    (tmp_path / ".hidden.mp4").write_text("")
     (tmp_path / "other.mp4").write_text("")
     with pytest.raises(UserError, match=r"expected videos named as in .*, found other"):
+        find_pairs(tmp_path, folders[1])
+    (tmp_path / "other.mov").write_text("")
+    with pytest.raises(UserError, match=r"expected one video of each name in .*, found two of other"):
         find_pairs(tmp_path, folders[1])

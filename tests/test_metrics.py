@@ -5,14 +5,12 @@ import pickle
 from io import BytesIO
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 import pytest
 import torch
-from golden import golden_arrays, golden_state
+from golden import golden_arrays, golden_state, made_inception
 from skimage.metrics import structural_similarity
-from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
 from data_processing.errors import UserError
 from data_processing.landmarks import find_landmarks
@@ -116,14 +114,6 @@ def test_lpips_matches_numpy(name: str, network: tuple, size: int) -> None:
     pairs = [[x.permute(1, 2, 0).double().numpy() for x in pair] for pair in zip(first, second, strict=True)]
     expected = [numpy_lpips(layers, network, *pair) for pair in pairs]
     np.testing.assert_allclose(LPIPS(name)(first, second), expected, rtol=1e-4)
-
-
-def made_inception(path: Path) -> Path:
-    torch.manual_seed(0)
-    with patch("torch.load", return_value={}), patch.object(torch.nn.Module, "load_state_dict"):
-        network = FeatureExtractorInceptionV3("made", ["2048"], feature_extractor_weights_path=path)
-    torch.save(network.state_dict(), path)
-    return path
 
 
 def test_fid_is_the_distance_of_two_gaussians(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from models import checkpoint
 from models.checkpoint import load_model, load_training_state, save_model
 from models.dinet import DINet, DINetConfig
 from models.syncnet import SyncNet
+from models.wav2lip import Wav2Lip, Wav2LipConfig
 from train_dinet import Trainer, train_step, warm_up_audio
 from training import learning_rate, prepare_run_dir
 
@@ -493,6 +494,10 @@ def test_a_larger_wav2lip_takes_the_stages_of_a_smaller_one(recipe):
     save_model(path, large, audio_features="mel", mouth_size=32, info={}, bits=32)
     recipe.write_text(lines + f"generator: wav2lip_192\ninit_from: {path}\n")
     with pytest.raises(UserError, match=r"expected Wav2LipConfig\(face_size=192"):
+        Trainer.create(load_config(recipe), torch.device("cpu"))
+    blue_first = Wav2Lip(Wav2LipConfig(bgr=True))  # as the authors' weights; its colours would be swapped
+    save_model(path, blue_first, audio_features="mel", mouth_size=32, info={}, bits=32)
+    with pytest.raises(UserError, match="expected Wav2LipConfig"):
         Trainer.create(load_config(recipe), torch.device("cpu"))
 
 
