@@ -127,6 +127,8 @@ def prepare_run_dir(run_dir: Path, config: TrainConfig | SyncNetConfig, resume: 
             raise UserError(
                 f"--resume: {run_dir} was started with another {', '.join(changed)}; use init_from instead"
             )
+        for half_written in run_dir.glob(".*.partial"):  # by a run that was killed
+            half_written.unlink(missing_ok=True)
         return
     if (run_dir / "state.pt").exists():
         raise UserError(f"--run-dir: {run_dir} holds a run already; add --resume to continue it or choose another")

@@ -178,7 +178,9 @@ def loudness(args: argparse.Namespace) -> Figure:
             lag, correlation = found
             where = f"{abs(lag)} frames {'behind' if lag >= 0 else 'ahead'}"
             words = f"correlation at most {correlation:.2f}, the mouth {where}"
-        axes.set_title(f"{video.stem}: mouth opening (blue), loudness in dB (orange); {words}", fontsize=9)
+        axes.set_title(
+            f"{video.parent.name}/{video.name}: mouth opening (blue), loudness in dB (orange); {words}", fontsize=9
+        )
     axes.set_xlabel("seconds")
     return figure
 

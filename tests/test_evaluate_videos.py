@@ -17,8 +17,7 @@ from data_processing.landmarks import find_landmarks
 from data_processing.video import VideoWriter, read_frames
 from evaluation import videos
 from evaluation.videos import COLUMNS, find_pairs, markdown_table
-from models.checkpoint import save_model
-from models.dinet import DINet, DINetConfig
+from inference import BUNDLED_CHECKPOINT
 
 
 @pytest.fixture(scope="module")
@@ -154,15 +153,6 @@ def test_talking_heads_of_another_framing(size: int, folders: tuple[Path, Path],
         videos.compare(tmp_path / "wide.mp4", real, judges, 3)
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("model") / "model.safetensors"
-    model = DINet(DINetConfig(audio_dim=1280, num_references=2))
-    save_model(path, model, audio_features="mel", mouth_size=32, info={})
-    return path
-
-
 def run(*flags: object) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(videos, "MIN_SYNC_FRAMES", 20)
@@ -170,11 +160,9 @@ def run(*flags: object) -> None:
         evaluate.main()
 
 
-def test_a_checkpoint_on_videos(
-    checkpoint: Path, portrait_clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_a_checkpoint_on_videos(portrait_clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     """Each dubbed with its own sound and compared with itself, or with the next one's and judged alone."""
-    real = tmp_path / "real"
+    real, checkpoint = tmp_path / "real", BUNDLED_CHECKPOINT
     real.mkdir()
     for name in ("ann", "bob"):
         (real / f"{name}.mp4").write_bytes(portrait_clip.read_bytes())
@@ -188,7 +176,7 @@ def test_a_checkpoint_on_videos(
     assert (
         report["means"]["psnr_frame"]["mean"] > report["means"]["psnr_mouth"]["mean"] + 3
     )  # only mouths are drawn
-    assert report["means"]["psnr_mouth"]["mean"] < 25  # by a generator that has learned nothing
+    assert 15 < report["means"]["psnr_mouth"]["mean"] < 40
     assert "FID is missing" in capsys.readouterr().out
     (real / "broken.mp4").unlink()
     run("--checkpoint", checkpoint, "--videos", real, "--cross", "--output", tmp_path / "cross")

@@ -268,7 +268,7 @@ def test_full_disk_keeps_the_last_state(recipe, prepared_dataset, tmp_path, monk
     assert saved == [0, 2, 4]
     monkeypatch.undo()
     assert load_training_state(run / "state.pt")["step"] == 2
-    assert not list(run.glob("*.partial"))
+    assert not list(run.glob("*.partial*"))
     train("--config", recipe, "--data", prepared_dataset, "--run-dir", run, "--resume")
     assert load_training_state(run / "state.pt")["step"] == 4
 
