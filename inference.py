@@ -178,8 +178,8 @@ def redraw_frames(
                 yield frame, crop.paste(frame, image), True
 
 
-def parse_references(text: str | None, count: int, landmarks: Landmarks) -> list[int] | None:
-    """`--references 3,40,55,80,121` as frame numbers at 25 fps, each with a face; None for the automatic choice."""
+def parse_references(text: str | None, count: int) -> list[int] | None:
+    """`--references 3,40,55,80,121` as frame numbers at 25 fps; None for the automatic choice."""
     if text is None:
         return None
     try:
@@ -188,11 +188,15 @@ def parse_references(text: str | None, count: int, landmarks: Landmarks) -> list
         raise UserError(f"--references: expected {count} frame numbers like 3,40,55, found {text!r}") from None
     if len(indices) != count:
         raise UserError(f"--references: expected {count} frame numbers, found {len(indices)}")
-    for index in indices:
+    return indices
+
+
+def check_references(indices: list[int] | None, landmarks: Landmarks) -> None:
+    """Raises UserError if one of the frames is not there or shows no face."""
+    for index in indices or ():
         if not 0 <= index < len(landmarks.points) or not landmarks.usable[index]:
             last = len(landmarks.points) - 1
             raise UserError(f"--references: expected frames 0 to {last} with a face, found {index}")
-    return indices
 
 
 def dub(args: argparse.Namespace) -> None:
@@ -256,6 +260,7 @@ def dub_video(
         UserError: a file cannot be read or written, the video shows no face, or --references do not fit it.
     """
     info = probe(video, "--video")
+    indices = parse_references(references, dubber.model.config.num_references)
     waveform = load_audio(audio, "--audio")
     features = audio_features.extract(waveform, dubber.audio_features)
     expected = round(info.duration_s * FPS) or len(features)
@@ -271,7 +276,7 @@ def dub_video(
             f"warning: --video: {video} says it has {wanted:.1f} s, {found:.1f} s could be read",
             file=sys.stderr,
         )
-    indices = parse_references(references, dubber.model.config.num_references, landmarks)
+    check_references(indices, landmarks)
     shots = prepare_shots(dubber, video, landmarks, indices)
 
     width = info.width * (2 if side_by_side else 1)

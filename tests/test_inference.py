@@ -27,6 +27,7 @@ from inference import (
     Dubber,
     Shot,
     back_and_forth,
+    check_references,
     choose_references,
     parse_references,
     redraw_frames,
@@ -141,12 +142,14 @@ def test_short_shots_use_every_frame(num_frames):
     assert set(chosen) == set(range(7, 7 + num_frames))
 
 
-def test_parse_references():
+def test_given_references_are_checked():
     points = np.stack([made_points()] * 30)
     points[10:20] = np.nan
     landmarks = Landmarks(points, ~np.isnan(points[:, 0, 0]), [(0, 10), (20, 30)])
-    assert parse_references(None, 5, landmarks) is None
-    assert parse_references("29, 0,3,3,25", 5, landmarks) == [29, 0, 3, 3, 25]
+    assert parse_references(None, 5) is None
+    check_references(None, landmarks)
+    assert parse_references("29, 0,3,3,25", 5) == [29, 0, 3, 3, 25]
+    check_references([29, 0, 3, 3, 25], landmarks)
     refused = {
         "": "found ''",
         "1,2,x,4,5": "found '1,2,x,4,5'",
@@ -159,7 +162,7 @@ def test_parse_references():
     }
     for text, words in refused.items():
         with pytest.raises(UserError) as caught:
-            parse_references(text, 5, landmarks)
+            check_references(parse_references(text, 5), landmarks)
         assert str(caught.value).startswith("--references: ")
         assert words in str(caught.value)
 
