@@ -31,7 +31,7 @@ from evaluation.videos import (
     with_interval,
     worst_and_best,
 )
-from inference import Dubber, dub_video, load_hearing
+from inference import DTYPES, Dubber, dub_video, load_hearing
 from models.checkpoint import SYNCNET, load_model
 from models.device import choose_device, choose_precision
 
@@ -79,13 +79,15 @@ def evaluate_clips(args: argparse.Namespace, device: torch.device) -> None:
     clips = load_clips(args.data, args.split, size, loaded.audio_features)
     if args.sync and all(len(clip.frames) < SYNC_FRAMES for clip in clips):
         raise UserError(f"--sync: expected clips of {SYNC_FRAMES} frames or more, found none")
-    report = evaluate(loaded, clips, args.frames_per_clip, measures(device, with_vgg=True), device)
+    precision = DTYPES[choose_precision(args.precision, device)]
+    report = evaluate(loaded, clips, args.frames_per_clip, measures(device, with_vgg=True), device, precision)
+    report["precision"] = args.precision
     if args.sync:
         judge = load_model(BUNDLED, device, kinds=SYNCNET)
         heard = load_features(args.data, args.split, judge.audio_features)
         if size != loaded.mouth_size:
             clips = load_clips(args.data, args.split, loaded.mouth_size, loaded.audio_features)
-        report["sync"] = sync_check(loaded, judge, clips, heard, device)
+        report["sync"] = sync_check(loaded, judge, clips, heard, device, precision)
     report = {"checkpoint": _identified(args.checkpoint), "data": str(args.data), "split": args.split, **report}
     _print_report(report)
     if args.output:
@@ -232,6 +234,9 @@ Intervals are 95 %, by bootstrap over clips or videos.""",
         "--output", type=Path, metavar="DIR", help="also write evaluation.json there, of videos a table and a sheet"
     )
     add("--device", default="auto", help="auto (default), cpu, cuda, cuda:1, …")
+    add(
+        "--precision", choices=["auto", *DTYPES], default="fp32", help="with --data: the generator's (default fp32)"
+    )
     return parser.parse_args()
 
 

@@ -125,7 +125,12 @@ def score(
 
 @torch.no_grad()
 def sync_check(
-    loaded: LoadedModel, judge: LoadedModel, clips: list[Clip], heard: list[np.ndarray], device: torch.device
+    loaded: LoadedModel,
+    judge: LoadedModel,
+    clips: list[Clip],
+    heard: list[np.ndarray],
+    device: torch.device,
+    precision: torch.dtype | None = None,
 ) -> dict[str, Any]:
     """How well a SyncNet of ours finds real and generated mouths to fit their sound. These are no LSE.
 
@@ -147,7 +152,8 @@ def sync_check(
             indices = np.arange(start, start + 15)
             batch = make_batch([(clip, indices, references, 1.0, 0.0, False)])
             inputs = (loaded.model.mask(batch.target), batch.references, batch.audio_window)
-            output = loaded.model(*(x.to(device) for x in inputs))
+            with torch.autocast(device.type, precision, enabled=precision is not None):
+                output = loaded.model(*(x.to(device) for x in inputs)).float()
             drawn.append((output.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy())
         for name, frames in (("real", clip.frames[:SYNC_FRAMES]), ("generated", np.concatenate(drawn))):
             side = (judge.mouth_size, judge.mouth_size)
@@ -173,8 +179,9 @@ def evaluate(
     frames_per_clip: int,
     measures: dict[str, Measure],
     device: torch.device,
+    precision: torch.dtype | None = None,
 ) -> dict[str, Any]:
-    """Score a model on clips with matched and with shifted sound.
+    """Score a model on clips with matched and with shifted sound; `precision` as in `score`.
 
     Returns:
         What was measured, ready for JSON. 'matched', 'shifted' (the mean of AUDIO_SHIFT frames later and
@@ -184,7 +191,15 @@ def evaluate(
     """
     samples = validation_samples(clips, frames_per_clip, loaded.model.config.num_references)
     matched, later, earlier = (
-        score(loaded.model, samples, measures, mouth_size=loaded.mouth_size, audio_shift=shift, device=device)
+        score(
+            loaded.model,
+            samples,
+            measures,
+            mouth_size=loaded.mouth_size,
+            audio_shift=shift,
+            device=device,
+            precision=precision,
+        )
         for shift in (0, AUDIO_SHIFT, -AUDIO_SHIFT)
     )
     people, clip_ids = np.array(matched.people), matched.clip_ids
