@@ -54,6 +54,7 @@ def main() -> None:
     for flag, used, way in (
         ("--sync", args.sync, "data"),
         ("--size", args.size, "data"),
+        ("--precision", args.precision != "fp32", "data"),
         ("--cross", args.cross, "videos"),
         ("--own-crops", args.own_crops, "generated"),
     ):
@@ -79,9 +80,10 @@ def evaluate_clips(args: argparse.Namespace, device: torch.device) -> None:
     clips = load_clips(args.data, args.split, size, loaded.audio_features)
     if args.sync and all(len(clip.frames) < SYNC_FRAMES for clip in clips):
         raise UserError(f"--sync: expected clips of {SYNC_FRAMES} frames or more, found none")
-    precision = DTYPES[choose_precision(args.precision, device)]
+    precision_name = choose_precision(args.precision, device)
+    precision = DTYPES[precision_name]
     report = evaluate(loaded, clips, args.frames_per_clip, measures(device, with_vgg=True), device, precision)
-    report["precision"] = args.precision
+    report["precision"] = precision_name
     if args.sync:
         judge = load_model(BUNDLED, device, kinds=SYNCNET)
         heard = load_features(args.data, args.split, judge.audio_features)

@@ -17,6 +17,7 @@ import processes
 from configs.schema import SyncNetConfig, TrainConfig, dump_config, load_config
 from data_processing.dataset import Clip, load_clips
 from data_processing.errors import UserError
+from data_processing.files import write_whole
 from data_processing.prepare import read_jsonl
 from data_processing.video import FPS
 
@@ -149,9 +150,8 @@ class RunLog:
         self.path = run_dir / "log.jsonl"
         if self.path.exists():  # a killed run may have logged steps after its last state, and half a line
             lines = [line for line in read_jsonl(self.path) if line["step"] <= step]
-            partial = self.path.with_name(f"{self.path.name}.partial")
-            partial.write_text("".join(json.dumps(line) + "\n" for line in lines))
-            partial.replace(self.path)
+            kept = "".join(json.dumps(line) + "\n" for line in lines)
+            write_whole(self.path, lambda file: file.write(kept.encode()))
         self.writer = SummaryWriter(str(run_dir), purge_step=step + 1)
 
     def add(self, kind: str, step: int, values: dict[str, float]) -> None:

@@ -128,12 +128,11 @@ def find_pairs(generated: Path, reference: Path) -> tuple[list[tuple[str, Path, 
     Raises:
         UserError: a folder is missing or empty, or no two videos have the same name.
     """
-    found = [find_videos(generated, "--generated"), find_videos(reference, "--reference")]
-    first, second = found
+    first, second = find_videos(generated, "--generated"), find_videos(reference, "--reference")
     if not first.keys() & second.keys():
         raise UserError(f"--generated: expected videos named as in {reference}, found {', '.join(list(first)[:3])}")
     pairs = [(name, first[name], second[name]) for name in sorted(first.keys() & second.keys())]
-    alone = [folder[name] for folder in found for name in folder.keys() - (first.keys() & second.keys())]
+    alone = [(first | second)[name] for name in first.keys() ^ second.keys()]
     return pairs, sorted(map(str, alone))
 
 

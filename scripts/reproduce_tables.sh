@@ -30,8 +30,8 @@ ablations=(without_deformation without_inpainting attention flow)
 
 # score TABLE ROW CHECKPOINT FLAGS…: evaluate.py on held-out people, done once
 score() {
-    [[ -e $work/$1/$2/evaluation.json ]] || "$python" evaluate.py --checkpoint "$3" --data "$data" --sync --precision auto \
-        --frames-per-clip "$frames" --output "$work/$1/$2" "${@:4}"
+    [[ -e $work/$1/$2/evaluation.json ]] || "$python" evaluate.py --checkpoint "$3" --data "$data" --sync \
+        --precision auto --frames-per-clip "$frames" --output "$work/$1/$2" "${@:4}"
 }
 
 if [[ $variant == small ]]; then

@@ -200,6 +200,7 @@ def test_a_checkpoint_on_videos(portrait_clip: Path, tmp_path: Path, capsys: pyt
         (["--checkpoint", "a", "--reference", "b"], "; found --checkpoint, --reference"),
         (["--checkpoint", "a", "--data", "b", "--cross"], "--cross: expected --videos with it"),
         (["--checkpoint", "a", "--videos", "b", "--sync"], "--sync: expected --data with it"),
+        (["--checkpoint", "a", "--videos", "b", "--precision", "bf16"], "--precision: expected --data with it"),
         (["--checkpoint", "a", "--data", "b", "--own-crops"], "--own-crops: expected --generated with it"),
         (["--generated", "absent", "--reference", "absent"], "--generated: expected a folder of videos"),
     ],
