@@ -1,0 +1,212 @@
+"""The generator as inference runs it: the same function as `DINet`, with less arithmetic.
+
+What depends on the references alone is computed once a video, batch norms are folded into the convolutions beside
+them, enlarging and convolving is one convolution of the small map, and on processors wide kernels are multiplied as
+spectra. In float32 the output is that of `DINet` to rounding (tests/test_engine.py).
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from scipy.fft import next_fast_len
+from torch import nn
+
+from models.blocks import ConvBlock, ResBlock, UpBlock
+from models.dinet import DINet
+
+WIDE_KERNEL, MANY_CHANNELS = 9, 64  # from which on spectra are faster on processors
+TILE = 30  # results along one side of a tile at most: larger ones cost memory, smaller ones overlap more
+
+
+class EncodedReferences(NamedTuple):
+    """What the engine needs of a video's references."""
+
+    pose: torch.Tensor  # (1, 128, H/4, W/4), their share of the alignment encoder's first convolution
+    appearance: torch.Tensor  # (1, 256, H/4, W/4) float32, to be deformed
+
+
+class Engine(nn.Module):
+    """A `DINet` rewritten for inference; the model it is made of stays as it was.
+
+    Args:
+        model: in evaluation mode, on its device.
+        dtype: of kernels and features. Transforms are found and applied in float32, whatever it is.
+    """
+
+    def __init__(self, model: DINet, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.config, self.dtype = model.config, dtype
+        self.source_encoder = _fused(model.source_encoder, dtype)
+        self.reference_encoder = _fused(model.reference_encoder, dtype)
+        self.appearance_before = _fused(model.appearance_before, dtype)
+        kernel, bias = _folded(model.alignment_encoder[0].conv, model.alignment_encoder[0].norm)
+        of_source, of_references = kernel.split(kernel.shape[1] // 2, dim=1)
+        self.source_pose = Conv(of_source, None, dtype, relu=False)
+        self.reference_pose = Conv(of_references, bias, dtype, relu=False)
+        self.alignment_encoder = _fused(model.alignment_encoder[1:], dtype)
+        self.audio_encoder, self.deformation = model.audio_encoder, model.deformation
+        self.appearance_after = _fused(model.appearance_after, dtype)
+        self.decoder = _fused(model.decoder, dtype)
+
+    mask = staticmethod(DINet.mask)
+
+    def encode_references(self, references: torch.Tensor) -> EncodedReferences:
+        """Encode the stacked references (1, 3N, H, W) of a video."""
+        encoded = self.reference_encoder(references.to(self.dtype))
+        return EncodedReferences(self.reference_pose(encoded), self.appearance_before(encoded).float())
+
+    def generate(
+        self, masked_source: torch.Tensor, references: EncodedReferences, audio_window: torch.Tensor
+    ) -> torch.Tensor:
+        """As `DINet.generate`, for frames (B, 3, H, W) of one video."""
+        source = self.source_encoder(masked_source.to(self.dtype))
+        pose = F.relu(self.source_pose(source).add_(references.pose))
+        code = torch.cat([self.alignment_encoder(pose).float(), self.audio_encoder(audio_window)], dim=1)
+        appearance = references.appearance.expand(len(source), -1, -1, -1)
+        deformed = self.deformation(appearance, code, source.float())
+        decoded = self.appearance_after(deformed.to(self.dtype, memory_format=torch.channels_last))
+        if self.config.inpainting:
+            decoded = torch.cat([source, decoded], dim=1)
+        return self.decoder(decoded).float().sigmoid()
+
+
+class Conv(nn.Module):
+    """Convolution, at will with ReLU; the kernel kept ready in the type and layout it is used in."""
+
+    def __init__(
+        self, kernel: torch.Tensor, bias: torch.Tensor | None, dtype: torch.dtype, stride: int = 1, relu: bool = True
+    ) -> None:
+        super().__init__()
+        self.register_buffer("kernel", kernel.to(dtype, memory_format=torch.channels_last))
+        self.register_buffer("bias", None if bias is None else bias.to(dtype))
+        self.stride, self.relu = stride, relu
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = F.conv2d(x, self.kernel, self.bias, self.stride, padding=self.kernel.shape[-1] // 2)
+        return y.relu_() if self.relu else y
+
+
+class UpConv(nn.Module):
+    """Nearest-neighbour upsampling by two, 3-wide convolution, ReLU, on the small map.
+
+    Of nine neighbours on the large map only four differ, and which depends on the row and column being even or odd:
+    four kernels of 2×2, as one convolution with four times the channels.
+    """
+
+    def __init__(self, kernel: torch.Tensor, bias: torch.Tensor, dtype: torch.dtype) -> None:
+        super().__init__()
+        # Results in even rows (0) see the row above once and their own twice, in odd rows (1) the other way about.
+        seen = torch.tensor([[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]], dtype=kernel.dtype, device=kernel.device)
+        phases = torch.einsum("pyi,qxj,ocij->pqocyx", seen, seen, kernel)
+        self.conv = Conv(phases.flatten(0, 2), bias.repeat(4), dtype)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        batch, _, height, width = x.shape
+        phases = self.conv(x).unflatten(1, (2, 2, -1))  # each (height + 1, width + 1)
+        large = x.new_empty(batch, phases.shape[3], 2 * height, 2 * width).to(memory_format=torch.channels_last)
+        for p in range(2):
+            for q in range(2):
+                large[:, :, p::2, q::2] = phases[:, p, q, :, p : p + height, q : q + width]
+        return large
+
+
+class ToImage(nn.Module):
+    """The last convolution, of three channels, for blocks of 2×2 pixels: processors compute 16 channels at once."""
+
+    def __init__(self, kernel: torch.Tensor, bias: torch.Tensor, dtype: torch.dtype) -> None:
+        super().__init__()
+        shifted = [F.pad(kernel, (q, 1 - q, p, 1 - p)) for p in range(2) for q in range(2)]
+        blocks = torch.stack(shifted, dim=1).flatten(0, 1)
+        self.register_buffer("kernel", blocks.to(dtype, memory_format=torch.channels_last))
+        self.register_buffer("bias", bias.repeat_interleave(4).to(dtype))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        reach = self.kernel.shape[-1] // 2 - 1
+        return F.pixel_shuffle(F.conv2d(x, self.kernel, self.bias, stride=2, padding=reach), 2)
+
+
+class FourierConv(nn.Module):
+    """Convolution with a wide kernel and ReLU, as products of spectra of overlapping tiles; float32 inside."""
+
+    def __init__(self, kernel: torch.Tensor, bias: torch.Tensor) -> None:
+        super().__init__()
+        self.kernel, self.bias = kernel.float(), bias.float()
+        self.spectra: dict[tuple[int, int], torch.Tensor] = {}
+
+    def _spectrum(self, height: int, width: int) -> torch.Tensor:
+        """(height · (width // 2 + 1), in, out) spectrum of the kernel for tiles of this size, found once."""
+        if (height, width) not in self.spectra:
+            found = torch.fft.rfft2(self.kernel, (height, width)).conj()
+            self.spectra[height, width] = found.permute(2, 3, 1, 0).flatten(0, 1).resolve_conj().contiguous()
+        return self.spectra[height, width]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        batch, channels, height, width = x.shape
+        (rows, valid_h, tile_h), (columns, valid_w, tile_w) = (self._tiling(size) for size in (height, width))
+        reach = self.kernel.shape[-1] // 2
+        bottom = (rows - 1) * valid_h + tile_h - reach - height
+        right = (columns - 1) * valid_w + tile_w - reach - width
+        padded = F.pad(x.float().contiguous(), (reach, right, reach, bottom))
+        tiles = padded.unfold(2, tile_h, valid_h).unfold(3, tile_w, valid_w)
+        spectra = torch.fft.rfft2(tiles).permute(4, 5, 0, 2, 3, 1).reshape(-1, batch * rows * columns, channels)
+        product = torch.bmm(spectra, self._spectrum(tile_h, tile_w))
+        product = product.reshape(tile_h, -1, batch, rows, columns, len(self.bias)).permute(2, 5, 3, 4, 0, 1)
+        valid = torch.fft.irfft2(product, (tile_h, tile_w))[..., :valid_h, :valid_w]
+        joined = valid.transpose(3, 4).reshape(batch, -1, rows * valid_h, columns * valid_w)[..., :height, :width]
+        return (joined + self.bias[:, None, None]).relu_().to(x.dtype, memory_format=torch.channels_last)
+
+    def _tiling(self, size: int) -> tuple[int, int, int]:
+        """(number of tiles, results of each, samples read by each) along one side of a map."""
+        count = -(-size // TILE)
+        valid = -(-size // count)
+        return count, valid, next_fast_len(valid + self.kernel.shape[-1] - 1, real=True)
+
+
+class Residual(nn.Module):
+    """`ResBlock` with its second batch norm folded."""
+
+    def __init__(self, block: ResBlock, dtype: torch.dtype) -> None:
+        super().__init__()
+        scale, shift = _scale_and_shift(block.norm1)
+        self.register_buffer("scale", scale.to(dtype)[:, None, None])
+        self.register_buffer("shift", shift.to(dtype)[:, None, None])
+        self.conv1 = Conv(*_folded(block.conv1, block.norm2), dtype)
+        self.conv2 = Conv(block.conv2.weight.detach(), block.conv2.bias.detach(), dtype, relu=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = torch.addcmul(self.shift, x, self.scale).relu_()
+        return self.conv2(self.conv1(y)).add_(x)
+
+
+def _fused(modules: nn.Sequential, dtype: torch.dtype) -> nn.Sequential:
+    """The same layers, each with its batch norms folded."""
+    return nn.Sequential(*(_fused_layer(module, dtype) for module in modules))
+
+
+def _fused_layer(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+    if isinstance(module, UpBlock):
+        return UpConv(*_folded(module.conv, module.norm), dtype)
+    if isinstance(module, ConvBlock):
+        kernel, bias = _folded(module.conv, module.norm)
+        wide = kernel.shape[-1] >= WIDE_KERNEL and kernel.shape[1] >= MANY_CHANNELS
+        if wide and kernel.device.type == "cpu" and module.conv.stride == (1, 1):
+            return FourierConv(kernel, bias)
+        return Conv(kernel, bias, dtype, module.conv.stride[0])
+    if isinstance(module, ResBlock):
+        return Residual(module, dtype)
+    if isinstance(module, nn.Conv2d):
+        return ToImage(module.weight.detach(), module.bias.detach(), dtype)
+    return module
+
+
+def _scale_and_shift(norm: nn.BatchNorm2d) -> tuple[torch.Tensor, torch.Tensor]:
+    """What a batch norm in evaluation mode multiplies each channel by, and adds then."""
+    scale = norm.weight.detach() / (norm.running_var + norm.eps).sqrt()
+    return scale, norm.bias.detach() - norm.running_mean * scale
+
+
+def _folded(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[torch.Tensor, torch.Tensor]:
+    """Kernel and bias of a convolution and the batch norm after it."""
+    scale, shift = _scale_and_shift(norm)
+    return conv.weight.detach() * scale[:, None, None, None], conv.bias.detach() * scale + shift
