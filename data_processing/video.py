@@ -22,6 +22,10 @@ from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTr
 from data_processing.errors import UserError
 
 FPS = 25  # frames per second of everything the networks see
+STANDARD_RATES = [
+    Fraction(rate) for rate in ("24000/1001", "24", "25", "30000/1001", "30", "48", "50", "60000/1001", "60")
+]
+MAX_FPS = Fraction(60)  # of videos dubbed: slow motion is shown slower anyway
 VIDEO_SUFFIXES = {
     ".mp4",
     ".mov",
@@ -47,11 +51,13 @@ UNSPECIFIED_COLORSPACE = 2  # ITU-T H.273; PyAV has no name for it
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What a viewer sees: size after rotation, width of a pixel over its height, length (an estimate)."""
+    """What a viewer sees: size after rotation, width of a pixel over its height, frames per second and length (both
+    an estimate; of a variable frame rate the standard one that leaves no frame out)."""
 
     width: int
     height: int
     pixel_aspect: Fraction
+    fps: Fraction
     duration_s: float
 
 
@@ -124,8 +130,25 @@ def probe(path: Path, flag: str = "--video") -> VideoInfo:
             width=first.height if turned else first.width,
             height=first.width if turned else first.height,
             pixel_aspect=1 / aspect if turned else aspect,
+            fps=_frame_rate(stream),
             duration_s=duration,
         )
+
+
+def _frame_rate(stream: av.video.stream.VideoStream) -> Fraction:
+    """Frames per second of a stream, at most MAX_FPS; 25 where nobody knows."""
+    average, guessed = stream.average_rate, stream.guessed_rate
+    if not average or not guessed:
+        rate = average or guessed or Fraction(FPS)
+    else:
+        nearest = min(STANDARD_RATES, key=lambda standard: abs(standard / average - 1))
+        if abs(nearest / average - 1) < 0.002:  # a whole rate told inexactly
+            rate = nearest
+        elif abs(guessed / average - 1) < 0.02:
+            rate = average.limit_denominator(1001)
+        else:
+            rate = next((standard for standard in STANDARD_RATES if standard >= average), MAX_FPS)
+    return min(Fraction(rate), MAX_FPS)
 
 
 def first_frame_time(path: Path) -> float | None:
@@ -142,10 +165,16 @@ def first_frame_time(path: Path) -> float | None:
             return None
 
 
-def read_frames(path: Path, start: int = 0, stop: int | None = None, flag: str = "--video") -> Iterator[np.ndarray]:
-    """Frames `start` to `stop` (exclusive) of a video as seen at 25 frames per second.
+def read_frames(
+    path: Path,
+    start: int = 0,
+    stop: int | None = None,
+    flag: str = "--video",
+    fps: Fraction | int = FPS,
+) -> Iterator[np.ndarray]:
+    """Frames `start` to `stop` (exclusive) of a video as seen at `fps` frames per second.
 
-    Output frame k is the source frame nearest in time to k / 25 s after the first frame, so 24, 29.97, 50 and
+    Output frame k is the source frame nearest in time to k / fps s after the first frame, so 24, 29.97, 50 and
     variable frame rates all keep time with the sound. Rotation flags are applied.
 
     Args:
@@ -153,6 +182,7 @@ def read_frames(path: Path, start: int = 0, stop: int | None = None, flag: str =
         start: first frame wanted; reached by seeking where the file allows it.
         stop: frame to stop before; None reads to the end.
         flag: where the path came from, for error messages.
+        fps: 25, as all networks see videos, or the video's own (VideoInfo.fps).
 
     Yields:
         (H, W, 3) uint8 RGB.
@@ -160,6 +190,7 @@ def read_frames(path: Path, start: int = 0, stop: int | None = None, flag: str =
     Raises:
         UserError: the file cannot be opened, or holds no decodable frame.
     """
+    rate = float(fps)
     with _open(path, flag) as container:
         stream = container.streams.video[0]
         frames = _timed_frames(container, stream)
@@ -168,9 +199,9 @@ def read_frames(path: Path, start: int = 0, stop: int | None = None, flag: str =
             raise UserError(f"{flag}: no frame of {path} can be decoded")
         origin = first[0]
         if start > 0:
-            landed = _seek(container, stream, origin + start / FPS)
+            landed = _seek(container, stream, origin + start / rate, 1 / rate)
             if landed is None:  # some containers cannot seek: read from the beginning
-                yield from itertools.islice(read_frames(path, 0, stop, flag), start, None)
+                yield from itertools.islice(read_frames(path, 0, stop, flag, fps), start, None)
                 return
             first, frames = landed
         size = to_rgb(first[1]).shape[1::-1]  # streams may change theirs; landmarks and output need one
@@ -178,18 +209,18 @@ def read_frames(path: Path, start: int = 0, stop: int | None = None, flag: str =
         for next_time, next_frame in frames:
             # `frame` is the nearest one for every output time before the middle between the two
             middle = (time + next_time) / 2
-            if origin + index / FPS < middle:
+            if origin + index / rate < middle:
                 picture = _sized(to_rgb(frame), size)
-                while origin + index / FPS < middle:
+                while origin + index / rate < middle:
                     if stop is not None and index >= stop:
                         return
                     yield picture
                     index += 1
             time, frame = next_time, next_frame
         # the last frame stays until its own duration is over
-        end = time + (float(frame.duration * stream.time_base) if frame.duration else 1 / FPS)
+        end = time + (float(frame.duration * stream.time_base) if frame.duration else 1 / rate)
         picture = _sized(to_rgb(frame), size)
-        while origin + index / FPS < end - 0.5 / FPS or index == 0:
+        while origin + index / rate < end - 0.5 / rate or index == 0:
             if stop is not None and index >= stop:
                 return
             yield picture
@@ -202,11 +233,11 @@ def _sized(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def read_frames_backward(
-    path: Path, num_frames: int, chunk: int = 32, flag: str = "--video"
+    path: Path, num_frames: int, chunk: int = 32, flag: str = "--video", fps: Fraction | int = FPS
 ) -> Iterator[np.ndarray]:
     """The first `num_frames` frames of `read_frames`, last first, holding at most `chunk` of them in memory."""
     for stop in range(num_frames, 0, -chunk):
-        yield from reversed(list(read_frames(path, max(0, stop - chunk), stop, flag)))
+        yield from reversed(list(read_frames(path, max(0, stop - chunk), stop, flag, fps)))
 
 
 def _timed_frames(container, stream, after_seek: bool = False) -> Iterator[tuple[float, av.VideoFrame]]:
@@ -237,15 +268,15 @@ def _timed_frames(container, stream, after_seek: bool = False) -> Iterator[tuple
             yield time, frame
 
 
-def _seek(container, stream, time: float):
+def _seek(container, stream, time: float, period: float):
     """The frame shown at `time` and the iterator of those after it, by seeking to the key frame before it."""
     try:
-        container.seek(int((time - 1 / FPS) / stream.time_base), stream=stream, backward=True)
+        container.seek(int((time - period) / stream.time_base), stream=stream, backward=True)
     except av.error.FFmpegError:
         return None
     frames = _timed_frames(container, stream, after_seek=True)
     current = next(frames, None)
-    if current is None or current[0] > time - 0.5 / FPS:
+    if current is None or current[0] > time - 0.5 * period:
         return None
     for following in frames:
         if (current[0] + following[0]) / 2 > time:
