@@ -39,12 +39,12 @@ if [[ $variant == small ]]; then
     # starts from the next smaller of its kind.
     train() { stage "$1" train_dinet.py --config "configs/frame_$2.yaml" "${@:3}"; }
     small=configs/tables_small.yaml
-    train full 32 $small --max-steps 700
+    train full 32 $small --max-steps 500
     for name in "${ablations[@]}"; do
-        train "$name" 32 "configs/$name.yaml" $small --max-steps 700
+        train "$name" 32 "configs/$name.yaml" $small --max-steps 500
     done
-    train dinet_64 64 $small --max-steps 150 --init-from "$(of full generator)"
-    train wav2lip_96 64 configs/wav2lip_96.yaml $small --max-steps 400
+    train dinet_64 64 $small --max-steps 120 --init-from "$(of full generator)"
+    train wav2lip_96 64 configs/wav2lip_96.yaml $small --max-steps 350
     train wav2lip_192 128 configs/wav2lip_192.yaml $small --max-steps 50 --init-from "$(of wav2lip_96 generator)"
     train wav2lip_384 128 configs/wav2lip_384.yaml $small --max-steps 25 --init-from "$(of wav2lip_192 generator)"
     final=dinet_64 size=128 frames=2
