@@ -7,7 +7,9 @@ use) and `openface` (reads a CSV that OpenFace wrote, named like the video, besi
 import csv
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import cache
+from itertools import islice
 from pathlib import Path
 
 import cv2
@@ -20,9 +22,12 @@ from data_processing.video import FPS, read_frames
 from data_processing.weights import weight_path
 
 BACKENDS = ("dlib", "face_alignment", "openface")
-MAX_GAP = 12  # frames without a face that are interpolated: about half a second
-SMOOTHING = 1.2  # frames, deviation of the zero-lag Gaussian
+MAX_GAP = 12  # frames at 25 per second without a face that are interpolated: about half a second
+SMOOTHING = 1.2  # frames at 25 per second, deviation of the zero-lag Gaussian
+FADE_S = 0.2  # seconds in which redrawing sets in or out where a face appears or is lost
+MIN_RUN_S = 0.4  # a face seen for less between two gaps is left alone, so that nothing flickers
 DETECT_EVERY = 5  # frames between face detections; landmarks are tracked between them
+TURNED = 0.1  # share of the face's width that the nose's tip must be away from either ear
 CUT_LEVEL = 35.0  # mean grey-level change of a thumbnail that makes a shot cut
 DETECTION_SIDES = (640, 1280)  # longer side in pixels of the reduced frame: first try, second try
 
@@ -65,46 +70,150 @@ def find_landmarks(
     Raises:
         UserError: unreadable video, unknown backend, backend's weights or CSV missing, or no face in any frame.
     """
-    frames = progress(read_frames(path, stop=stop, flag=flag))
-    if backend == "dlib":
-        raw, cuts = _with_dlib(frames)
-    elif backend == "face_alignment":
-        raw, cuts = _with_face_alignment(frames)
-    elif backend == "openface":
-        raw, cuts = _with_openface(frames, path.with_suffix(".csv"))
-    else:
-        raise UserError(f"--landmarks: expected one of {', '.join(BACKENDS)}, found {backend}")
+    tracked = list(track(progress(read_frames(path, stop=stop, flag=flag)), backend, path))
+    raw = np.array([points for points, _ in tracked])
     if np.isnan(raw).all():
         raise UserError(f"{flag}: no face found in any of the {len(raw)} frames of {path} ({backend})")
-    return clean(raw, cuts)
+    return clean(raw, [index for index, (_, cut) in enumerate(tracked) if cut])
 
 
-def clean(raw: np.ndarray, cuts: list[int]) -> Landmarks:
+def track(
+    frames: Iterator[np.ndarray],
+    backend: str,
+    path: Path | None = None,
+    fps: Fraction | int = FPS,
+    first: int = 0,
+) -> Iterator[tuple[np.ndarray, bool]]:
+    """(landmarks (68, 2) of the largest face or NaN, whether a new shot starts) of every frame, as they come.
+
+    At most DETECT_EVERY frames are read ahead. Backend openface needs the `path` of the video, and its frame rate
+    and the number of the `first` frame where they are others.
+
+    Raises:
+        UserError: unknown backend, or its weights or CSV missing.
+    """
+    if backend == "dlib":
+        return _with_dlib(frames)
+    if backend == "face_alignment":
+        return _with_face_alignment(frames)
+    if backend == "openface":
+        if path is None:
+            raise UserError("--landmarks openface: expected a video file, found frames without one")
+        return _with_openface(frames, path.with_suffix(".csv"), float(fps), first)
+    raise UserError(f"--landmarks: expected one of {', '.join(BACKENDS)}, found {backend}")
+
+
+def clean(raw: np.ndarray, cuts: list[int], fps: Fraction | float = FPS) -> Landmarks:
     """Interpolate short gaps and smooth, within shots only.
 
     Args:
         raw: (T, 68, 2) source pixels, NaN where no face was found.
         cuts: frame indices at which a new shot starts.
+        fps: frames per second.
     """
+    max_gap, smoothing = round(MAX_GAP * fps / FPS), SMOOTHING * float(fps) / FPS
     found = ~np.isnan(raw[:, 0, 0])
     points = np.full(raw.shape, np.nan, np.float32)
     shots = []
     for start, stop in zip([0, *cuts], [*cuts, len(raw)], strict=True):
         seen = start + np.flatnonzero(found[start:stop])
         # a gap too long to interpolate ends one run of frames and starts another
-        for run in np.split(seen, np.flatnonzero(np.diff(seen) > MAX_GAP + 1) + 1):
+        for run in np.split(seen, np.flatnonzero(np.diff(seen) > max_gap + 1) + 1):
             if not len(run):
                 continue
-            at_ends = MAX_GAP // 2  # a face missing for a moment at a shot's edge is held
+            at_ends = max_gap // 2  # a face missing for a moment at a shot's edge is held
             first = start if run[0] - start <= at_ends else run[0]
             last = stop - 1 if stop - 1 - run[-1] <= at_ends else run[-1]
             index = np.arange(first, last + 1)
             flat = raw[run].reshape(len(run), -1)
             filled = np.stack([np.interp(index, run, column) for column in flat.T], axis=1)
-            smooth = gaussian_filter1d(filled, SMOOTHING, axis=0, mode="nearest")
+            smooth = gaussian_filter1d(filled, smoothing, axis=0, mode="nearest")
             points[index] = smooth.reshape(len(index), 68, 2)
             shots.append((int(first), int(last) + 1))
     return Landmarks(points, found, shots)
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Some consecutive frames of a video, with what is known of the frames around them.
+
+    start, stop: the frames.
+    numbers: (stop − start,) the shot of each frame, counted through the video; −1 without a face.
+    strengths: (stop − start,) in [0, 1], how far the face may be redrawn: rising from 0 and falling to 0 where it
+        appears and is lost, not at cuts.
+    landmarks: of these frames and some before and after; its row 0 is frame `offset`.
+    """
+
+    start: int
+    stop: int
+    numbers: np.ndarray
+    strengths: np.ndarray
+    landmarks: Landmarks
+    offset: int
+
+    def points(self, frame: int) -> np.ndarray:
+        """Landmarks (68, 2) of one of the frames."""
+        return self.landmarks.points[frame - self.offset]
+
+    def seen_of(self, frame: int) -> tuple[int, int]:
+        """Rows [first, last) of `landmarks` with the shot that a frame with a face lies in, as far as it is known."""
+        row = frame - self.offset
+        return next((first, last) for first, last in self.landmarks.shots if first <= row < last)
+
+
+def follow(tracked: Iterator[tuple[np.ndarray, bool]], fps: Fraction | int, length: int) -> Iterator[Stretch]:
+    """The landmarks of `track`, cleaned, a stretch of about `length` frames at a time, each as soon as it is known.
+
+    The same as `clean` would make of all frames at once; up to a second more is read ahead for that. Every shot is
+    seen for at least half of `length` before its first frame is given, or whole.
+    """
+    margin = 2 * round(MAX_GAP * fps / FPS)
+    raw: list[np.ndarray] = []
+    cuts: list[int] = []  # rows of `raw`
+    start, offset, number, ended = 0, 0, -1, False
+    while not ended:
+        wanted = start + length + margin - offset
+        for points, cut in islice(tracked, wanted - len(raw)):
+            cuts += [len(raw)] * cut
+            raw.append(points)
+        ended = len(raw) < wanted
+        if offset + len(raw) == start:
+            return
+        landmarks = clean(np.array(raw), cuts, fps)
+        stop = offset + len(raw) if ended else start + length
+        if not ended and landmarks.shots and start + length // 2 < offset + landmarks.shots[-1][0] < stop:
+            stop = offset + landmarks.shots[-1][0]
+        numbers, strengths = np.full(len(raw), -1), np.zeros(len(raw))
+        for first, last in landmarks.shots:
+            if offset + first >= stop or offset + last <= start:
+                continue
+            appears, is_lost = first > 0 and first not in cuts, last < len(raw) and last not in cuts
+            if appears and is_lost and last - first < MIN_RUN_S * fps:
+                continue
+            number += offset + first >= start or number < 0
+            numbers[first:last] = number
+            strengths[first:last] = _fading(last - first, appears, is_lost, FADE_S * float(fps))
+        rows = slice(start - offset, stop - offset)
+        yield Stretch(start, stop, numbers[rows], strengths[rows], landmarks, offset)
+        known = max(stop - margin - offset, 0)
+        raw, cuts, offset, start = raw[known:], [cut - known for cut in cuts if cut > known], offset + known, stop
+
+
+def _fading(length: int, appears: bool, is_lost: bool, frames: float) -> np.ndarray:
+    """(length,) 1, but rising from 0 within so many frames if the face appears, and falling likewise."""
+    index = np.arange(1, length + 1)
+    rise = np.minimum(index / (frames + 1), 1) if appears else np.ones(length)
+    fall = np.minimum(index[::-1] / (frames + 1), 1) if is_lost else np.ones(length)
+    return np.minimum(rise, fall)
+
+
+def in_view(points: np.ndarray, width: int, height: int) -> bool:
+    """Whether a face's landmarks (68, 2) show it from the front and its lips inside the picture."""
+    lips = points[48:68]
+    inside = (lips >= 0).all() and (lips < [width, height]).all()
+    left, right = points[0, 0], points[16, 0]
+    turned = (points[30, 0] - left) / (right - left) if right > left else 0  # of the nose's tip between the ears
+    return bool(inside and TURNED < turned < 1 - TURNED)
 
 
 def mouth_shape(points: np.ndarray) -> np.ndarray:
@@ -162,37 +271,40 @@ def _dlib_models():
     return dlib.get_frontal_face_detector(), dlib.shape_predictor(str(weight_path("landmarks68")))
 
 
-def _with_dlib(frames: Iterator[np.ndarray]) -> tuple[np.ndarray, list[int]]:
+def _with_dlib(frames: Iterator[np.ndarray]) -> Iterator[tuple[np.ndarray, bool]]:
     """Follow the face from frame to frame, and have the detector confirm it on every DETECT_EVERY-th.
 
     Where it does not, the frames since the last confirmation count as missing, and the face is looked for again on
     the whole frame; another face found elsewhere starts a new shot.
     """
-    is_cut, raw, cuts = _CutDetector(), [], []
-    missing = np.full((68, 2), np.nan)
-    points, last_box, confirmed = None, None, 0
+    is_cut, missing = _CutDetector(), np.full((68, 2), np.nan)
+    waiting: list[tuple[np.ndarray, bool]] = []  # since the last confirmation
+    points, last_box = None, None
     for index, frame in enumerate(frames):
         gray = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
-        if is_cut(gray):
-            cuts.append(index)
-            points, last_box, confirmed = None, None, index
+        cut = is_cut(gray)
+        if cut:
+            yield from waiting
+            waiting, points, last_box = [], None, None
         box = None if points is None else _box_around(points)
+        confirmed = False
         if box is not None and index % DETECT_EVERY == 0:
-            if _confirm(gray, box):
-                confirmed = index
-            else:
-                raw[confirmed + 1 :] = [missing] * (index - confirmed - 1)
+            confirmed = _confirm(gray, box)
+            if not confirmed:
+                waiting = [(missing, was_cut) for _, was_cut in waiting]
                 box = None
         if box is None:
             box = _detect(gray)
-            if box is not None:
-                if last_box is not None and np.abs(box - last_box).max() > last_box[2] - last_box[0]:
-                    cuts.append(index)
-                confirmed = index
+            confirmed = True  # that there is a face or none
+            if box is not None and last_box is not None:
+                cut |= bool(np.abs(box - last_box).max() > last_box[2] - last_box[0])
         points = None if box is None else _fit(gray, box)
         last_box = last_box if box is None else box
-        raw.append(missing if points is None else points)
-    return np.array(raw), cuts
+        waiting.append((missing if points is None else points, cut))
+        if confirmed:
+            yield from waiting
+            waiting = []
+    yield from waiting
 
 
 def _box_around(points: np.ndarray) -> np.ndarray:
@@ -268,27 +380,23 @@ def _face_alignment_model():
         ) from None
 
 
-def _with_face_alignment(frames: Iterator[np.ndarray]) -> tuple[np.ndarray, list[int]]:
+def _with_face_alignment(frames: Iterator[np.ndarray]) -> Iterator[tuple[np.ndarray, bool]]:
     """S3FD on every DETECT_EVERY-th frame, 2DFAN4 on every frame with the box that follows the face."""
-    is_cut, raw, cuts = _CutDetector(), [], []
+    is_cut, missing = _CutDetector(), np.full((68, 2), np.nan)
     model = _face_alignment_model()
-    missing = np.full((68, 2), np.nan)
     points = None
     for index, frame in enumerate(frames):
-        if is_cut(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)):
-            cuts.append(index)
-            points = None
-        boxes = None
-        if points is not None and index % DETECT_EVERY:
-            boxes = [_box_around(points)]
+        cut = is_cut(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY))
+        boxes = [_box_around(points)] if points is not None and not cut and index % DETECT_EVERY else None
         faces = model.get_landmarks_from_image(frame, detected_faces=boxes) or []
         points = max(faces, key=lambda face: np.ptp(face[:, 1]), default=None)
-        raw.append(missing if points is None else points)
-    return np.array(raw, float), cuts
+        yield missing if points is None else np.asarray(points, float), cut
 
 
-def _with_openface(frames: Iterator[np.ndarray], csv_path: Path) -> tuple[np.ndarray, list[int]]:
-    """Rows of an OpenFace CSV, by column name, moved to 25 frames per second by their timestamps."""
+def _with_openface(
+    frames: Iterator[np.ndarray], csv_path: Path, fps: float, first: int
+) -> Iterator[tuple[np.ndarray, bool]]:
+    """Rows of an OpenFace CSV, by column name, moved to `fps` by their timestamps."""
     if not csv_path.is_file():
         raise UserError(f"--landmarks openface: expected OpenFace's output at {csv_path}, found no such file")
     try:
@@ -309,10 +417,8 @@ def _with_openface(frames: Iterator[np.ndarray], csv_path: Path) -> tuple[np.nda
     points[~(success & np.isfinite(points).all(axis=(1, 2)))] = np.nan
     missing = np.full((68, 2), np.nan)
     reach = 2 / FPS  # seconds from a frame to its row; beyond that the CSV ends too early or has a hole
-    is_cut, cuts, raw = _CutDetector(), [], []
-    for index, frame in enumerate(frames):
-        if is_cut(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)):
-            cuts.append(index)
-        distance = np.abs(times - times[0] - index / FPS)
-        raw.append(points[np.argmin(distance)] if distance.min() <= reach else missing)
-    return np.array(raw), cuts
+    is_cut = _CutDetector()
+    for index, frame in enumerate(frames, first):
+        distance = np.abs(times - times[0] - index / fps)
+        row = points[np.argmin(distance)] if distance.min() <= reach else missing
+        yield row, is_cut(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY))
