@@ -2,6 +2,7 @@
 
 import sys
 import wave
+from collections.abc import Iterator
 from pathlib import Path
 
 import av
@@ -14,28 +15,41 @@ SAMPLE_RATE = 16000
 
 
 def load_audio(path: str | Path, flag: str = "--audio") -> np.ndarray:
-    """Read the first audio track of a sound or video file.
+    """Read the first audio track of a sound or video file: (N,) float32, the pieces of `read_audio` in one."""
+    return np.concatenate(list(read_audio(path, flag)))
 
-    Returns (N,) float32 in [-1, 1], mono, 16 kHz. Sample 0 is the time of the first video frame if the file
-    has video (a track that starts later is padded with zeros, one that starts earlier is cut), otherwise the
-    first sample of the track. If decoding fails midway, the part before is returned and stderr is warned.
+
+def read_audio(path: str | Path, flag: str = "--audio") -> Iterator[np.ndarray]:
+    """Pieces (n,) float32 in [-1, 1], mono, 16 kHz of the first audio track of a sound or video file, none empty.
+
+    Sample 0 is the time of the first video frame if the file has video (a track that starts later is padded with
+    zeros, one that starts earlier is cut), otherwise the first sample of the track. If decoding fails midway, the
+    part before is given and stderr is warned.
 
     Raises UserError (naming `flag` and the file) if the file is missing, a folder, empty, not media, or has
     no audio at or after its first video frame.
     """
     path = Path(path)
     check_readable(path, flag)
-    samples, audio_start = _decode(path, flag)
-    if len(samples) == 0:
-        raise UserError(f"{flag} {path}: the audio track holds no samples")
-
+    _open(path, flag).close()  # a file that is no media is told of by its own words
     video_start = first_frame_time(path)
-    if video_start is not None and audio_start is not None:
-        delay = round((audio_start - video_start) * SAMPLE_RATE)
-        samples = np.pad(samples, (delay, 0)) if delay > 0 else samples[-delay:]
-        if len(samples) == 0:
-            raise UserError(f"{flag} {path}: the audio track ends before the first video frame")
-    return samples.astype(np.float32) / 32768
+    skipped: int | None = None  # samples still to leave out at the start
+    started = empty = True
+    for time, samples in _decode(path, flag):
+        if skipped is None:
+            delay = 0 if video_start is None or time is None else round((time - video_start) * SAMPLE_RATE)
+            skipped = max(0, -delay)
+            samples = np.pad(samples, (max(0, delay), 0))
+        left_out = min(skipped, len(samples))
+        skipped -= left_out
+        empty = False
+        if left_out < len(samples):
+            started = False
+            yield samples[left_out:].astype(np.float32) / 32768
+    if empty:
+        raise UserError(f"{flag} {path}: the audio track holds no samples")
+    if started:
+        raise UserError(f"{flag} {path}: the audio track ends before the first video frame")
 
 
 def save_wav(path: str | Path, waveform: np.ndarray) -> None:
@@ -64,38 +78,49 @@ def _open(path: Path, flag: str) -> av.container.InputContainer:
         raise UserError(f"{flag} {path}: not a media file that can be read ({error.strerror})") from error
 
 
-def _decode(path: Path, flag: str) -> tuple[np.ndarray, float | None]:
-    """First audio track -> (int16 samples (N,) at 16 kHz mono, presentation time of the first in seconds)."""
-    chunks: list[np.ndarray] = []
+def _decode(path: Path, flag: str) -> Iterator[tuple[float | None, np.ndarray]]:
+    """First audio track -> (presentation time of the track in seconds, int16 samples (n,) at 16 kHz mono), n > 0."""
     start: float | None = None
     source_format = resampler = None
+    total = 0
 
-    def resample(frame: av.AudioFrame | None) -> None:
+    def converted(frame: av.AudioFrame | None) -> list[np.ndarray]:
         # 16-bit on purpose: only for integer output does FFmpeg scale the mix to mono so that it cannot
         # overflow; to float, two equal channels come out at 1.41 times their amplitude.
+        nonlocal source_format, resampler
+        parts = []
+        if frame is not None and source_format != (frame.format.name, frame.layout.name, frame.sample_rate):
+            parts = converted(None)  # a resampler takes one format only; some streams change theirs
+            source_format = (frame.format.name, frame.layout.name, frame.sample_rate)
+            resampler = av.AudioResampler("s16", "mono", SAMPLE_RATE)
         if resampler is not None:
-            chunks.extend(out.to_ndarray().reshape(-1) for out in resampler.resample(frame))
+            parts += [out.to_ndarray().reshape(-1) for out in resampler.resample(frame) if out.samples]
+        return parts
 
     with _open(path, flag) as container:
         if not container.streams.audio:
             raise UserError(f"{flag} {path}: expected an audio track, found none")
-        try:
-            for frame in container.decode(audio=0):
-                if not chunks and start is None:
+        frames = container.decode(audio=0)
+        ended = False
+        while not ended:
+            try:
+                frame = next(frames, None)
+                if start is None and frame is not None:
                     start = frame.time
-                if source_format != (frame.format.name, frame.layout.name, frame.sample_rate):
-                    resample(None)  # a resampler takes one format only; some streams change theirs
-                    source_format = (frame.format.name, frame.layout.name, frame.sample_rate)
-                    resampler = av.AudioResampler("s16", "mono", SAMPLE_RATE)
-                resample(frame)
-        except av.FFmpegError as error:
-            stopped = sum(map(len, chunks)) / SAMPLE_RATE
-            if stopped == 0:
-                raise UserError(f"{flag} {path}: the audio track cannot be decoded ({error.strerror})") from error
-            print(
-                f"warning: {flag} {path}: audio decoding stopped at {stopped:.2f} s ({error.strerror}); "
-                "using what came before",
-                file=sys.stderr,
-            )
-        resample(None)
-    return (np.concatenate(chunks) if chunks else np.zeros(0, np.int16)), start
+                ended = frame is None
+                parts = converted(frame)
+            except av.FFmpegError as error:
+                stopped = total / SAMPLE_RATE
+                if stopped == 0:
+                    raise UserError(
+                        f"{flag} {path}: the audio track cannot be decoded ({error.strerror})"
+                    ) from error
+                print(
+                    f"warning: {flag} {path}: audio decoding stopped at {stopped:.2f} s ({error.strerror}); "
+                    "using what came before",
+                    file=sys.stderr,
+                )
+                ended, parts = True, converted(None)
+            for samples in parts:
+                total += len(samples)
+                yield start, samples

@@ -75,7 +75,12 @@ class Conv(nn.Module):
     """Convolution, at will with ReLU; the kernel kept ready in the type and layout it is used in."""
 
     def __init__(
-        self, kernel: torch.Tensor, bias: torch.Tensor | None, dtype: torch.dtype, stride: int = 1, relu: bool = True
+        self,
+        kernel: torch.Tensor,
+        bias: torch.Tensor | None,
+        dtype: torch.dtype,
+        stride: int = 1,
+        relu: bool = True,
     ) -> None:
         super().__init__()
         self.register_buffer("kernel", kernel.to(dtype, memory_format=torch.channels_last))
@@ -97,7 +102,9 @@ class UpConv(nn.Module):
     def __init__(self, kernel: torch.Tensor, bias: torch.Tensor, dtype: torch.dtype) -> None:
         super().__init__()
         # Results in even rows (0) see the row above once and their own twice, in odd rows (1) the other way about.
-        seen = torch.tensor([[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]], dtype=kernel.dtype, device=kernel.device)
+        seen = torch.tensor(
+            [[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]], dtype=kernel.dtype, device=kernel.device
+        )
         phases = torch.einsum("pyi,qxj,ocij->pqocyx", seen, seen, kernel)
         self.conv = Conv(phases.flatten(0, 2), bias.repeat(4), dtype)
 

@@ -35,46 +35,70 @@ score() {
 }
 
 if [[ $variant == small ]]; then
-    # All of Table 2 from nothing at S = 32. Of Table 1 each method gets about a quarter of an hour in all, and
-    # starts from the next smaller of its kind.
+    # All of Table 2 from nothing at S = 32; what Table 1 compares starts from the next smaller of its kind.
+    final=dinet_64 size=128 frames=2
     train() { stage "$1" train_dinet.py --config "configs/frame_$2.yaml" "${@:3}"; }
     small=configs/tables_small.yaml
-    train full 32 $small --max-steps 500
-    for name in "${ablations[@]}"; do
-        train "$name" 32 "configs/$name.yaml" $small --max-steps 500
-    done
-    train dinet_64 64 $small --max-steps 120 --init-from "$(of full generator)"
-    train wav2lip_96 64 configs/wav2lip_96.yaml $small --max-steps 350
-    train wav2lip_192 128 configs/wav2lip_192.yaml $small --max-steps 50 --init-from "$(of wav2lip_96 generator)"
-    train wav2lip_384 128 configs/wav2lip_384.yaml $small --max-steps 25 --init-from "$(of wav2lip_192 generator)"
-    final=dinet_64 size=128 frames=2
+    dinets() {
+        train full 32 $small --max-steps 500
+        for name in "${ablations[@]}"; do
+            train "$name" 32 "configs/$name.yaml" $small --max-steps 500
+        done
+        train dinet_64 64 $small --max-steps 120 --init-from "$(of full generator)"
+    }
+    wav2lips() {
+        train wav2lip_96 64 configs/wav2lip_96.yaml $small --max-steps 350
+        train wav2lip_192 128 configs/wav2lip_192.yaml $small --max-steps 50 --init-from "$(of wav2lip_96 generator)"
+        train wav2lip_384 128 configs/wav2lip_384.yaml $small --max-steps 25 --init-from "$(of wav2lip_192 generator)"
+    }
 else
+    final=full size=256 frames=8
     # fine NAME FLAGS…: coarse to fine, S = 64 -> 128 -> 256
     fine() {
         stage "$1_64" train_dinet.py --config configs/frame_64.yaml "${@:2}"
         stage "$1_128" train_dinet.py --config configs/frame_128.yaml "${@:2}" --init-from "$(of "$1_64" generator)"
         stage "$1" train_dinet.py --config configs/frame_256.yaml "${@:2}" --init-from "$(of "$1_128" generator)"
     }
-    fine full
-    for name in "${ablations[@]}"; do
-        fine "$name" "configs/$name.yaml"
-    done
-    stage wav2lip_96 train_dinet.py --config configs/frame_64.yaml configs/wav2lip_96.yaml
-    stage wav2lip_192 train_dinet.py --config configs/frame_128.yaml configs/wav2lip_192.yaml \
-        --init-from "$(of wav2lip_96 generator)"
-    stage wav2lip_384 train_dinet.py --config configs/frame_256.yaml configs/wav2lip_384.yaml \
-        --init-from "$(of wav2lip_192 generator)"
-    final=full size=256 frames=8
+    dinets() {
+        fine full
+        for name in "${ablations[@]}"; do
+            fine "$name" "configs/$name.yaml"
+        done
+    }
+    wav2lips() {
+        stage wav2lip_96 train_dinet.py --config configs/frame_64.yaml configs/wav2lip_96.yaml
+        stage wav2lip_192 train_dinet.py --config configs/frame_128.yaml configs/wav2lip_192.yaml \
+            --init-from "$(of wav2lip_96 generator)"
+        stage wav2lip_384 train_dinet.py --config configs/frame_256.yaml configs/wav2lip_384.yaml \
+            --init-from "$(of wav2lip_192 generator)"
+    }
 fi
-
-for name in full "${ablations[@]}"; do
-    score table2 "$name" "$(of "$name" generator)"
-done
-methods=(wav2lip_96 wav2lip_192 wav2lip_384 "$final")
-for name in "${methods[@]}"; do
-    score table1 "$name" "$(of "$name" generator)" --size "$size"
-done
-score table1 bundled checkpoints/dinet_64.safetensors --size "$size"
+methods=(wav2lip_96 wav2lip_192 wav2lip_384)
+dinets_scored() {
+    dinets
+    for name in full "${ablations[@]}"; do
+        score table2 "$name" "$(of "$name" generator)"
+    done
+    score table1 "$final" "$(of "$final" generator)" --size "$size"
+    score table1 bundled checkpoints/dinet_64.safetensors --size "$size"
+}
+wav2lips_scored() {
+    wav2lips
+    for name in "${methods[@]}"; do
+        score table1 "$name" "$(of "$name" generator)" --size "$size"
+    done
+}
+if [[ -n ${CHAIN:-} ]]; then  # one half, as called from below
+    "$CHAIN"
+    exit
+elif [[ $variant == small ]]; then  # both halves at a time, a core each: faster than one by one on two
+    printf '%s\n' dinets_scored wav2lips_scored |
+        OMP_NUM_THREADS=1 xargs -P 2 -I{} env CHAIN={} bash scripts/reproduce_tables.sh "$data" "$work" small
+else
+    dinets_scored
+    wav2lips_scored
+fi
+methods+=("$final")
 "$python" scripts/tables.py "$work" --output "$work/results"
 
 # Figures 4 to 6

@@ -121,20 +121,20 @@ BASELINES = ["wav2lip_96", "wav2lip_192", "wav2lip_384"]
 def test_reproduce_tables(variant: list[str], tmp_path: Path) -> None:
     home = make_home(tmp_path)
     whole = trained(chain("reproduce_tables.sh", home, *variant)[1])
-    if variant:
-        assert whole == ["full", *ABLATIONS, "dinet_64", *BASELINES]
-    else:
-        sizes = ("_64", "_128", "")
-        assert whole == [*(name + size for name in ["full", *ABLATIONS] for size in sizes), *BASELINES]
+    sizes = ("_64", "_128", "")
+    dinets = [name + size for name in ["full", *ABLATIONS] for size in sizes]
+    dinets = ["full", *ABLATIONS, "dinet_64"] if variant else dinets
+    assert [name for name in whole if name in dinets] == dinets  # the two halves may run at a time
+    assert [name for name in whole if name not in dinets] == BASELINES
     shutil.rmtree(home / "work")
     code, commands = chain("reproduce_tables.sh", home, *variant, breaks="attention")
     assert code != 0
     begun = trained(commands)
     code, commands = chain("reproduce_tables.sh", home, *variant)
     assert code == 0
-    assert trained(commands) == whole[len(begun) - 1 :]
+    assert sorted(trained(commands)) == sorted(set(whole) - set(begun) | {"attention"})
     scored = [line for line in commands if line.startswith("evaluate.py")]
-    assert len(scored) == 10
+    assert len(scored) == (7 if variant else 10)  # one half was not broken
     assert len({line.split()[line.split().index("--size") + 1] for line in scored if "/table1/" in line}) == 1
     for line in commands:
         words = line.split()
