@@ -1,0 +1,102 @@
+"""Export to ONNX: the same pictures under onnxruntime, for any batch; what is refused; what is left on disk."""
+
+import json
+import sys
+from pathlib import Path
+
+import onnxruntime
+import pytest
+import torch
+from made_media import text_file
+
+from models.checkpoint import LoadedModel, save_model
+from models.dinet import DINet, DINetConfig
+from scripts import export_onnx
+
+ROOT = Path(__file__).parent.parent
+MOUTH = 32
+
+
+def untrained(**options: object) -> LoadedModel:
+    """A generator whose kernels are so large that picture, references and sound all show in its output."""
+    torch.manual_seed(0)
+    model = DINet(DINetConfig(29, num_references=2, **options)).eval()
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, 0, parameter[0].numel() ** -0.5)
+    return LoadedModel(model, "phoneme", MOUTH, {})
+
+
+def save(path: Path, loaded: LoadedModel) -> Path:
+    save_model(path, loaded.model, audio_features=loaded.audio_features, mouth_size=MOUTH, info={}, bits=32)
+    return path
+
+
+def run(checkpoint: Path, output: Path) -> None:
+    """`export_onnx.py`, in this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["export_onnx.py", "--checkpoint", str(checkpoint), "--output", str(output)])
+        export_onnx.main()
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save(tmp_path_factory.mktemp("checkpoint") / "generator.safetensors", untrained())
+
+
+@pytest.fixture(scope="module")
+def files(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, bytes]:
+    """What the command writes for the checkpoint: references, generator."""
+    folder = tmp_path_factory.mktemp("onnx")
+    run(checkpoint, folder / "small.onnx")
+    paths = (folder / "small.references.onnx", folder / "small.onnx")
+    assert {*folder.iterdir()} == {*paths}
+    return tuple(path.read_bytes() for path in paths)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_same_pictures_as_pytorch(files, batch):
+    assert export_onnx.largest_difference(untrained(), files, batch) < 1e-4
+
+
+def test_the_comparison_sees_other_weights(files):
+    other = untrained()
+    with torch.no_grad():
+        other.model.reference_encoder[0].conv.weight.mul_(1.1)
+    assert export_onnx.largest_difference(other, files, 1) > export_onnx.TOLERANCE
+
+
+def test_what_the_files_say(files):
+    for content in files:
+        meta = onnxruntime.InferenceSession(content).get_modelmeta().custom_metadata_map
+        known = {name: json.loads(text) for name, text in meta.items()}
+        assert known["audio_features"] == "phoneme" and known["mouth_size"] == MOUTH
+        assert DINetConfig(**known["config"]) == untrained().model.config
+        assert str(ROOT).encode() not in content  # the exporter notes where the code lies
+
+
+@pytest.mark.parametrize("difference", [2e-3, float("nan")])
+def test_nothing_is_written_if_the_pictures_differ(checkpoint, files, tmp_path, monkeypatch, difference):
+    monkeypatch.setattr(export_onnx, "export", lambda loaded: files)
+    monkeypatch.setattr(export_onnx, "largest_difference", lambda *given: difference)
+    with pytest.raises(SystemExit) as end:
+        run(checkpoint, tmp_path / "small.onnx")
+    assert str(end.value).startswith("error: ")  # which Python prints, and exits with 1
+    assert not [*tmp_path.iterdir()]
+
+
+def test_one_line_for_what_cannot_be_exported(checkpoint, tmp_path, capsys):
+    attention = save(tmp_path / "attention.safetensors", untrained(deformation="attention"))
+    refused = {
+        attention: ("small.onnx", "expected a generator with AdaAT, found attention"),
+        text_file(tmp_path / "text.safetensors"): ("small.onnx", "expected a DINet generator"),
+        tmp_path / "missing.safetensors": ("small.onnx", "No such file"),
+        checkpoint: ("small.safetensors", "expected a name ending in .onnx"),
+    }
+    for given, (name, message) in refused.items():
+        with pytest.raises(SystemExit) as end:
+            run(given, tmp_path / name)
+        said = capsys.readouterr().err
+        assert end.value.code == 2 and said.startswith("error: ") and said.count("\n") == 1
+        assert message in said
+        assert not (tmp_path / name).exists()
