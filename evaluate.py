@@ -31,9 +31,9 @@ from evaluation.videos import (
     with_interval,
     worst_and_best,
 )
-from inference import DTYPES, Dubber, dub_video, load_hearing
 from models.checkpoint import SYNCNET, load_model
 from models.device import choose_device, choose_precision
+from pipeline import DTYPES, DubbingPipeline
 
 
 @command_line
@@ -81,7 +81,7 @@ def evaluate_clips(args: argparse.Namespace, device: torch.device) -> None:
     if args.sync and all(len(clip.frames) < SYNC_FRAMES for clip in clips):
         raise UserError(f"--sync: expected clips of {SYNC_FRAMES} frames or more, found none")
     precision_name = choose_precision(args.precision, device)
-    precision = DTYPES[precision_name]
+    precision = None if precision_name == "fp32" else DTYPES[precision_name]
     report = evaluate(loaded, clips, args.frames_per_clip, measures(device, with_vgg=True), device, precision)
     report["precision"] = precision_name
     if args.sync:
@@ -109,26 +109,25 @@ def evaluate_videos(args: argparse.Namespace, device: torch.device) -> None:
 
 def evaluate_dubs(args: argparse.Namespace, device: torch.device) -> None:
     """A generator on videos, each dubbed with its own sound and compared with itself; or with another's sound."""
-    loaded = load_hearing(args.checkpoint, device)
-    dubber = Dubber(loaded, device, choose_precision("auto", device))
+    pipeline = DubbingPipeline(args.checkpoint, device=args.device)
     with nullcontext(args.output) if args.output else TemporaryDirectory() as folder:
         dubbed = Path(folder) / "dubbed"
         if dubbed.resolve() == args.videos.resolve():
             raise UserError(f"--output: expected another folder than that of {args.videos}, found {folder}")
-        failed = dub_folder(dubber, args.videos, dubbed, cross=args.cross)
+        failed = dub_folder(pipeline, args.videos, dubbed, cross=args.cross)
         if args.cross:
             report = judge_synchrony(dubbed, device)
         else:
             report = compare_folders(dubbed, args.videos, args.frames_per_clip, device)
     # what could not be dubbed has no partner, and is named once
     report["without_partner"] = [path for path in report["without_partner"] if Path(path).stem not in failed]
-    report |= {"checkpoint": _identified(args.checkpoint), "mouth_size_drawn": loaded.mouth_size}
+    report |= {"checkpoint": _identified(args.checkpoint), "mouth_size_drawn": pipeline.dubber.mouth_size}
     report["driven_by"] = "another's sound" if args.cross else "their own sound"
     report["failed"] = failed | report["failed"]
     _report_videos(report, args)
 
 
-def dub_folder(dubber: Dubber, videos: Path, output: Path, *, cross: bool) -> dict[str, str]:
+def dub_folder(pipeline: DubbingPipeline, videos: Path, output: Path, *, cross: bool) -> dict[str, str]:
     """Dub all videos of a folder with their own sound, or `cross` with the next one's, into mp4s of their names.
 
     Returns:
@@ -148,7 +147,7 @@ def dub_folder(dubber: Dubber, videos: Path, output: Path, *, cross: bool) -> di
     for number, name in enumerate(names):
         sound = found[names[(number + 1) % len(names)]] if cross else found[name]
         try:
-            dub_video(dubber, found[name], sound, output / f"{name}.mp4", crf=10)
+            pipeline.dub(found[name], sound, output / f"{name}.mp4", crf=10)
         except UserError as error:
             failed[name] = str(error)
     if len(failed) == len(found):

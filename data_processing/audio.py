@@ -52,6 +52,12 @@ def read_audio(path: str | Path, flag: str = "--audio") -> Iterator[np.ndarray]:
         raise UserError(f"{flag} {path}: the audio track ends before the first video frame")
 
 
+def media_seconds(path: Path) -> float:
+    """How long a media file says it is; 0 if it does not say."""
+    with _open(path, "--audio") as container:
+        return (container.duration or 0) / av.time_base
+
+
 def save_wav(path: str | Path, waveform: np.ndarray) -> None:
     """Write a (N,) float waveform in [-1, 1] at 16 kHz as 16-bit PCM, atomically; values outside are clipped.
 
@@ -79,7 +85,7 @@ def _open(path: Path, flag: str) -> av.container.InputContainer:
 
 
 def _decode(path: Path, flag: str) -> Iterator[tuple[float | None, np.ndarray]]:
-    """First audio track -> (presentation time of the track in seconds, int16 samples (n,) at 16 kHz mono), n > 0."""
+    """First audio track -> (presentation time of its start in seconds, int16 (n,) at 16 kHz mono), n > 0."""
     start: float | None = None
     source_format = resampler = None
     total = 0

@@ -7,6 +7,7 @@ D = 29), "deepspeech" (the paper's: logits of DeepSpeech 0.1.0, D = 29) and "mel
 """
 
 import os
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 SAMPLES_PER_FRAME = SAMPLE_RATE // FPS  # 640, exactly
 MEL_BINS, MEL_COLUMNS = 80, 16
 FEATURE_DIMS = {"whisper": WIDTH, "phoneme": 29, "deepspeech": 29, "mel": MEL_BINS * MEL_COLUMNS}
+KEPT_ROWS = 60 * FPS  # of features already found
+CONTEXT_S = 5  # seconds before and after a block of a long sound that are heard with it
 WINDOW_RADIUS = 2  # the generator hears five rows: the frame's own and two on either side
 
 
@@ -65,12 +68,85 @@ def count_frames(waveform: np.ndarray) -> int:
 def windows(features: np.ndarray, indices: np.ndarray, radius: int = WINDOW_RADIUS) -> np.ndarray:
     """Audio windows of the frames `indices` (B,): features (T, D) -> (B, D, 2·radius + 1), columns t ± radius.
 
-    Before the first row and after the last, that row is repeated. The default radius of 2 gives the audio window
-    of a frame.
+    Before the first row and after the last, that row is repeated; between two rows, for frames of other rates than
+    25 per second, they are blended. The default radius of 2 gives the audio window of a frame.
     """
     offsets = np.arange(-radius, radius + 1)
-    rows = np.clip(np.asarray(indices)[:, None] + offsets, 0, len(features) - 1)
-    return features[rows].transpose(0, 2, 1)
+    at = np.clip(np.asarray(indices)[:, None] + offsets, 0, len(features) - 1)
+    below = np.floor(at).astype(int)
+    found = features[below]
+    if (at != below).any():
+        share = (at - below).astype(features.dtype)[..., None]
+        found = found + share * (features[np.minimum(below + 1, len(features) - 1)] - found)
+    return found.transpose(0, 2, 1)
+
+
+class Sound:
+    """Audio features of a sound that is read as it goes on: of a long one only a minute is held.
+
+    Args:
+        pieces: (n,) float in [-1, 1], 16 kHz, as data_processing.audio.read_audio gives them.
+        name: a key of `FEATURE_DIMS`.
+        block_s: seconds of which features are found at a time, each with CONTEXT_S before and after it. A sound
+            that is no longer than one of these is heard in one, as `extract` hears it.
+        after_s: seconds after a block, if fewer.
+    """
+
+    def __init__(
+        self, pieces: Iterator[np.ndarray], name: str, block_s: float = 60, after_s: float = CONTEXT_S
+    ) -> None:
+        self._pieces, self._name = pieces, name
+        self._block, self._before, self._after = (
+            SAMPLES_PER_FRAME * round(seconds * FPS) for seconds in (block_s, CONTEXT_S, after_s)
+        )
+        self._waveform = np.zeros(0, np.float32)  # from sample `_start` on, and what was read since
+        self._new: list[np.ndarray] = []
+        self._start = self._read = self._done = 0  # samples; features are known up to `_done`
+        self._ended = False
+        self._rows = np.zeros((0, FEATURE_DIMS[name]), np.float32)  # from row `_first` on
+        self._first = 0
+
+    def left(self, time_s: float, most_s: float) -> float:
+        """Seconds that the sound goes on after a time, at most `most_s`; it is read so far."""
+        at = round(time_s * SAMPLE_RATE)
+        while not self._ended and self._read < at + most_s * SAMPLE_RATE:
+            self._take()
+        return min(max(self._read - at, 0) / SAMPLE_RATE, most_s)
+
+    def windows(self, times_s: np.ndarray) -> np.ndarray:
+        """Audio windows (B, D, 5) around growing times (B,) in seconds."""
+        at = np.round(times_s * FPS, 6)  # whole for frames at 25 per second
+        while self._done < self._read or not self._ended:
+            if self._done // SAMPLES_PER_FRAME > at.max() + WINDOW_RADIUS + 1:
+                break
+            self._hear()
+        return windows(self._rows, at - self._first)
+
+    def _take(self) -> None:
+        piece = next(self._pieces, None)
+        self._ended = piece is None
+        if piece is not None:
+            self._new.append(piece)
+            self._read += len(piece)
+
+    def _hear(self) -> None:
+        """Find the features of one more block."""
+        stop = self._done + self._block
+        while not self._ended and self._read < stop + self._after:
+            self._take()
+        if self._ended and self._read <= stop + self._after:
+            stop = self._read
+        self._waveform, self._new = np.concatenate([self._waveform, *self._new]), []
+        start = max(0, self._done - self._before)
+        heard = extract(self._waveform[start - self._start : stop + self._after - self._start], self._name)
+        skipped = (self._done - start) // SAMPLES_PER_FRAME
+        new = heard[skipped : skipped + max(1, -(-(stop - self._done) // SAMPLES_PER_FRAME))]
+        kept = self._rows[-KEPT_ROWS:]
+        self._rows = np.concatenate([kept, new])
+        self._first = self._done // SAMPLES_PER_FRAME - len(kept)
+        self._done = stop
+        forgotten = max(0, stop - self._before - self._start)
+        self._waveform, self._start = self._waveform[forgotten:], self._start + forgotten
 
 
 def window(features: np.ndarray, t: int) -> np.ndarray:

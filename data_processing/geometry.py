@@ -120,7 +120,7 @@ class FaceCrop:
         """
         return sample_region(frame, self.left, self.top, self.pixel_size, crop_size(self.mouth_size))
 
-    def paste(self, frame: np.ndarray, generated: np.ndarray) -> np.ndarray:
+    def paste(self, frame: np.ndarray, generated: np.ndarray, strength: float = 1) -> np.ndarray:
         """Put a generated crop's mouth region into its frame.
 
         First the generated colours are moved to the frame's: what they are off by around the mouth box, where both
@@ -132,6 +132,7 @@ class FaceCrop:
         Args:
             frame: (H, W, 3) uint8 RGB.
             generated: (13S/8, 5S/4, 3) uint8 RGB.
+            strength: 0 to leave the frame as it is, 1 to redraw it, between them to fade.
 
         Returns:
             A new (H, W, 3) uint8 RGB frame.
@@ -153,9 +154,13 @@ class FaceCrop:
         change = generated.astype(np.float32) - own
         change = self._enlarge(change - self._colour_cast(change), (x0, y0, x1, y1))
         texture = region - self._enlarge(own, (x0, y0, x1, y1))
-        strength = cv2.GaussianBlur(np.abs(change).max(axis=2), (0, 0), max(1.0, 1.5 * self.pixel_size))
-        fading = 1 - np.exp(-((strength / DETAIL_TOLERANCE) ** 2))
-        mask = self._feather(y0, y1, top, bottom, margin)[:, None] * self._feather(x0, x1, left, right, margin)
+        amount = cv2.GaussianBlur(np.abs(change).max(axis=2), (0, 0), max(1.0, 1.5 * self.pixel_size))
+        fading = 1 - np.exp(-((amount / DETAIL_TOLERANCE) ** 2))
+        mask = (
+            strength
+            * self._feather(y0, y1, top, bottom, margin)[:, None]
+            * self._feather(x0, x1, left, right, margin)
+        )
         region += mask[..., None] * (change - fading[..., None] * texture)
         pasted[y0:y1, x0:x1] = np.clip(np.rint(region), 0, 255).astype(np.uint8)
         return pasted

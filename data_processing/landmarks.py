@@ -156,7 +156,7 @@ class Stretch:
         return self.landmarks.points[frame - self.offset]
 
     def seen_of(self, frame: int) -> tuple[int, int]:
-        """Rows [first, last) of `landmarks` with the shot that a frame with a face lies in, as far as it is known."""
+        """Rows [first, last) of `landmarks` with the shot that a frame with a face lies in, as far as is known."""
         row = frame - self.offset
         return next((first, last) for first, last in self.landmarks.shots if first <= row < last)
 

@@ -32,12 +32,12 @@ from data_processing.errors import command_line
 from data_processing.geometry import FaceCrop, crop_size
 from data_processing.landmarks import find_landmarks
 from data_processing.video import read_frames
-from inference import BATCH_SIZE, Dubber
 from losses.adversarial import discriminator_loss, generator_loss
 from models.adaat import AdaAT
 from models.checkpoint import LoadedModel
 from models.device import choose_device, choose_precision
 from models.dinet import DINet, DINetConfig
+from pipeline import BATCH_SIZE, Dubber
 from train_dinet import Trainer, train_step
 
 RADIUS_PX = 120  # of a face that fills a third of the height of a 1080p frame

@@ -20,10 +20,11 @@ from data_processing.geometry import FaceCrop, crop_radius, mouth_box, mouth_siz
 from data_processing.landmarks import find_landmarks, mouth_opening
 from data_processing.video import FPS, read_frames
 from evaluation.crops import spread
-from inference import BUNDLED_CHECKPOINT, EXAMPLE_VIDEO, choose_references, load_hearing
+from inference import EXAMPLE_VIDEO
 from models.adaat import AdaAT
 from models.checkpoint import LoadedModel, load_model
 from models.dinet import DINet, ReferenceFeatures
+from pipeline import BUNDLED_CHECKPOINT, choose_references, load_hearing
 
 CHANNELS = 6
 FRAMES = 6  # of a strip

@@ -3,11 +3,16 @@
 from pathlib import Path
 
 import pytest
-from made_media import talking_portrait
+import torch
+from made_media import speech_like_wav, talking_portrait
 
 from data_processing.prepare import Settings, find_sources, prepare
+from models.checkpoint import save_model
+from models.dinet import DINet, DINetConfig
 
 PORTRAIT_FRAMES = 40
+MOUTH = 32  # S of the untrained generator
+SECONDS = 2.03  # 32480 samples: 50.75 frames, so 51, more than the 40 of the clip
 
 
 @pytest.fixture(scope="session")
@@ -28,3 +33,22 @@ def prepared_dataset(tmp_path_factory, portrait_clip) -> Path:
     settings = Settings(mouth_size=64, landmarks="dlib", audio_features="whisper")
     prepare(find_sources([videos], folder / "prepared", person=None), folder / "prepared", settings, 10, jobs=1)
     return folder / "prepared"
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory) -> Path:
+    """An untrained generator, its kernels so large that picture, references and sound all show in its output."""
+    path = tmp_path_factory.mktemp("checkpoint") / "untrained.safetensors"
+    torch.manual_seed(0)
+    model = DINet(DINetConfig(384))
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, 0, parameter[0].numel() ** -0.5)
+    save_model(path, model, audio_features="whisper", mouth_size=MOUTH, info={})
+    return path
+
+
+@pytest.fixture(scope="session")
+def speech(tmp_path_factory) -> Path:
+    """Sound of SECONDS."""
+    return speech_like_wav(tmp_path_factory.mktemp("speech") / "speech.wav", SECONDS, seed=3)

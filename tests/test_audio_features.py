@@ -1,12 +1,13 @@
 """audio_features: windows in closed form; Whisper and DeepSpeech's input against references; the phoneme model."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from golden import golden_arrays
-from made_media import babble
+from made_media import babble, speech_like
 
 from data_processing import audio_features
 from data_processing.audio_features import (
@@ -16,6 +17,7 @@ from data_processing.audio_features import (
     NUM_TOKENS,
     PHONEME_GROUPS,
     SAMPLES_PER_FRAME,
+    Sound,
     count_frames,
     deepspeech_input,
     extract,
@@ -202,3 +204,65 @@ def test_wrong_graphs_are_refused(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=words) as error:
             read_frozen_graph(tmp_path / name)
         assert str(tmp_path / name) in str(error.value) and "\n" not in str(error.value)
+
+
+# --- a sound that is read as it goes on -----------------------------------------------------------------------
+
+
+def pieces_of(waveform: np.ndarray, length: int = 1111) -> Iterator[np.ndarray]:
+    return (waveform[start : start + length] for start in range(0, len(waveform), length))
+
+
+def test_windows_between_rows_are_blended() -> None:
+    rows = np.arange(20, dtype=np.float32)[:, None] ** 2
+    assert np.array_equal(windows(rows, np.array([3.0])), windows(rows, np.array([3])))
+    found = windows(rows, np.array([3.25]))[0, 0]
+    expected = [0.75 * t**2 + 0.25 * (t + 1) ** 2 for t in (1, 2, 3, 4, 5)]
+    np.testing.assert_allclose(found, expected)
+    assert windows(rows, np.array([18.5]))[0, 0].tolist() == [
+        16.5**2 + 0.25,
+        17.5**2 + 0.25,
+        18.5**2 + 0.25,
+        361,
+        361,
+    ]
+
+
+@pytest.mark.parametrize("seconds", [0.03, 1.0, 2.03])
+def test_short_sound_is_heard_in_one(seconds: float) -> None:
+    waveform = speech_like(seconds, 1).astype(np.float32)
+    features = extract(waveform, "mel")
+    sound = Sound(pieces_of(waveform), "mel")
+    times = np.arange(len(features)) / 25
+    for start in range(0, len(times), 8):
+        found = sound.windows(times[start : start + 8])
+        assert np.array_equal(found, windows(features, np.arange(start, min(start + 8, len(times)))))
+
+
+def test_long_sound_is_heard_in_blocks() -> None:
+    waveform = speech_like(40, 2).astype(np.float32)
+    features = extract(waveform, "mel")
+    read = 0
+
+    def pieces() -> Iterator[np.ndarray]:
+        nonlocal read
+        for piece in pieces_of(waveform):
+            read += len(piece)
+            yield piece
+
+    sound = Sound(pieces(), "mel", block_s=2, after_s=1)
+    found = sound.windows(np.array([0.0, 0.04]))
+    np.testing.assert_allclose(found, windows(features, np.array([0, 1])), atol=1e-3)
+    assert read <= 3.2 * 16000
+    times = np.arange(2, len(features)) / 25
+    found = np.concatenate([sound.windows(times[start : start + 7]) for start in range(0, len(times), 7)])
+    np.testing.assert_allclose(found, windows(features, np.arange(2, len(features))), atol=1e-3)
+
+
+def test_how_long_a_sound_goes_on() -> None:
+    sound = Sound(pieces_of(np.zeros(16000, np.float32)), "mel")
+    assert sound.left(0, 0.2) == 0.2
+    assert sound.left(0.9, 0.2) == pytest.approx(0.1)
+    assert sound.left(1, 0.2) == 0
+    assert sound.left(5, 0.2) == 0
+    assert sound.windows(np.array([0.5])).shape == (1, 1280, 5)

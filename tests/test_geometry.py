@@ -190,6 +190,17 @@ def test_mouth_outside_the_picture(corner):
     assert (crop.paste(NOISE, generated) == NOISE).all()
 
 
+def test_paste_fades():
+    crop = FaceCrop(left=60.0, top=40.0, pixel_size=1.5, mouth_size=S)
+    generated = 255 - crop.extract(NOISE)
+    whole = crop.paste(NOISE, generated).astype(int)
+    assert np.array_equal(crop.paste(NOISE, generated, 0), NOISE)
+    half = crop.paste(NOISE, generated, 0.5).astype(int)
+    inside = np.abs(whole - NOISE) < 120  # what clipping did not bend
+    assert np.abs(half - (whole + NOISE) / 2)[inside & (whole > 0) & (whole < 255)].max() <= 1
+    assert np.abs(half - NOISE).max() > 30
+
+
 def test_paste_refuses_another_size():
     with pytest.raises(ValueError, match=r"expected \(104, 80, 3\), found \(208, 160, 3\)"):
         FaceCrop(0, 0, 1.0, S).paste(NOISE, np.zeros((208, 160, 3), np.uint8))

@@ -2,6 +2,7 @@
 
 import csv
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,6 +19,8 @@ from data_processing.landmarks import (
     SMOOTHING,
     clean,
     find_landmarks,
+    follow,
+    in_view,
     lip_features,
     mouth_shape,
 )
@@ -378,3 +381,84 @@ def test_lip_features_see_the_mouth_open():
     # opening at 66 - 62 and at 67, 65 - 61, 63; half of it to either side of the clip's mean
     np.testing.assert_allclose(open_[[25, 27]], [1, 1], atol=1e-5)
     np.testing.assert_allclose(shut, -open_, atol=1e-5)
+
+
+# --- as they come -------------------------------------------------------------------------------------------
+
+
+def made_track(seed: int, num_frames: int = 400) -> tuple[np.ndarray, list[int]]:
+    """Landmarks that wander, with gaps of all lengths and a few cuts."""
+    rng = np.random.default_rng(seed)
+    raw = 100 + rng.normal(0, 1, (num_frames, 68, 2)).cumsum(axis=0)
+    for _ in range(8):
+        first = int(rng.integers(num_frames))
+        raw[first : first + int(rng.integers(1, 40))] = np.nan
+    return raw, sorted({int(cut) for cut in rng.integers(1, num_frames, 4)})
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize(("length", "fps"), [(50, 25), (75, 30), (1000, 25)])
+def test_follow_gives_what_clean_gives_of_the_whole(seed: int, length: int, fps: int) -> None:
+    raw, cuts = made_track(seed)
+    whole = clean(raw, cuts, fps)
+    tracked = iter([(points, index in cuts) for index, points in enumerate(raw)])
+    stretches = list(follow(tracked, fps, length))
+    assert [stretch.start for stretch in stretches] == [0, *(stretch.stop for stretch in stretches[:-1])]
+    assert stretches[-1].stop == len(raw)
+    points = np.stack([one.points(frame) for one in stretches for frame in range(one.start, one.stop)])
+    np.testing.assert_allclose(points, whole.points, atol=1e-3)
+    numbers = np.concatenate([stretch.numbers for stretch in stretches])
+    strengths = np.concatenate([stretch.strengths for stretch in stretches])
+    drawn = 0
+    for first, last in whole.shots:
+        appears = first > 0 and first not in cuts
+        is_lost = last < len(raw) and last not in cuts
+        if appears and is_lost and last - first < 0.4 * fps:
+            assert (numbers[first:last] == -1).all() and (strengths[first:last] == 0).all()
+            continue
+        assert (numbers[first:last] == drawn).all()
+        drawn += 1
+        steps = np.abs(np.diff(strengths[first:last]))
+        assert steps.max(initial=0) < 1 / (0.2 * fps)
+        if last - first > 0.5 * fps:
+            assert (strengths[first] < 1, strengths[last - 1] < 1) == (appears, is_lost)
+            assert strengths[first:last].max() == 1
+    unseen = np.isnan(whole.points[:, 0, 0])
+    assert (numbers[unseen] == -1).all()
+
+
+def test_follow_does_not_read_far_ahead() -> None:
+    read = 0
+
+    def tracked() -> Iterator[tuple[np.ndarray, bool]]:
+        nonlocal read
+        for _ in range(1000):
+            read += 1
+            yield np.zeros((68, 2)), False
+
+    stretches = follow(tracked(), 25, 100)
+    assert next(stretches).stop == 100
+    assert read <= 100 + 25
+    assert next(stretches).stop == 200
+    assert read <= 200 + 25
+
+
+def test_shots_are_seen_before_they_are_given() -> None:
+    tracked = iter([(np.zeros((68, 2)), index == 95) for index in range(300)])
+    first, second, *_ = follow(tracked, 25, 100)
+    assert (first.stop, second.start) == (95, 95)
+    assert second.numbers[0] == 1
+    assert second.seen_of(95) == (95 - second.offset, second.stop - second.offset + 24)
+
+
+def test_in_view() -> None:
+    points = np.stack([np.linspace(0, 160, 68), np.linspace(0, 100, 68)], axis=1)
+    points[[0, 16, 30], 0] = [0, 160, 80]
+    assert in_view(points, 200, 200)
+    assert not in_view(points, 150, 200)  # lips beyond the right edge
+    assert not in_view(points, 200, 90)
+    turned = points.copy()
+    turned[30, 0] = 8
+    assert not in_view(turned, 200, 200)
+    assert not in_view(points * [-1, 1] + [200, 0], 200, 200)  # ears in the wrong order
+    assert not in_view(np.full((68, 2), np.nan), 200, 200)

@@ -1,0 +1,136 @@
+"""The library: frame rates, ends, fades, and frames that come one by one."""
+
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import MOUTH, SECONDS
+from made_media import no_face_video, silent_video_without_audio, speech_like, speech_like_wav, talking_portrait
+
+from data_processing.audio import load_audio
+from data_processing.errors import UserError
+from data_processing.geometry import FaceCrop
+from data_processing.landmarks import find_landmarks
+from data_processing.video import VideoWriter, probe, read_frames
+from pipeline import DubbingPipeline, LiveFrames, Redrawer
+
+LIPS = slice(140, 160), slice(110, 145)  # of the made portrait
+
+
+@pytest.fixture(scope="module")
+def pipeline(checkpoint: Path) -> DubbingPipeline:
+    return DubbingPipeline(checkpoint, device="cpu", precision="fp32")
+
+
+def change(found: np.ndarray, source: np.ndarray) -> float:
+    """Mean difference of the lips, in grey levels."""
+    return float(np.abs(found[LIPS].astype(int) - source[LIPS]).mean())
+
+
+@pytest.mark.parametrize("fps", [Fraction(24000, 1001), Fraction(30), Fraction(50)])
+def test_the_videos_own_frame_rate_is_kept(fps, pipeline, speech, tmp_path) -> None:
+    video, output = tmp_path / "video.mp4", tmp_path / "dubbed.mp4"
+    talking_portrait(video, 30, fps, with_audio=False)
+    done = pipeline.dub(video, speech, output)
+    assert probe(output).fps == done.fps == fps
+    assert done.frames == np.ceil(SECONDS * fps)
+    source, found = list(read_frames(video, fps=fps)), list(read_frames(output, fps=fps))
+    assert len(source) == 30
+    for index in (0, 7, 29):
+        assert np.abs(found[index][:90].astype(int) - source[index][:90]).mean() < 2.5  # the very frame
+        assert change(found[index], source[index]) > 15
+    assert change(found[30], source[29]) > 15  # and backward again
+
+
+def test_rest_of_the_video_is_kept(pipeline, portrait_clip, tmp_path) -> None:
+    speech = speech_like_wav(tmp_path / "short.wav", 0.6)
+    done = pipeline.dub(portrait_clip, speech, tmp_path / "dubbed.mp4", when_short="keep")
+    assert (done.frames, done.redrawn) == (40, 15)
+    source, found = list(read_frames(portrait_clip)), list(read_frames(tmp_path / "dubbed.mp4"))
+    changes = [change(a, b) for a, b in zip(found, source, strict=True)]
+    assert min(changes[:10]) > 15
+    assert changes[10] > changes[14] + 3  # fading
+    assert max(changes[15:]) < 6  # the codec
+    assert len(load_audio(tmp_path / "dubbed.mp4")) < 0.8 * 16000
+
+
+def test_face_that_is_lost_fades(pipeline, portrait_clip, tmp_path) -> None:
+    frames = list(read_frames(portrait_clip))
+    gray = np.full_like(frames[0], 128)
+    video = tmp_path / "lost.mp4"
+    with VideoWriter(video, 256, 256) as writer:
+        for index in range(60):
+            blend = np.clip((index - 30) / 10, 0, 1)  # no cut: the face goes slowly
+            writer.write(np.rint(frames[min(index, 39)] * (1 - blend) + gray * blend).astype(np.uint8))
+    speech = speech_like_wav(tmp_path / "speech.wav", 2.4)
+    done = pipeline.dub(video, speech, tmp_path / "dubbed.mp4")
+    assert 30 <= done.redrawn < 50
+    source, found = list(read_frames(video)), list(read_frames(tmp_path / "dubbed.mp4"))
+    assert len(found) == len(source) == 60
+    assert change(found[10], source[10]) > 15
+    last = done.redrawn - 1
+    assert change(found[last], source[last]) < 0.6 * change(found[last - 5], source[last - 5])
+    assert all(change(a, b) < 3 for a, b in zip(found[done.redrawn :], source[done.redrawn :], strict=True))
+
+
+def test_stream_gives_frames_as_they_come(pipeline, portrait_clip) -> None:
+    frames, waveform = list(read_frames(portrait_clip)) * 3, speech_like(4.8, 1).astype(np.float32)
+    taken = []
+
+    def camera() -> Iterator[np.ndarray]:
+        for index, frame in enumerate(frames):
+            taken.append(index)
+            yield frame
+
+    def microphone() -> Iterator[np.ndarray]:
+        yield from np.split(waveform, 48)
+
+    found = []
+    for dubbed in pipeline.stream(camera(), microphone(), look_ahead_s=0.8):
+        found.append(dubbed)
+        assert len(taken) - len(found) < 0.8 * 25 + 25 + 8
+    assert len(found) == len(frames) == 120
+    for index in (0, 20, 119):
+        assert change(found[index], frames[index]) > 15
+        assert np.array_equal(found[index][:60], frames[index][:60])
+
+
+def test_stream_draws_what_the_file_shows(pipeline, portrait_clip, speech) -> None:
+    """Of a clip that is seen whole before its first frame is drawn, with a sound heard in one."""
+    frames, waveform = list(read_frames(portrait_clip)), load_audio(speech)
+    points = find_landmarks(portrait_clip).points
+    dubber = pipeline.dubber
+
+    class Sentence:
+        def left(self, time_s: float, most_s: float) -> float:
+            return most_s
+
+        def windows(self, times_s: np.ndarray) -> np.ndarray:
+            return np.zeros((len(times_s), 384, 5), np.float32)
+
+    drawn = list(Redrawer(dubber, LiveFrames(frames, 25), Sentence(), look_ahead_s=2).frames())
+    assert len(waveform) and len(drawn) == 40
+    for index, (source, dubbed, changed) in enumerate(drawn):
+        assert changed and np.array_equal(source, frames[index])
+        left, top, right, bottom = FaceCrop.from_landmarks(points[index], 50, MOUTH).mouth_bounds()
+        assert left < 128 < right and top < 150 < bottom
+        assert change(dubbed, source) > 15
+
+
+def test_no_face_is_told(pipeline, speech, tmp_path) -> None:
+    video = no_face_video(tmp_path / "landscape.mp4", 20)
+    with pytest.raises(UserError, match=f"--video: no face found in any of the 20 frames of {video}"):
+        pipeline.dub(video, speech, tmp_path / "dubbed.mp4")
+    assert not (tmp_path / "dubbed.mp4").exists()
+
+
+def test_progress_is_told(pipeline, speech, tmp_path) -> None:
+    told = []
+    video = silent_video_without_audio(tmp_path / "video.mp4", 20)
+    pipeline.dub(
+        video, speech, tmp_path / "dubbed.mp4", progress=lambda done, expected: told.append((done, expected))
+    )
+    assert [done for done, _ in told] == list(range(1, 52))
+    assert all(abs(expected - 51) <= 1 for _, expected in told)
