@@ -1,79 +1,219 @@
-"""Speed on this machine: python scripts/benchmark.py infer | train
+"""Speed on this machine: python scripts/benchmark.py infer | memory | train
 
-infer: for each mouth size, frames per second of the generator and of cutting, generating and pasting, in float32
-and in the fastest precision of the device, one after the other in one run. With --video, also of reading that file,
-and of reading it and finding its landmarks.
+infer: frames per second of the generator for each mouth size, in turns in one run: plainly, as the authors run it
+(one frame at a time, float32, the references encoded again for each), and as inference.py does. With --video, also
+of each step of a dub alone and of whole dubs of that file both ways, at the mouth size given.
+
+memory: memory over time while videos of one and of ten minutes are dubbed (made of --video, again and again), each
+in a process of its own; written as a picture to --output.
 
 train: samples per second of this project's training step and of a plain reading of the authors', taken in turns in
 one run: float32, AdaAT as one three-dimensional sampling, the graph of the generator retained for the
 discriminator's step and gone through in it too. Losses as in the frame stage of the paper.
 
-The weights are random: speed does not depend on them.
+Where no checkpoint is given the weights are random: speed does not depend on them.
 """
 
 import argparse
+import os
 import statistics
+import subprocess
 import sys
+import tempfile
 import time
 from collections import deque
 from collections.abc import Callable
+from functools import partial
+from itertools import islice
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import matplotlib.pyplot as plt
 import numpy as np
 import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
 from configs.schema import load_config
+from data_processing.audio import SAMPLE_RATE, load_audio, save_wav
+from data_processing.audio_features import FEATURE_DIMS
 from data_processing.dataset import Batch
-from data_processing.errors import command_line
-from data_processing.geometry import FaceCrop, crop_size
-from data_processing.landmarks import find_landmarks
-from data_processing.video import read_frames
+from data_processing.errors import UserError, command_line
+from data_processing.geometry import FaceCrop, crop_radius, crop_size
+from data_processing.landmarks import find_landmarks, track
+from data_processing.video import VideoWriter, probe, read_frames
+from inference import EXAMPLE_VIDEO
 from losses.adversarial import discriminator_loss, generator_loss
 from models.adaat import AdaAT
 from models.checkpoint import LoadedModel
 from models.device import choose_device, choose_precision
 from models.dinet import DINet, DINetConfig
-from pipeline import BATCH_SIZE, Dubber
+from pipeline import BATCH_SIZE, Dubber, DubbingPipeline, VideoFile
 from train_dinet import Trainer, train_step
 
-RADIUS_PX = 120  # of a face that fills a third of the height of a 1080p frame
+# --- inference ----------------------------------------------------------------------------------------------
 
 
-def seconds_of(work: Callable[[], object], repeats: int) -> float:
-    """Median seconds of one call, after one to warm up."""
-    work()
-    times = []
-    for _ in range(repeats):
-        began = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - began)
-    return statistics.median(times)
+class PlainDubber(Dubber):
+    """A generator as the authors run it: float32, frame by frame, references and all."""
+
+    def __init__(self, loaded: LoadedModel, device: torch.device) -> None:
+        self.model, self.mouth_size = loaded.model.to(device), loaded.mouth_size
+        self.audio_features, self.device = loaded.audio_features, device
+
+    def encode_references(self, crops: list[np.ndarray]) -> torch.Tensor:
+        return self._to_tensor(crops).contiguous().flatten(0, 1)[None]
+
+    @torch.inference_mode()
+    def redraw(self, crops: list[np.ndarray], references: torch.Tensor, windows: np.ndarray) -> np.ndarray:
+        drawn = []
+        for crop, window in zip(crops, torch.from_numpy(windows).to(self.device), strict=True):
+            masked = self.model.mask(self._to_tensor([crop]).contiguous())
+            drawn.append(self.model(masked, references, window[None]))
+        return (torch.cat(drawn) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
 
 
-def measure(mouth_size: int, device: torch.device, precision: str, repeats: int) -> tuple[float, float]:
-    """Frames per second of (the generator, cut + generate + paste) on 1080p frames."""
+def in_turns(works: dict[str, Callable[[], object]], repeats: int, device: torch.device) -> dict[str, list[float]]:
+    """Seconds of each call, one after the other, again and again; one more at first warms up."""
+    seconds: dict[str, list[float]] = {name: [] for name in works}
+    for turn in tqdm(range(1 + repeats), unit="turn", leave=False, disable=None):
+        for name, work in works.items():
+            began = time.perf_counter()
+            work()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            if turn:
+                seconds[name].append(time.perf_counter() - began)
+    return seconds
+
+
+def ratio(seconds: dict[str, list[float]], slow: str, fast: str) -> str:
+    """How many times as fast, as the median of the turns, and from … to."""
+    found = np.array(seconds[slow]) / np.array(seconds[fast])
+    return f"{statistics.median(found):.2f} ({found.min():.2f} to {found.max():.2f})"
+
+
+def random_model(mouth_size: int) -> LoadedModel:
     torch.manual_seed(0)
-    model = DINet(DINetConfig()).eval()
-    dubber = Dubber(LoadedModel(model, "phoneme", mouth_size, {}), device, precision)
+    return LoadedModel(DINet(DINetConfig(FEATURE_DIMS["whisper"])).eval(), "whisper", mouth_size, {})
+
+
+def benchmark_generator(mouth_sizes: list[int], repeats: int, device: torch.device, precision: str) -> None:
+    """Print frames per second of the generator, plainly and as inference.py runs it."""
     rng = np.random.default_rng(0)
-    frame = rng.integers(0, 256, (1080, 1920, 3), np.uint8)
-    crop = FaceCrop(800.0, 300.0, 2 * RADIUS_PX / mouth_size, mouth_size)
-    images = [rng.integers(0, 256, (*crop_size(mouth_size), 3), np.uint8) for _ in range(5)]
-    references = dubber.encode_references(images)
-    windows = rng.random((BATCH_SIZE, 29, 5), np.float32)
+    print(f"\ngenerator, batches of {BATCH_SIZE} in {precision}, frames/s\n")
+    print("| S | crop | plain | here | times as fast |\n|---|---|---|---|---|")
+    for mouth_size in mouth_sizes:
+        plain, here = (
+            PlainDubber(random_model(mouth_size), device),
+            Dubber(random_model(mouth_size), device, precision),
+        )
+        crops = [rng.integers(0, 256, (*crop_size(mouth_size), 3), np.uint8) for _ in range(BATCH_SIZE)]
+        windows = rng.normal(size=(BATCH_SIZE, FEATURE_DIMS["whisper"], 5)).astype(np.float32)
+        encoded = {name: dubber.encode_references(crops[:5]) for name, dubber in (("plain", plain), ("here", here))}
+        works = {
+            "plain": lambda: plain.redraw(crops, encoded["plain"], windows),  # noqa: B023
+            "here": lambda: here.redraw(crops, encoded["here"], windows),  # noqa: B023
+        }
+        seconds = in_turns(works, repeats, device)
+        height, width = crop_size(mouth_size)
+        rates = (f"{BATCH_SIZE / statistics.median(times):.2f}" for times in seconds.values())
+        print(f"| {mouth_size} | {height}×{width} | {' | '.join(rates)} | {ratio(seconds, 'plain', 'here')} |")
 
-    def whole() -> None:
-        crops = [crop.extract(frame) for _ in range(BATCH_SIZE)]
-        for drawn in dubber.redraw(crops, references, windows):
-            crop.paste(frame, drawn)
 
-    inputs = [images[0]] * BATCH_SIZE
-    generator_seconds = seconds_of(lambda: dubber.redraw(inputs, references, windows), repeats)
-    return BATCH_SIZE / generator_seconds, BATCH_SIZE / seconds_of(whole, repeats)
+def benchmark_steps(video: Path, mouth_size: int, device: torch.device, precision: str) -> None:
+    """Print milliseconds a frame of each step of a dub, alone, of the first seconds of a video."""
+    info = probe(video)
+    frames = list(read_frames(video, 0, 2 * BATCH_SIZE, fps=info.fps))
+    points = find_landmarks(video, stop=2 * BATCH_SIZE).points
+    dubber = Dubber(random_model(mouth_size), device, precision)
+    crop = FaceCrop.from_landmarks(points[0], crop_radius(points[:1]), mouth_size)
+    crops = [crop.extract(frame) for frame in frames[:BATCH_SIZE]]
+    windows = np.zeros((BATCH_SIZE, FEATURE_DIMS["whisper"], 5), np.float32)
+    references = dubber.encode_references(crops[:5])
+    with tempfile.TemporaryDirectory() as folder:
+
+        def write() -> None:
+            with VideoWriter(Path(folder) / "out.mp4", info.width, info.height, info.fps) as writer:
+                for frame in frames:
+                    writer.write(frame)
+
+        steps = {
+            "reading": (lambda: deque(read_frames(video, 0, len(frames), fps=info.fps), maxlen=0), len(frames)),
+            "landmarks": (lambda: deque(track(iter(frames), "dlib"), maxlen=0), len(frames)),
+            "cutting": (lambda: [crop.extract(frame) for frame in frames], len(frames)),
+            "generator": (lambda: dubber.redraw(crops, references, windows), BATCH_SIZE),
+            "pasting": (lambda: [crop.paste(frame, crops[0]) for frame in frames], len(frames)),
+            "writing": (write, len(frames)),
+        }
+        print(f"\nsteps of a dub alone, S = {mouth_size}, {info.width}×{info.height}, milliseconds a frame\n")
+        for name, (work, count) in steps.items():
+            times = in_turns({name: work}, 3, device)[name]
+            print(f"{name:>10}: {1000 * statistics.median(times) / count:6.1f}")
+
+
+def benchmark_dubs(video: Path, mouth_size: int, repeats: int, device: torch.device, precision: str) -> None:
+    """Print seconds of whole dubs of a video with its own sound, plainly and as inference.py makes them."""
+    pipeline = DubbingPipeline(device=str(device))
+    dubbers = {
+        "plain": PlainDubber(random_model(mouth_size), device),
+        "here": Dubber(random_model(mouth_size), device, precision),
+    }
+    results = {}
+    with tempfile.TemporaryDirectory() as folder:
+
+        def dub(name: str) -> None:
+            pipeline.dubber = dubbers[name]
+            results[name] = pipeline.dub(video, video, Path(folder) / f"{name}.mp4")
+
+        seconds = in_turns({name: partial(dub, name) for name in dubbers}, repeats, device)
+    print(f"\nwhole dub, S = {mouth_size}, {results['here'].frames} frames of {video.name}, from file to file\n")
+    for name, times in seconds.items():
+        print(f"{name:>6}: {statistics.median(times):.1f} s, the first frame after {results[name].first_s:.1f} s")
+    print(f" ratio: {ratio(seconds, 'plain', 'here')}")
+
+
+def lengthen(video: Path, minutes: float, folder: Path) -> tuple[Path, Path]:
+    """A video of so many minutes, made of `video` played forward and backward, and a sound made of its own."""
+    info = probe(video)
+    long, sound = folder / f"{minutes:g}.mp4", folder / f"{minutes:g}.wav"
+    num_frames = sum(1 for _ in read_frames(video, fps=info.fps))
+    frames = VideoFile(video, info.fps).back_and_forth(num_frames)
+    with VideoWriter(long, info.width, info.height, info.fps) as writer:
+        for _, frame in tqdm(islice(frames, round(minutes * 60 * info.fps)), f"making {long.name}", unit="frame"):
+            writer.write(frame)
+    save_wav(sound, np.resize(load_audio(video), round(minutes * 60 * SAMPLE_RATE)))
+    return long, sound
+
+
+def weigh(command: list[str | Path]) -> np.ndarray:
+    """Memory of a process while it runs: (K, 2), seconds and MB, twice a second."""
+    began, found = time.monotonic(), []
+    with subprocess.Popen(command) as process:
+        while process.poll() is None:
+            pages = int((Path("/proc") / str(process.pid) / "statm").read_text().split()[1])
+            found.append((time.monotonic() - began, pages * os.sysconf("SC_PAGE_SIZE") / 1e6))
+            time.sleep(0.5)
+    if process.returncode:
+        raise UserError(f"{' '.join(map(str, command))}: ended with {process.returncode}")
+    return np.array(found)
+
+
+def benchmark_memory(video: Path, minutes: list[float], output: Path) -> None:
+    """Draw the memory of dubs of the same video made so many minutes long, and print the peaks."""
+    figure, axes = plt.subplots(figsize=(7, 3.5), layout="constrained")
+    inference = Path(__file__).parents[1] / "inference.py"
+    with tempfile.TemporaryDirectory() as folder:
+        for length in minutes:
+            long, sound = lengthen(video, length, Path(folder))
+            files = ["--video", long, "--audio", sound, "--output", Path(folder) / "dubbed.mp4"]
+            found = weigh([sys.executable, inference, *files])
+            axes.plot(found[:, 0], found[:, 1], label=f"{length:g} min of video")
+            print(f"{length:g} min: at most {found[:, 1].max():.0f} MB")
+    axes.set(xlabel="seconds", ylabel="memory in MB", ylim=(0, None))
+    axes.legend()
+    figure.savefig(output, dpi=100)
 
 
 # --- training -----------------------------------------------------------------------------------------------
@@ -131,61 +271,37 @@ def benchmark_train(mouth_size: int, batch_size: int, repeats: int, device: torc
     plain.generator.deformation.__class__ = SampledAdaAT
     batch = random_batch(mouth_size, batch_size, ours.generator.config.audio_dim)
     steps = {"plain": lambda: plain_step(plain, batch), "ours": lambda: train_step(ours, batch)}
-    seconds = {name: [] for name in steps}
-    for turn in tqdm(range(1 + repeats), unit="turn", disable=None):
-        for name, step in steps.items():
-            began = time.perf_counter()
-            step()
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            if turn:  # the first warms up
-                seconds[name].append(time.perf_counter() - began)
-    ratios = np.array(seconds["plain"]) / np.array(seconds["ours"])
+    seconds = in_turns(steps, repeats, device)
     for name, times in seconds.items():
         print(f"{name:>6}: {batch_size / statistics.median(times):.2f} samples/s")
-    print(f" ratio: {statistics.median(ratios):.2f} (of {repeats} turns {ratios.min():.2f} to {ratios.max():.2f})")
+    print(f" ratio: {ratio(seconds, 'plain', 'ours')} of {repeats} turns")
 
 
 @command_line
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("infer", "train"))
+    parser.add_argument("what", choices=("infer", "memory", "train"))
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, …")
-    parser.add_argument("--repeats", type=int, default=5, help="timed calls; the median counts (default 5)")
-    parser.add_argument("--video", type=Path, help="infer: video to find the landmarks of")
-    parser.add_argument("--mouth-size", type=int, default=64, help="train: S (default 64)")
+    parser.add_argument("--repeats", type=int, default=5, help="timed turns; the median counts (default 5)")
+    parser.add_argument("--video", type=Path, help="infer, memory: video to dub (memory: default the example)")
+    parser.add_argument("--mouth-size", type=int, help="S (default: infer 64, 128 and 256, dubs at 256; train 64)")
     parser.add_argument("--batch-size", type=int, default=16, help="train: samples a step (default 16)")
+    parser.add_argument("--minutes", type=float, nargs="+", default=[1, 10], help="memory: lengths (default 1 10)")
+    parser.add_argument("--output", type=Path, default=Path("memory.png"), help="memory: picture to write")
     args = parser.parse_args()
     device = choose_device(args.device)
+    precision = choose_precision("auto", device)
     print(f"{device}, {torch.get_num_threads()} threads, torch {torch.__version__}")
     if args.what == "train":
-        benchmark_train(args.mouth_size, args.batch_size, args.repeats, device)
+        benchmark_train(args.mouth_size or 64, args.batch_size, args.repeats, device)
+    elif args.what == "memory":
+        benchmark_memory(args.video or EXAMPLE_VIDEO, args.minutes, args.output)
     else:
-        benchmark_infer(args.video, args.repeats, device)
-
-
-def benchmark_infer(video: Path | None, repeats: int, device: torch.device) -> None:
-    """Print frames per second for every mouth size."""
-    if video:
-        num_frames = sum(1 for _ in read_frames(video))
-        reading = seconds_of(lambda: deque(read_frames(video), maxlen=0), 1)
-        finding = seconds_of(lambda: find_landmarks(video), 1)
-        print(
-            f"{video.name}: {num_frames / reading:.1f} frames/s read, "
-            f"{num_frames / finding:.1f} read with landmarks found"
-        )
-    fast = choose_precision("auto", device)
-    print(f"batches of {BATCH_SIZE}, 1080p frames")
-    heads = ("S", "crop", "generator fp32", fast, "ratio", "with cut + paste fp32", fast)
-    print("{:>4} {:>9}  {:>14} {:>7} {:>6}   {:>21} {:>7}".format(*heads))
-    for mouth_size in (64, 128, 256):
-        slow_generator, slow_whole = measure(mouth_size, device, "fp32", repeats)
-        fast_generator, fast_whole = measure(mouth_size, device, fast, repeats)
-        height, width = crop_size(mouth_size)
-        print(
-            f"{mouth_size:>4} {f'{height}x{width}':>9}  {slow_generator:>14.1f} {fast_generator:>7.1f} "
-            f"{fast_generator / slow_generator:>6.2f}   {slow_whole:>21.1f} {fast_whole:>7.1f}"
-        )
+        sizes = [args.mouth_size] if args.mouth_size else [64, 128, 256]
+        benchmark_generator(sizes, args.repeats, device, precision)
+        if args.video:
+            benchmark_steps(args.video, sizes[-1], device, precision)
+            benchmark_dubs(args.video, sizes[-1], args.repeats, device, precision)
 
 
 if __name__ == "__main__":
