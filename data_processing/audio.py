@@ -8,17 +8,18 @@ import av
 import numpy as np
 
 from data_processing.errors import UserError
-from data_processing.video import check_readable, first_frame_time
+from data_processing.video import check_readable, first_frame_time, main_track
 
 SAMPLE_RATE = 16000
 
 
 def load_audio(path: str | Path, flag: str = "--audio") -> np.ndarray:
-    """Read the first audio track of a sound or video file.
+    """Read the audio track marked default, else the first, of a sound or video file.
 
     Returns (N,) float32 in [-1, 1], mono, 16 kHz. Sample 0 is the time of the first video frame if the file
     has video (a track that starts later is padded with zeros, one that starts earlier is cut), otherwise the
-    first sample of the track. If decoding fails midway, the part before is returned and stderr is warned.
+    first sample of the track. If decoding fails midway, the part before is returned and stderr is warned; it is
+    also told where there are several tracks.
 
     Raises UserError (naming `flag` and the file) if the file is missing, a folder, empty, not media, or has
     no audio at or after its first video frame.
@@ -65,7 +66,7 @@ def _open(path: Path, flag: str) -> av.container.InputContainer:
 
 
 def _decode(path: Path, flag: str) -> tuple[np.ndarray, float | None]:
-    """First audio track -> (int16 samples (N,) at 16 kHz mono, presentation time of the first in seconds)."""
+    """Main audio track -> (int16 samples (N,) at 16 kHz mono, presentation time of the first in seconds)."""
     chunks: list[np.ndarray] = []
     start: float | None = None
     source_format = resampler = None
@@ -79,8 +80,15 @@ def _decode(path: Path, flag: str) -> tuple[np.ndarray, float | None]:
     with _open(path, flag) as container:
         if not container.streams.audio:
             raise UserError(f"{flag} {path}: expected an audio track, found none")
+        tracks = container.streams.audio
+        track = main_track(tracks)
+        if len(tracks) > 1:
+            print(
+                f"note: {flag} {path}: of {len(tracks)} audio tracks number {tracks.index(track) + 1} is taken",
+                file=sys.stderr,
+            )
         try:
-            for frame in container.decode(audio=0):
+            for frame in container.decode(track):
                 if not chunks and start is None:
                     start = frame.time
                 if source_format != (frame.format.name, frame.layout.name, frame.sample_rate):
