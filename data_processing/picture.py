@@ -188,17 +188,11 @@ def deinterlaced(
 
 def _whole(before: av.VideoFrame | None, frame: av.VideoFrame, after: av.VideoFrame | None) -> av.VideoFrame:
     """One picture from an interlaced frame: the earlier half picture, the lines between from all around."""
-    if frame.width < 3 or frame.height < 4:
+    if min(frame.width, frame.height) < 16:
         return frame  # too small for the filter
     graph = av.filter.Graph()
-    source = graph.add(
-        "buffer",
-        video_size=f"{frame.width}x{frame.height}",
-        pix_fmt=frame.format.name,
-        time_base="1/1",
-        colorspace=str(frame.colorspace),
-        range=str(int(frame.color_range)),
-    )
+    size = f"{frame.width}x{frame.height}"
+    source = graph.add("buffer", video_size=size, pix_fmt=frame.format.name, time_base="1/1")
     graph.link_nodes(source, graph.add("bwdif", mode="send_frame", deint="interlaced"), graph.add("buffersink"))
     graph.configure()
     alike = [other is not None and _shape(other) == _shape(frame) for other in (before, after)]
