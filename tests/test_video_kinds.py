@@ -12,6 +12,7 @@ from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTr
 from data_processing.audio import SAMPLE_RATE, load_audio
 from data_processing.picture import deinterlaced, to_rgb, to_sdr
 from data_processing.video import VideoWriter, probe, read_frames
+from scripts.input_matrix import describe, dub
 
 SIZE = 64  # width of a patch, and height
 
@@ -362,3 +363,16 @@ def test_a_video_without_sound(tmp_path):
     path = made_media.silent_video_without_audio(tmp_path / "clip.mp4", 5)
     assert len(list(read_frames(path))) == 5
     assert probe(path).notes == ()
+
+
+# --- the matrix ---------------------------------------------------------------------------------------------
+
+
+def test_input_matrix_describes_results_and_tells_errors(tmp_path):
+    video = made_media.h264(tmp_path / "clip.mkv", grays(20, (48, 64)))
+    *picture, sound = describe(video)
+    assert picture == ["64×48", "25", "20"]
+    assert float(sound.removesuffix(" s")) == pytest.approx(1, abs=0.065)  # a packet of AAC is 64 ms
+    well, said = dub(made_media.text_file(tmp_path / "text.mp4"), video, tmp_path / "out.mp4")
+    assert not well and len(said) == 1
+    assert said[0].startswith("error: --video: expected a video")
