@@ -1,6 +1,6 @@
 """Decoded video frames -> the upright SDR pictures that a player would show: (H, W, 3) uint8 RGB, BT.709.
 
-    PQ and HLG      to SDR: exactly as bright as on an HDR screen up to KNEE of reference white, rolled off above
+    PQ and HLG      to SDR: light in proportion up to KNEE of reference white, rolled off above
     wide gamuts     BT.2020 and Display P3 to BT.709
     more bits       rounded to 8
     interlaced      two half pictures made into a whole one (bwdif, one frame per frame)
