@@ -9,22 +9,23 @@ import av
 import numpy as np
 
 from data_processing.errors import UserError
-from data_processing.video import check_readable, first_frame_time
+from data_processing.video import check_readable, first_frame_time, main_track
 
 SAMPLE_RATE = 16000
 
 
 def load_audio(path: str | Path, flag: str = "--audio") -> np.ndarray:
-    """Read the first audio track of a sound or video file: (N,) float32, the pieces of `read_audio` in one."""
+    """Read the main audio track of a sound or video file: (N,) float32, the pieces of `read_audio` in one."""
     return np.concatenate(list(read_audio(path, flag)))
 
 
 def read_audio(path: str | Path, flag: str = "--audio") -> Iterator[np.ndarray]:
-    """Pieces (n,) float32 in [-1, 1], mono, 16 kHz of the first audio track of a sound or video file, none empty.
+    """Pieces (n,) float32 in [-1, 1], mono, 16 kHz of the audio track marked default, else the first, of a sound
+    or video file, none empty.
 
     Sample 0 is the time of the first video frame if the file has video (a track that starts later is padded with
     zeros, one that starts earlier is cut), otherwise the first sample of the track. If decoding fails midway, the
-    part before is given and stderr is warned.
+    part before is given and stderr is warned; it is also told where there are several tracks.
 
     Raises UserError (naming `flag` and the file) if the file is missing, a folder, empty, not media, or has
     no audio at or after its first video frame.
@@ -85,7 +86,7 @@ def _open(path: Path, flag: str) -> av.container.InputContainer:
 
 
 def _decode(path: Path, flag: str) -> Iterator[tuple[float | None, np.ndarray]]:
-    """First audio track -> (presentation time of its start in seconds, int16 (n,) at 16 kHz mono), n > 0."""
+    """Main audio track -> (presentation time of its start in seconds, int16 (n,) at 16 kHz mono), n > 0."""
     start: float | None = None
     source_format = resampler = None
     total = 0
@@ -106,7 +107,14 @@ def _decode(path: Path, flag: str) -> Iterator[tuple[float | None, np.ndarray]]:
     with _open(path, flag) as container:
         if not container.streams.audio:
             raise UserError(f"{flag} {path}: expected an audio track, found none")
-        frames = container.decode(audio=0)
+        tracks = container.streams.audio
+        track = main_track(tracks)
+        if len(tracks) > 1:
+            print(
+                f"note: {flag} {path}: of {len(tracks)} audio tracks number {tracks.index(track) + 1} is taken",
+                file=sys.stderr,
+            )
+        frames = container.decode(track)
         ended = False
         while not ended:
             try:

@@ -7,7 +7,7 @@ import contextlib
 import errno
 import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -17,9 +17,10 @@ import av
 import cv2
 import numpy as np
 from av.stream import Disposition
-from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc, Interpolation
+from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
 
 from data_processing.errors import UserError
+from data_processing.picture import EXACT, deinterlaced, describe_conversions, is_turned, to_rgb
 
 FPS = 25  # frames per second of everything the networks see
 STANDARD_RATES = [
@@ -44,21 +45,20 @@ OUTPUT_SUFFIXES = {".mp4", ".mov", ".mkv"}
 COPIED_AUDIO = {"aac", "ac3", "eac3"}  # what every player of mp4, mov and mkv understands
 AAC_BIT_RATE = 192_000
 AAC_SAMPLE_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
-# without these flags swscale darkens every conversion by one level and halves the colour resolution
-EXACT = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
-UNSPECIFIED_COLORSPACE = 2  # ITU-T H.273; PyAV has no name for it
+ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # ffmpeg's own leave transparency out
 
 
 @dataclass(frozen=True)
 class VideoInfo:
     """What a viewer sees: size after rotation, width of a pixel over its height, frames per second and length (both
-    an estimate; of a variable frame rate the standard one that leaves no frame out)."""
+    an estimate; of a variable frame rate the standard one that leaves no frame out), and what reading changes."""
 
     width: int
     height: int
     pixel_aspect: Fraction
     fps: Fraction
     duration_s: float
+    notes: tuple[str, ...] = ()
 
 
 def check_readable(path: Path, flag: str) -> None:
@@ -101,8 +101,19 @@ def _open(path: Path, flag: str) -> av.container.InputContainer:
     if not container.streams.video:
         container.close()
         raise UserError(f"{flag}: expected a video, found no picture in {path}")
-    container.streams.video[0].thread_type = "AUTO"
+    _picture(container).thread_type = "AUTO"
     return container
+
+
+def main_track(tracks: Sequence[av.stream.Stream]) -> av.stream.Stream:
+    """The track a player would choose: the one marked default, else the first."""
+    return next((track for track in tracks if track.disposition & Disposition.default), tracks[0])
+
+
+def _picture(container: av.container.InputContainer) -> av.VideoStream:
+    """The main track that shows moving pictures; a cover only where there is nothing else."""
+    videos = container.streams.video
+    return main_track([v for v in videos if not v.disposition & Disposition.attached_pic] or videos)
 
 
 def _words(error: Exception) -> str:
@@ -116,11 +127,11 @@ def probe(path: Path, flag: str = "--video") -> VideoInfo:
         UserError: missing, empty, not a video, or nothing in it can be decoded.
     """
     with _open(path, flag) as container:
-        stream = container.streams.video[0]
+        stream = _picture(container)
         _, first = next(_timed_frames(container, stream), (0.0, None))
         if first is None:
             raise UserError(f"{flag}: no frame of {path} can be decoded")
-        turned = _quarter_turns(first) % 2 == 1
+        turned = is_turned(first)
         aspect = stream.sample_aspect_ratio or Fraction(1)
         if stream.duration is not None:
             duration = float(stream.duration * stream.time_base)
@@ -132,6 +143,7 @@ def probe(path: Path, flag: str = "--video") -> VideoInfo:
             pixel_aspect=1 / aspect if turned else aspect,
             fps=_frame_rate(stream),
             duration_s=duration,
+            notes=tuple(describe_conversions(first)),
         )
 
 
@@ -160,7 +172,7 @@ def first_frame_time(path: Path) -> float | None:
     with av.open(str(path.absolute())) as container:
         videos = [v for v in container.streams.video if not v.disposition & Disposition.attached_pic]
         try:
-            return next((frame.time for frame in container.decode(videos[0])), None) if videos else None
+            return next((frame.time for frame in container.decode(main_track(videos))), None) if videos else None
         except av.error.FFmpegError:
             return None
 
@@ -175,7 +187,7 @@ def read_frames(
     """Frames `start` to `stop` (exclusive) of a video as seen at `fps` frames per second.
 
     Output frame k is the source frame nearest in time to k / fps s after the first frame, so 24, 29.97, 50 and
-    variable frame rates all keep time with the sound. Rotation flags are applied.
+    variable frame rates all keep time with the sound. They are upright, whole and SDR (picture.py says how).
 
     Args:
         path: any video file.
@@ -192,8 +204,8 @@ def read_frames(
     """
     rate = float(fps)
     with _open(path, flag) as container:
-        stream = container.streams.video[0]
-        frames = _timed_frames(container, stream)
+        stream = _picture(container)
+        frames = deinterlaced(_timed_frames(container, stream))
         first = next(frames, None)
         if first is None:
             raise UserError(f"{flag}: no frame of {path} can be decoded")
@@ -245,6 +257,9 @@ def _timed_frames(container, stream, after_seek: bool = False) -> Iterator[tuple
     last = None
     period = 1 / float(stream.average_rate or stream.guessed_rate or FPS)
     only_dts = container.format.name == "avi"  # which stores no presentation times
+    decode = av.Packet.decode
+    if stream.metadata.get("alpha_mode") == "1" and stream.name in ALPHA_DECODERS:
+        decode = av.CodecContext.create(ALPHA_DECODERS[stream.name], "r").decode
     packets = container.demux(stream)
     while True:
         try:
@@ -254,7 +269,7 @@ def _timed_frames(container, stream, after_seek: bool = False) -> Iterator[tuple
         except av.error.FFmpegError as error:
             raise UserError(f"reading stopped at {last or 0:.2f} s of {container.name}: {_words(error)}") from None
         try:
-            decoded = packet.decode()
+            decoded = decode(packet)
         except av.error.FFmpegError:
             continue
         for frame in decoded:
@@ -271,10 +286,11 @@ def _timed_frames(container, stream, after_seek: bool = False) -> Iterator[tuple
 def _seek(container, stream, time: float, period: float):
     """The frame shown at `time` and the iterator of those after it, by seeking to the key frame before it."""
     try:
-        container.seek(int((time - period) / stream.time_base), stream=stream, backward=True)
+        # two frames early: an interlaced one needs the one before it
+        container.seek(int((time - 2 * period) / stream.time_base), stream=stream, backward=True)
     except av.error.FFmpegError:
         return None
-    frames = _timed_frames(container, stream, after_seek=True)
+    frames = deinterlaced(_timed_frames(container, stream, after_seek=True), after_seek=True)
     current = next(frames, None)
     if current is None or current[0] > time - 0.5 * period:
         return None
@@ -283,20 +299,6 @@ def _seek(container, stream, time: float, period: float):
             return current, itertools.chain([following], frames)
         current = following
     return current, iter(())
-
-
-def to_rgb(frame: av.VideoFrame) -> np.ndarray:
-    """A decoded frame as upright (H, W, 3) uint8 RGB; untagged colours are taken as players take them."""
-    space = frame.colorspace
-    if space == UNSPECIFIED_COLORSPACE:
-        space = Colorspace.ITU709 if frame.height > 576 or frame.width >= 1280 else Colorspace.ITU601
-    picture = frame.reformat(format="rgb24", src_colorspace=space, interpolation=EXACT).to_ndarray()
-    return np.ascontiguousarray(np.rot90(picture, _quarter_turns(frame))) if frame.rotation else picture
-
-
-def _quarter_turns(frame: av.VideoFrame) -> int:
-    """How many times 90° counterclockwise a player turns the frame."""
-    return round(frame.rotation / 90)
 
 
 class VideoWriter:
@@ -310,7 +312,7 @@ class VideoWriter:
         width, height: of the frames given to `write`.
         fps: frame rate.
         crf: x264 quality, 0 (lossless) to 51; 16 is visually lossless.
-        audio_path: file whose first audio track becomes the sound, or None.
+        audio_path: file whose default audio track, else first, becomes the sound, or None.
         pixel_aspect: width of a pixel over its height, as players are to show it.
 
     Raises:
@@ -412,11 +414,11 @@ class VideoWriter:
 
 
 def _sound_packets(path: Path, output: av.container.OutputContainer) -> Iterator[av.Packet]:
-    """Packets for `output` with the first audio track of `path`, time 0 being the first video frame's, if any."""
+    """Packets for `output` with the main audio track of `path`, time 0 being the first video frame's, if any."""
     with av.open(str(path.absolute())) as source:
         if not source.streams.audio:
             raise UserError(f"expected a sound track, found none in {path}")
-        stream = source.streams.audio[0]
+        stream = main_track(source.streams.audio)
         origin = first_frame_time(path)
         if origin is None:
             origin = float((stream.start_time or 0) * stream.time_base)

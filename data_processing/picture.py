@@ -1,0 +1,241 @@
+"""Decoded video frames -> the upright SDR pictures that a player would show: (H, W, 3) uint8 RGB, BT.709.
+
+    PQ and HLG      to SDR: light in proportion up to KNEE of reference white, rolled off above
+    wide gamuts     BT.2020 and Display P3 to BT.709
+    more bits       rounded to 8
+    interlaced      two half pictures made into a whole one (bwdif, one frame per frame)
+    transparent     shown on black, as players show it
+    display matrix  turned and mirrored
+
+ffmpeg does all of it except the HDR curve: PyAV's has no zscale, its tonemap filter needs that for linear light,
+and swscale either cuts off at reference white or darkens everything for a peak of 10 000 cd/m². So the curve is put
+into a colour table for ffmpeg's lut3d filter.
+"""
+
+import tempfile
+import threading
+from collections.abc import Iterator
+from functools import lru_cache
+from math import cos, radians, sin
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc, Interpolation
+
+# without these flags swscale darkens every conversion by one level and halves the colour resolution
+EXACT = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
+# matrix coefficients of ITU-T H.273, for which PyAV has no names
+RGB, UNSPECIFIED, SMPTE170M, BT2020_CONSTANT = 0, 2, 6, 10
+MATRICES = {*Colorspace, SMPTE170M}  # what swscale converts
+HDR = {ColorTrc.SMPTE2084: "PQ", ColorTrc.ARIB_STD_B67: "HLG"}
+WIDE_GAMUTS = {ColorPrimaries.BT2020: "BT.2020", ColorPrimaries.SMPTE432: "Display P3"}
+TO_BT709 = {  # linear light, both D65
+    ColorPrimaries.BT2020: [
+        [1.660491, -0.587641, -0.072850],
+        [-0.124550, 1.132900, -0.008350],
+        [-0.018151, -0.100579, 1.118730],
+    ],
+    ColorPrimaries.SMPTE432: [[1.224940, -0.224940, 0], [-0.042057, 1.042057, 0], [-0.019638, -0.078636, 1.098274]],
+}
+REFERENCE_WHITE = 203.0  # cd/m² of a white sheet of paper in HDR (ITU-R BT.2408): white in SDR
+HLG_PEAK = 1000.0  # cd/m² of the screen HLG is graded for
+KNEE = 0.75  # of reference white: faces stay below it
+SDR_GAMMA = 2.4  # of an SDR screen (ITU-R BT.1886)
+TABLE_SIZE = 49
+LIMITED_GRAY = np.clip(np.rint((np.arange(256) - 16) * 255 / 219), 0, 255).astype(np.uint8)
+_TABLE_LOCK = threading.Lock()  # a filter graph serves one frame at a time
+
+
+def to_rgb(frame: av.VideoFrame) -> np.ndarray:
+    """A decoded frame as upright (H, W, 3) uint8 RGB; untagged colours are taken as players take them."""
+    options = {"src_colorspace": _matrix(frame), "interpolation": EXACT}
+    if _is_hdr(frame) or frame.color_primaries in TO_BT709:
+        table = _colour_table(frame.color_trc, frame.color_primaries, frame.width, frame.height)
+        with _TABLE_LOCK:
+            table.push(frame.reformat(format="gbrp16le", **options))
+            picture = table.pull().reformat(format="rgb24", interpolation=EXACT).to_ndarray()
+    else:
+        picture = frame.reformat(format="rgb24", **options).to_ndarray()
+    if frame.format.name.startswith("gray") and frame.color_range == ColorRange.MPEG:
+        picture = cv2.LUT(picture, LIMITED_GRAY)  # swscale takes every gray for full range
+    alpha = _alpha(frame)
+    if alpha is not None:
+        picture = cv2.multiply(picture, cv2.merge([alpha] * 3), scale=1 / 255)
+    return _upright(picture, frame)
+
+
+def describe_conversions(frame: av.VideoFrame) -> list[str]:
+    """What `to_rgb` and `deinterlaced` do to a frame that its maker might want to know, in words."""
+    notes = []
+    if _is_hdr(frame):
+        notes.append(f"HDR ({HDR[frame.color_trc]}) is converted to SDR")
+    elif frame.color_primaries in WIDE_GAMUTS:
+        notes.append(f"wide-gamut colours ({WIDE_GAMUTS[frame.color_primaries]}) are converted to BT.709")
+    if frame.colorspace not in MATRICES | {RGB, UNSPECIFIED, BT2020_CONSTANT}:
+        notes.append(f"the colour matrix {frame.colorspace} is not known, {_matrix(frame).name} taken instead")
+    bits = max(component.bits for component in frame.format.components)
+    if bits > 8:
+        notes.append(f"{bits} bits per colour are reduced to 8")
+    if frame.interlaced_frame:
+        notes.append("interlaced pictures are deinterlaced")
+    alpha = _alpha(frame)
+    if alpha is not None and alpha.min() < 255:
+        notes.append("transparent parts are shown on black")
+    a, b, c, d = _display_matrix(frame)
+    if a * d - b * c < 0:
+        notes.append("pictures are mirrored as the file says")
+    elif abs(b) > abs(a) or a < 0:
+        notes.append("pictures are turned as the file says")
+    return notes
+
+
+# --- colours ------------------------------------------------------------------------------------------------
+
+
+def _matrix(frame: av.VideoFrame) -> Colorspace | int:
+    """The tagged YUV matrix, else that of the tagged primaries, else of the size."""
+    if frame.colorspace in MATRICES:
+        return frame.colorspace
+    if frame.colorspace == BT2020_CONSTANT or _is_hdr(frame) or frame.color_primaries == ColorPrimaries.BT2020:
+        return Colorspace.BT2020
+    return Colorspace.ITU709 if frame.height > 576 or frame.width >= 1280 else Colorspace.ITU601
+
+
+def _is_hdr(frame: av.VideoFrame) -> bool:
+    return frame.color_trc in HDR
+
+
+def to_sdr(rgb: np.ndarray, transfer: int, primaries: int) -> np.ndarray:
+    """Colours (…, 3) in [0, 1], coded by `transfer` and `primaries`, as SDR BT.709 codes (…, 3) in [0, 1].
+
+    Light is kept in absolute terms: REFERENCE_WHITE is 1. Above KNEE the brightest of a colour's three components
+    is rolled off towards 1, which it would reach at infinity, and the others along with it, so that the hue stays.
+    """
+    light = _light(rgb, transfer)
+    if transfer in HDR and primaries == ColorPrimaries.UNSPECIFIED:
+        primaries = ColorPrimaries.BT2020
+    if primaries in TO_BT709:
+        light = np.maximum(light @ np.transpose(TO_BT709[primaries]), 0)
+    if transfer in HDR:
+        peak = np.maximum(light.max(axis=-1, keepdims=True), 1e-6)
+        over = np.maximum(peak - KNEE, 0) / (1 - KNEE)
+        light *= (np.minimum(peak, KNEE) + (1 - KNEE) * over / (1 + over)) / peak
+    return np.clip(light, 0, 1) ** (1 / SDR_GAMMA)
+
+
+def _light(rgb: np.ndarray, transfer: int) -> np.ndarray:
+    """Linear light that the screen gives off, reference white being 1 (ITU-R BT.2100; BT.1886 for SDR)."""
+    if transfer == ColorTrc.SMPTE2084:
+        root = rgb ** (32 / 2523)
+        ratio = np.maximum(root - 0.8359375, 0) / (18.8515625 - 18.6875 * root)
+        return 10000 / REFERENCE_WHITE * ratio ** (16384 / 2610)
+    if transfer == ColorTrc.ARIB_STD_B67:
+        a, b, c = 0.17883277, 0.28466892, 0.55991073
+        scene = np.where(rgb <= 0.5, rgb**2 / 3, (np.exp((rgb - c) / a) + b) / 12)
+        luma = scene @ np.array([[0.2627], [0.6780], [0.0593]])
+        return HLG_PEAK / REFERENCE_WHITE * luma**0.2 * scene
+    return rgb**SDR_GAMMA
+
+
+@lru_cache(maxsize=4)
+def _colour_table(transfer: int, primaries: int, width: int, height: int) -> av.filter.Graph:
+    """`to_sdr` as a filter from gbrp16le to gbrp16le: 49 steps per colour, tetrahedra between them."""
+    steps = np.linspace(0, 1, TABLE_SIZE)
+    blue, green, red = np.meshgrid(steps, steps, steps, indexing="ij")  # the file's order: red changes fastest
+    table = to_sdr(np.stack([red, green, blue], axis=-1), transfer, primaries)
+    graph = av.filter.Graph()
+    graph.threads = 1  # threads of a cached graph would not survive a fork
+    source = graph.add("buffer", video_size=f"{width}x{height}", pix_fmt="gbrp16le", time_base="1/1")
+    with tempfile.TemporaryDirectory() as folder:
+        cube = Path(folder) / "table.cube"
+        with cube.open("w") as file:
+            file.write(f"LUT_3D_SIZE {TABLE_SIZE}\n")
+            np.savetxt(file, table.reshape(-1, 3), fmt="%.6f")
+        graph.link_nodes(source, graph.add("lut3d", file=str(cube)), graph.add("buffersink"))
+    graph.configure()
+    return graph
+
+
+def _alpha(frame: av.VideoFrame) -> np.ndarray | None:
+    """(H, W) uint8, how opaque each pixel is; None for formats that cannot say."""
+    if not frame.format.has_palette and not any(component.is_alpha for component in frame.format.components):
+        return None
+    return frame.reformat(format="rgba").to_ndarray()[..., 3]
+
+
+# --- interlacing --------------------------------------------------------------------------------------------
+
+
+def deinterlaced(
+    frames: Iterator[tuple[float, av.VideoFrame]], after_seek: bool = False
+) -> Iterator[tuple[float, av.VideoFrame]]:
+    """The same (time, frame) pairs, interlaced frames made whole with the help of the frames beside them.
+
+    Each result depends on these three frames alone, so it is the same wherever reading began: after a seek the
+    first frame, if interlaced, is left out, for nobody knows the one before it.
+    """
+    before, current = None, next(frames, None)
+    if after_seek and current is not None and current[1].interlaced_frame:
+        before, current = current[1], next(frames, None)
+    while current is not None:
+        after = next(frames, None)
+        time, frame = current
+        yield time, _whole(before, frame, after[1] if after else None) if frame.interlaced_frame else frame
+        before, current = frame, after
+
+
+def _whole(before: av.VideoFrame | None, frame: av.VideoFrame, after: av.VideoFrame | None) -> av.VideoFrame:
+    """One picture from an interlaced frame: the earlier half picture, the lines between from all around."""
+    if min(frame.width, frame.height) < 16:
+        return frame  # too small for the filter
+    graph = av.filter.Graph()
+    size = f"{frame.width}x{frame.height}"
+    source = graph.add("buffer", video_size=size, pix_fmt=frame.format.name, time_base="1/1")
+    graph.link_nodes(source, graph.add("bwdif", mode="send_frame", deint="interlaced"), graph.add("buffersink"))
+    graph.configure()
+    alike = [other is not None and _shape(other) == _shape(frame) for other in (before, after)]
+    if alike[0]:
+        graph.push(before)
+    graph.push(frame)
+    graph.push(after if alike[1] else None)
+    if alike[0]:
+        graph.pull()
+    whole = graph.pull()
+    whole.duration = frame.duration  # which the filter tells in other units
+    return whole
+
+
+def _shape(frame: av.VideoFrame) -> tuple[int, int, str]:
+    return frame.width, frame.height, frame.format.name
+
+
+# --- orientation --------------------------------------------------------------------------------------------
+
+
+def _display_matrix(frame: av.VideoFrame) -> tuple[float, float, float, float]:
+    """(a, b, c, d): a pixel at (x, y) is to be shown at (a·x + c·y, b·x + d·y), but for a shift and a scale."""
+    try:
+        matrix = frame.side_data.get("DISPLAYMATRIX")
+    except ValueError:  # PyAV stumbles over kinds of side data it has no name for
+        turn = radians(frame.rotation)
+        return cos(turn), -sin(turn), sin(turn), cos(turn)
+    if matrix is None:
+        return 1.0, 0.0, 0.0, 1.0
+    a, b, _, c, d, *_ = np.frombuffer(matrix, np.int32).astype(float)
+    return a, b, c, d
+
+
+def is_turned(frame: av.VideoFrame) -> bool:
+    """Whether the picture is shown with its width and height exchanged."""
+    a, b, _, _ = _display_matrix(frame)
+    return abs(b) > abs(a)
+
+
+def _upright(picture: np.ndarray, frame: av.VideoFrame) -> np.ndarray:
+    """(H, W, 3) turned by the nearest multiple of 90° and mirrored, as the display matrix says."""
+    a, b, c, d = _display_matrix(frame)
+    if is_turned(frame):
+        picture, a, d = picture.transpose(1, 0, 2), c, b
+    return np.ascontiguousarray(picture[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1])
