@@ -1,5 +1,6 @@
 """The one place that reads audio: any media file -> mono 16 kHz float waveform on the video's time axis."""
 
+import itertools
 import sys
 import wave
 from pathlib import Path
@@ -8,9 +9,10 @@ import av
 import numpy as np
 
 from data_processing.errors import UserError
-from data_processing.video import check_readable, first_frame_time
+from data_processing.video import check_readable, first_frame_time, open_media, resampled
 
 SAMPLE_RATE = 16000
+MAX_DELAY_S = 3600  # of the sound after the picture; a damaged time stamp may ask for days of silence
 
 
 def load_audio(path: str | Path, flag: str = "--audio") -> np.ndarray:
@@ -21,7 +23,8 @@ def load_audio(path: str | Path, flag: str = "--audio") -> np.ndarray:
     first sample of the track. If decoding fails midway, the part before is returned and stderr is warned.
 
     Raises UserError (naming `flag` and the file) if the file is missing, a folder, empty, not media, or has
-    no audio at or after its first video frame.
+    no audio at or after its first video frame, or only over MAX_DELAY_S later, or at a rate that is not between
+    1 kHz and 1 MHz.
     """
     path = Path(path)
     check_readable(path, flag)
@@ -32,6 +35,8 @@ def load_audio(path: str | Path, flag: str = "--audio") -> np.ndarray:
     video_start = first_frame_time(path)
     if video_start is not None and audio_start is not None:
         delay = round((audio_start - video_start) * SAMPLE_RATE)
+        if delay > MAX_DELAY_S * SAMPLE_RATE:
+            raise UserError(f"{flag} {path}: the audio track begins {delay / SAMPLE_RATE:.0f} s after the picture")
         samples = np.pad(samples, (delay, 0)) if delay > 0 else samples[-delay:]
         if len(samples) == 0:
             raise UserError(f"{flag} {path}: the audio track ends before the first video frame")
@@ -59,7 +64,7 @@ def save_wav(path: str | Path, waveform: np.ndarray) -> None:
 
 def _open(path: Path, flag: str) -> av.container.InputContainer:
     try:
-        return av.open(str(path.resolve()))  # "take:1.wav" would be read as an address
+        return open_media(path)
     except av.FFmpegError as error:
         raise UserError(f"{flag} {path}: not a media file that can be read ({error.strerror})") from error
 
@@ -68,26 +73,17 @@ def _decode(path: Path, flag: str) -> tuple[np.ndarray, float | None]:
     """First audio track -> (int16 samples (N,) at 16 kHz mono, presentation time of the first in seconds)."""
     chunks: list[np.ndarray] = []
     start: float | None = None
-    source_format = resampler = None
-
-    def resample(frame: av.AudioFrame | None) -> None:
-        # 16-bit on purpose: only for integer output does FFmpeg scale the mix to mono so that it cannot
-        # overflow; to float, two equal channels come out at 1.41 times their amplitude.
-        if resampler is not None:
-            chunks.extend(out.to_ndarray().reshape(-1) for out in resampler.resample(frame))
-
     with _open(path, flag) as container:
         if not container.streams.audio:
             raise UserError(f"{flag} {path}: expected an audio track, found none")
         try:
-            for frame in container.decode(audio=0):
-                if not chunks and start is None:
-                    start = frame.time
-                if source_format != (frame.format.name, frame.layout.name, frame.sample_rate):
-                    resample(None)  # a resampler takes one format only; some streams change theirs
-                    source_format = (frame.format.name, frame.layout.name, frame.sample_rate)
-                    resampler = av.AudioResampler("s16", "mono", SAMPLE_RATE)
-                resample(frame)
+            frames = container.decode(audio=0)
+            first = list(itertools.islice(frames, 1))
+            start = first[0].time if first else None
+            # 16-bit on purpose: only for integer output does FFmpeg scale the mix to mono so that it cannot
+            # overflow; to float, two equal channels come out at 1.41 times their amplitude.
+            for part in resampled(itertools.chain(first, frames), "s16", "mono", SAMPLE_RATE):
+                chunks.append(part.to_ndarray().reshape(-1))
         except av.FFmpegError as error:
             stopped = sum(map(len, chunks)) / SAMPLE_RATE
             if stopped == 0:
@@ -97,5 +93,4 @@ def _decode(path: Path, flag: str) -> tuple[np.ndarray, float | None]:
                 "using what came before",
                 file=sys.stderr,
             )
-        resample(None)
     return (np.concatenate(chunks) if chunks else np.zeros(0, np.int16)), start
