@@ -1,5 +1,6 @@
 """The one place that reads audio: any media file -> mono 16 kHz float waveform on the video's time axis."""
 
+import itertools
 import sys
 import wave
 from collections.abc import Iterator
@@ -9,9 +10,10 @@ import av
 import numpy as np
 
 from data_processing.errors import UserError
-from data_processing.video import check_readable, first_frame_time, main_track
+from data_processing.video import check_readable, first_frame_time, main_track, open_media, resampled
 
 SAMPLE_RATE = 16000
+MAX_DELAY_S = 3600  # of the sound after the picture; a damaged time stamp may ask for days of silence
 
 
 def load_audio(path: str | Path, flag: str = "--audio") -> np.ndarray:
@@ -28,7 +30,8 @@ def read_audio(path: str | Path, flag: str = "--audio") -> Iterator[np.ndarray]:
     part before is given and stderr is warned; it is also told where there are several tracks.
 
     Raises UserError (naming `flag` and the file) if the file is missing, a folder, empty, not media, or has
-    no audio at or after its first video frame.
+    no audio at or after its first video frame, or only over MAX_DELAY_S later, or at a rate that is not between
+    1 kHz and 1 MHz.
     """
     path = Path(path)
     check_readable(path, flag)
@@ -39,6 +42,10 @@ def read_audio(path: str | Path, flag: str = "--audio") -> Iterator[np.ndarray]:
     for time, samples in _decode(path, flag):
         if skipped is None:
             delay = 0 if video_start is None or time is None else round((time - video_start) * SAMPLE_RATE)
+            if delay > MAX_DELAY_S * SAMPLE_RATE:
+                raise UserError(
+                    f"{flag} {path}: the audio track begins {delay / SAMPLE_RATE:.0f} s after the picture"
+                )
             skipped = max(0, -delay)
             samples = np.pad(samples, (max(0, delay), 0))
         left_out = min(skipped, len(samples))
@@ -80,61 +87,39 @@ def save_wav(path: str | Path, waveform: np.ndarray) -> None:
 
 def _open(path: Path, flag: str) -> av.container.InputContainer:
     try:
-        return av.open(str(path.resolve()))  # "take:1.wav" would be read as an address
+        return open_media(path)
     except av.FFmpegError as error:
         raise UserError(f"{flag} {path}: not a media file that can be read ({error.strerror})") from error
 
 
 def _decode(path: Path, flag: str) -> Iterator[tuple[float | None, np.ndarray]]:
     """Main audio track -> (presentation time of its start in seconds, int16 (n,) at 16 kHz mono), n > 0."""
-    start: float | None = None
-    source_format = resampler = None
-    total = 0
-
-    def converted(frame: av.AudioFrame | None) -> list[np.ndarray]:
-        # 16-bit on purpose: only for integer output does FFmpeg scale the mix to mono so that it cannot
-        # overflow; to float, two equal channels come out at 1.41 times their amplitude.
-        nonlocal source_format, resampler
-        parts = []
-        if frame is not None and source_format != (frame.format.name, frame.layout.name, frame.sample_rate):
-            parts = converted(None)  # a resampler takes one format only; some streams change theirs
-            source_format = (frame.format.name, frame.layout.name, frame.sample_rate)
-            resampler = av.AudioResampler("s16", "mono", SAMPLE_RATE)
-        if resampler is not None:
-            parts += [out.to_ndarray().reshape(-1) for out in resampler.resample(frame) if out.samples]
-        return parts
-
     with _open(path, flag) as container:
-        if not container.streams.audio:
-            raise UserError(f"{flag} {path}: expected an audio track, found none")
         tracks = container.streams.audio
+        if not tracks:
+            raise UserError(f"{flag} {path}: expected an audio track, found none")
         track = main_track(tracks)
         if len(tracks) > 1:
             print(
                 f"note: {flag} {path}: of {len(tracks)} audio tracks number {tracks.index(track) + 1} is taken",
                 file=sys.stderr,
             )
-        frames = container.decode(track)
-        ended = False
-        while not ended:
-            try:
-                frame = next(frames, None)
-                if start is None and frame is not None:
-                    start = frame.time
-                ended = frame is None
-                parts = converted(frame)
-            except av.FFmpegError as error:
-                stopped = total / SAMPLE_RATE
-                if stopped == 0:
-                    raise UserError(
-                        f"{flag} {path}: the audio track cannot be decoded ({error.strerror})"
-                    ) from error
-                print(
-                    f"warning: {flag} {path}: audio decoding stopped at {stopped:.2f} s ({error.strerror}); "
-                    "using what came before",
-                    file=sys.stderr,
-                )
-                ended, parts = True, converted(None)
-            for samples in parts:
-                total += len(samples)
-                yield start, samples
+        start, total = None, 0
+        try:
+            frames = container.decode(track)
+            first = list(itertools.islice(frames, 1))
+            start = first[0].time if first else None
+            # 16-bit on purpose: only for integer output does FFmpeg scale the mix to mono so that it cannot
+            # overflow; to float, two equal channels come out at 1.41 times their amplitude.
+            for part in resampled(itertools.chain(first, frames), "s16", "mono", SAMPLE_RATE):
+                if part.samples:
+                    total += part.samples
+                    yield start, part.to_ndarray().reshape(-1)
+        except av.FFmpegError as error:
+            if total == 0:
+                raise UserError(f"{flag} {path}: the audio track cannot be decoded ({error.strerror})") from error
+            print(
+                f"warning: {flag} {path}: audio decoding stopped at {total / SAMPLE_RATE:.2f} s "
+                f"({error.strerror}); using what came before",
+                file=sys.stderr,
+            )

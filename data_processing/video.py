@@ -27,6 +27,9 @@ STANDARD_RATES = [
     Fraction(rate) for rate in ("24000/1001", "24", "25", "30000/1001", "30", "48", "50", "60000/1001", "60")
 ]
 MAX_FPS = Fraction(60)  # of videos dubbed: slow motion is shown slower anyway
+MAX_SIDE = 8192  # pixels of a picture; a damaged header may ask for gigabytes
+SAMPLE_RATES = range(1000, 1_000_001)  # of sound; a damaged header may make days of a second
+MAX_GAP_S = 60  # between two frames; a damaged time stamp may ask for one picture a million times
 VIDEO_SUFFIXES = {
     ".mp4",
     ".mov",
@@ -92,10 +95,16 @@ def check_writable(path: Path, flag: str) -> None:
         raise UserError(f"{flag}: cannot write into {path.parent}: {error.strerror}") from None
 
 
+def open_media(path: Path) -> av.container.InputContainer:
+    """`av.open` for reading, of any file name and with titles in any encoding."""
+    # a relative "take:1.mp4" would be taken for an address
+    return av.open(str(path.absolute()), metadata_errors="replace")
+
+
 def _open(path: Path, flag: str) -> av.container.InputContainer:
     check_readable(path, flag)
     try:
-        container = av.open(str(path.absolute()))  # a relative "take:1.mp4" would be taken for an address
+        container = open_media(path)
     except (av.error.FFmpegError, OSError) as error:
         raise UserError(f"{flag}: expected a video, found something else: {path} ({_words(error)})") from None
     if not container.streams.video:
@@ -124,7 +133,7 @@ def probe(path: Path, flag: str = "--video") -> VideoInfo:
     """Decode the first frame of a video and describe it.
 
     Raises:
-        UserError: missing, empty, not a video, or nothing in it can be decoded.
+        UserError: missing, empty, not a video, over MAX_SIDE pixels on a side, or nothing in it can be decoded.
     """
     with _open(path, flag) as container:
         stream = _picture(container)
@@ -148,7 +157,7 @@ def probe(path: Path, flag: str = "--video") -> VideoInfo:
 
 
 def _frame_rate(stream: av.video.stream.VideoStream) -> Fraction:
-    """Frames per second of a stream, at most MAX_FPS; 25 where nobody knows."""
+    """Frames per second of a stream, between 1 and MAX_FPS; 25 where nobody knows."""
     average, guessed = stream.average_rate, stream.guessed_rate
     if not average or not guessed:
         rate = average or guessed or Fraction(FPS)
@@ -160,7 +169,7 @@ def _frame_rate(stream: av.video.stream.VideoStream) -> Fraction:
             rate = average.limit_denominator(1001)
         else:
             rate = next((standard for standard in STANDARD_RATES if standard >= average), MAX_FPS)
-    return min(Fraction(rate), MAX_FPS)
+    return min(max(Fraction(rate), Fraction(1)), MAX_FPS)
 
 
 def first_frame_time(path: Path) -> float | None:
@@ -169,12 +178,12 @@ def first_frame_time(path: Path) -> float | None:
     Containers may start anywhere, and this is time 0 of everything here, sound and picture. The cover of a music
     file is a video stream too, but shows no time.
     """
-    with av.open(str(path.absolute())) as container:
-        videos = [v for v in container.streams.video if not v.disposition & Disposition.attached_pic]
-        try:
+    try:
+        with open_media(path) as container:
+            videos = [v for v in container.streams.video if not v.disposition & Disposition.attached_pic]
             return next((frame.time for frame in container.decode(main_track(videos))), None) if videos else None
-        except av.error.FFmpegError:
-            return None
+    except (av.error.FFmpegError, OSError):
+        return None
 
 
 def read_frames(
@@ -200,7 +209,8 @@ def read_frames(
         (H, W, 3) uint8 RGB.
 
     Raises:
-        UserError: the file cannot be opened, or holds no decodable frame.
+        UserError: the file cannot be opened, holds no decodable frame, has pictures of over MAX_SIDE pixels on a
+            side or more than MAX_GAP_S between two. (The last one is held no longer than that.)
     """
     rate = float(fps)
     with _open(path, flag) as container:
@@ -230,7 +240,8 @@ def read_frames(
                     index += 1
             time, frame = next_time, next_frame
         # the last frame stays until its own duration is over
-        end = time + (float(frame.duration * stream.time_base) if frame.duration else 1 / rate)
+        duration = float(frame.duration * stream.time_base) if frame.duration else 1 / rate
+        end = time + min(duration, MAX_GAP_S)
         picture = _sized(to_rgb(frame), size)
         while origin + index / rate < end - 0.5 / rate or index == 0:
             if stop is not None and index >= stop:
@@ -253,14 +264,19 @@ def read_frames_backward(
 
 
 def _timed_frames(container, stream, after_seek: bool = False) -> Iterator[tuple[float, av.VideoFrame]]:
-    """Decoded frames with strictly growing times in seconds; damaged packets are stepped over."""
+    """Decoded frames with strictly growing times in seconds; damaged packets are stepped over.
+
+    Raises UserError at a picture of more than MAX_SIDE pixels on a side or MAX_GAP_S after the one before.
+    """
     last = None
-    period = 1 / float(stream.average_rate or stream.guessed_rate or FPS)
+    period = 1 / max(1.0, float(stream.average_rate or stream.guessed_rate or FPS))
     only_dts = container.format.name == "avi"  # which stores no presentation times
     decode = av.Packet.decode
     if stream.metadata.get("alpha_mode") == "1" and stream.name in ALPHA_DECODERS:
         decode = av.CodecContext.create(ALPHA_DECODERS[stream.name], "r").decode
     packets = container.demux(stream)
+    if stream.codec_context is not None:
+        _check_size(stream.codec_context, container)
     while True:
         try:
             packet = next(packets)
@@ -273,14 +289,28 @@ def _timed_frames(container, stream, after_seek: bool = False) -> Iterator[tuple
         except av.error.FFmpegError:
             continue
         for frame in decoded:
+            _check_size(frame, container)
             stamp = frame.dts if only_dts and frame.dts is not None else frame.pts
             if stamp is None and last is None and after_seek:
                 continue  # nobody can say which frame this is
             time = float(stamp * stream.time_base) if stamp is not None else None
             if time is None or (last is not None and time <= last):
                 time = 0.0 if last is None else last + period
+            if last is not None and time - last > MAX_GAP_S:
+                raise UserError(
+                    f"expected at most {MAX_GAP_S} s between two pictures, found {time - last:.0f} s "
+                    f"after {last:.2f} s of {container.name}"
+                )
             last = time
             yield time, frame
+
+
+def _check_size(picture: av.VideoFrame | av.VideoCodecContext, container) -> None:
+    if max(picture.width, picture.height) > MAX_SIDE:
+        raise UserError(
+            f"expected pictures of at most {MAX_SIDE} pixels on a side, found {picture.width} x {picture.height} "
+            f"in {container.name}"
+        )
 
 
 def _seek(container, stream, time: float, period: float):
@@ -360,6 +390,9 @@ class VideoWriter:
             except UserError:
                 self._discard()
                 raise
+            if self._pending is None:
+                self._discard()
+                raise UserError(f"the sound of {audio_path} cannot be used: none of it can be read")
 
     def write(self, frame: np.ndarray) -> None:
         """Append one (H, W, 3) uint8 RGB frame."""
@@ -385,7 +418,8 @@ class VideoWriter:
 
     def _mux_sound(self, until: Fraction) -> None:
         while self._pending is not None and self._pending.pts * self._pending.time_base < until:
-            self._container.mux(self._pending)
+            with contextlib.suppress(av.error.InvalidDataError, av.error.ArgumentError):  # a damaged packet
+                self._container.mux(self._pending)
             self._pending = next(self._sound, None)
 
     def __enter__(self) -> "VideoWriter":
@@ -415,40 +449,66 @@ class VideoWriter:
 
 def _sound_packets(path: Path, output: av.container.OutputContainer) -> Iterator[av.Packet]:
     """Packets for `output` with the main audio track of `path`, time 0 being the first video frame's, if any."""
-    with av.open(str(path.absolute())) as source:
-        if not source.streams.audio:
-            raise UserError(f"expected a sound track, found none in {path}")
-        stream = main_track(source.streams.audio)
+    with open_media(path) as source:
+        stream = main_track(source.streams.audio) if source.streams.audio else None
+        if stream is None or stream.codec_context is None:
+            raise UserError(f"expected a sound track that can be decoded, found none in {path}")
         origin = first_frame_time(path)
         if origin is None:
             origin = float((stream.start_time or 0) * stream.time_base)
+        frames = _up_to_damage(source.decode(stream))
+        first = next(frames, None)
+        if first is None:
+            return
         if stream.codec_context.name in COPIED_AUDIO:
-            target = output.add_stream_from_template(stream)
-            shift = round(origin / stream.time_base)
-            for packet in source.demux(stream):
-                if packet.dts is None or packet.pts is None or packet.pts - shift < 0:
-                    continue
-                packet.pts, packet.dts = packet.pts - shift, packet.dts - shift
-                packet.stream = target
-                yield packet
+            yield from _copied_packets(path, origin, output)
             return
         rate = min((rate for rate in AAC_SAMPLE_RATES if rate >= stream.rate), default=AAC_SAMPLE_RATES[-1])
         target = output.add_stream("aac", rate=rate, layout="mono" if stream.channels == 1 else "stereo")
         target.bit_rate = AAC_BIT_RATE
-        resampler = av.AudioResampler(format="fltp", layout=target.layout, rate=rate)
-        position = None  # of the next sample, in samples after time 0
-        for frame in itertools.chain(_decodable(source, stream), [None]):
-            if position is None:
-                position = 0 if frame is None or frame.time is None else round((frame.time - origin) * rate)
-            for part in resampler.resample(frame):
-                part.pts, part.time_base = position, Fraction(1, rate)
-                position += part.samples
-                if position > 0:
-                    yield from target.encode(part)
+        # of the next sample, in samples after time 0
+        position = 0 if first.time is None else round((first.time - origin) * rate)
+        parts = resampled(itertools.chain([first], frames), "fltp", target.layout.name, rate)
+        for part in _up_to_damage(parts):
+            part.pts, part.time_base = position, Fraction(1, rate)
+            position += part.samples
+            if position > 0:
+                yield from target.encode(part)
         yield from target.encode(None)
 
 
-def _decodable(source: av.container.InputContainer, stream: av.AudioStream) -> Iterator[av.AudioFrame]:
-    """Frames up to the end or to where decoding fails (`load_audio` warns of that)."""
+def _copied_packets(path: Path, origin: float, output: av.container.OutputContainer) -> Iterator[av.Packet]:
+    """The packets of the main audio track of `path` as they are, time 0 being `origin` seconds."""
+    with open_media(path) as source:
+        stream = main_track(source.streams.audio)
+        target = output.add_stream_from_template(stream)
+        shift = round(origin / stream.time_base)
+        for packet in _up_to_damage(source.demux(stream)):
+            if packet.dts is None or packet.pts is None or packet.pts - shift < 0:
+                continue
+            packet.pts, packet.dts = packet.pts - shift, packet.dts - shift
+            packet.stream = target
+            yield packet
+
+
+def resampled(frames: Iterator[av.AudioFrame], format: str, layout: str, rate: int) -> Iterator[av.AudioFrame]:
+    """The same sound in one format, whatever that of the frames changes to on the way.
+
+    Raises av.error.InvalidDataError at a frame of a rate that is none of SAMPLE_RATES.
+    """
+    source, resampler = None, None
+    for frame in frames:
+        if frame.sample_rate not in SAMPLE_RATES:
+            raise av.error.InvalidDataError(errno.EINVAL, f"{frame.sample_rate} samples per second")
+        found = (frame.format.name, frame.layout.name, frame.sample_rate)
+        if source != found:  # a resampler takes one format only
+            yield from resampler.resample(None) if resampler else ()
+            source, resampler = found, av.AudioResampler(format, layout, rate)
+        yield from resampler.resample(frame)
+    yield from resampler.resample(None) if resampler else ()
+
+
+def _up_to_damage(items: Iterator) -> Iterator:
+    """Packets or frames up to the end or to where reading fails (`load_audio` warns of that)."""
     with contextlib.suppress(av.error.FFmpegError):
-        yield from source.decode(stream)
+        yield from items
