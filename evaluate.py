@@ -20,6 +20,7 @@ from data_processing.sync import BUNDLED
 from data_processing.video import FPS
 from data_processing.weights import is_cached
 from evaluation.crops import AUDIO_SHIFT, SYNC_FRAMES, evaluate, sync_check
+from evaluation.looks import LOOKS
 from evaluation.metrics import measures
 from evaluation.videos import (
     COLUMNS,
@@ -160,7 +161,10 @@ def _report_videos(report: dict[str, Any], args: argparse.Namespace) -> None:
     columns = SYNCHRONY if args.cross else tuple(COLUMNS)
     if args.own_crops:
         columns = tuple(column for column in columns if not column.endswith("_frame"))
-    print(f"\n{markdown_table(report, columns)}")
+    table = markdown_table(report, columns)
+    if not (args.cross or args.own_crops):  # these need the source in the dub's framing
+        table += f"\nWhat shows that they are dubs:\n\n{markdown_table(report, LOOKS)}"
+    print(f"\n{table}")
     looked_at = "" if args.cross else f", {args.frames_per_clip} frames each at most"
     print(
         f"{len(report['videos'])} videos scored at 25 frames/s{looked_at}; {len(report['failed'])} failed, "
@@ -177,13 +181,13 @@ def _report_videos(report: dict[str, Any], args: argparse.Namespace) -> None:
         print("FID is missing: it needs Inception (python scripts/download_weights.py fid_inception)")
     if args.output:
         rows = [{"video": name, **scores} for name, scores in report["videos"].items()]
-        table = io.StringIO()
-        writer = csv.DictWriter(table, list(rows[0]))
+        listed = io.StringIO()
+        writer = csv.DictWriter(listed, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
         _save(args.output / "evaluation.json", _json(report))
-        _save(args.output / "videos.csv", table.getvalue().encode())
-        _save(args.output / "table.md", markdown_table(report, columns).encode())
+        _save(args.output / "videos.csv", listed.getvalue().encode())
+        _save(args.output / "table.md", table.encode())
         if strips:
             picture = cv2.cvtColor(worst_and_best(report, strips), cv2.COLOR_RGB2BGR)
             _save(args.output / "worst_and_best.png", cv2.imencode(".png", picture)[1].tobytes())
@@ -204,7 +208,8 @@ Or score any method's videos beside the real ones of the same names (--generated
 frames per second, a generated frame is resized to the real one's size, and some of the frames that both have are
 compared: in full, in the face crop (416 x 320) and in the mouth box (256 x 256) that the real video's landmarks
 give; with LMD, CSIM, FID, LSE-D and LSE-C (where Inception's and the official SyncNet's files are there) and the
-bundled SyncNet's own measures.
+bundled SyncNet's own measures. A second table says what shows that they are dubs (not with --own-crops): seam,
+colour shift, tremble, flicker, sharpness of the lips, opening of the mouth in silence.
 
 Intervals are 95 %, by bootstrap over clips or videos.""",
         epilog="Scores depend on the size of the box: compare checkpoints of two sizes with --size, on the same "

@@ -39,11 +39,13 @@ class Landmarks:
     points: (T, 68, 2) float32 source pixels (x, y); NaN where there is no face for longer than MAX_GAP.
     found: (T,) bool, True where the face was seen, False where it was interpolated or is missing.
     shots: frame ranges [start, stop) between cuts; a new face after a gap also starts a shot.
+    raw: (T, 68, 2) source pixels as they were found, not smoothed, NaN elsewhere; None where nobody found them.
     """
 
     points: np.ndarray
     found: np.ndarray
     shots: list[tuple[int, int]]
+    raw: np.ndarray | None = None
 
     @property
     def usable(self) -> np.ndarray:
@@ -130,7 +132,7 @@ def clean(raw: np.ndarray, cuts: list[int], fps: Fraction | float = FPS) -> Land
             smooth = gaussian_filter1d(filled, smoothing, axis=0, mode="nearest")
             points[index] = smooth.reshape(len(index), 68, 2)
             shots.append((int(first), int(last) + 1))
-    return Landmarks(points, found, shots)
+    return Landmarks(points, found, shots, raw)
 
 
 @dataclass(frozen=True)

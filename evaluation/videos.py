@@ -3,7 +3,7 @@
 A generated video is brought to the real one's frames: both are read at 25 frames per second, the generated frame is
 resized to the real one's size, and the frames that both have are compared. Faces are cropped from both by the real
 video's landmarks, as for training, at S = 256. A talking head that fills its own picture otherwise than the real
-video can only be compared by its face: then each is cropped by its own landmarks.
+video can only be compared by its face: then each is cropped by its own landmarks, and nothing is said of LOOKS.
 """
 
 from collections.abc import Iterable
@@ -20,12 +20,26 @@ from data_processing.audio import load_audio
 from data_processing.audio_features import SAMPLES_PER_FRAME
 from data_processing.errors import UserError
 from data_processing.geometry import FaceCrop, crop_radius, face_tracks, mouth_box, track_crop
-from data_processing.landmarks import Landmarks, find_landmarks
+from data_processing.landmarks import Landmarks, find_landmarks, mouth_opening
 from data_processing.prepare import MIN_SYNC_FRAMES
 from data_processing.sync import measure_offset
 from data_processing.video import VIDEO_SUFFIXES, read_frames
 from data_processing.weights import cached_path, is_cached
 from evaluation.crops import spread
+from evaluation.looks import (
+    LOOKS,
+    LOWER_FACE,
+    RING_SIZE,
+    colour_shift,
+    flicker,
+    opening_in_silence,
+    ring_levels,
+    seam,
+    sharpness,
+    silent_frames,
+    still_head,
+    tremble,
+)
 from evaluation.metrics import (
     FID,
     Identity,
@@ -89,8 +103,8 @@ def official_syncnet(device: torch.device) -> SyncNetV2 | None:
 
 @dataclass(frozen=True)
 class Comparison:
-    """scores: COLUMNS to numbers, None where one cannot be had; left_over: how many frames one video has more;
-    faces: (2, frames, 416, 320, 3) uint8 RGB, what was looked at, generated and real."""
+    """scores: COLUMNS and LOOKS to numbers, None where one cannot be had; left_over: how many frames one video has
+    more; faces: (2, frames, 416, 320, 3) uint8 RGB, what was looked at, generated and real."""
 
     scores: dict[str, float | None]
     left_over: int
@@ -139,7 +153,7 @@ def find_pairs(generated: Path, reference: Path) -> tuple[list[tuple[str, Path, 
 def compare(generated: Path, reference: Path, judges: Judges, count: int, *, own_crops: bool = False) -> Comparison:
     """Score one video; `count` frames with a face, evenly spaced, are looked at for the likeness of pictures.
 
-    own_crops: the generated face is cropped by its own landmarks, and nothing is said of full frames.
+    own_crops: the generated face is cropped by its own landmarks, and nothing is said of full frames nor of LOOKS.
 
     Raises:
         UserError: a video cannot be read or shows no face, or the two have no frame with one in common.
@@ -152,28 +166,39 @@ def compare(generated: Path, reference: Path, judges: Judges, count: int, *, own
         raise UserError(f"--generated: {generated} and {reference} have no frame with a face in common")
     wanted = set(both[spread(len(both), count)].tolist())
     real_radii, drawn_radii = _radii(real), _radii(drawn)
-    rows, faces = [], []
+    rows, faces, rings = [], [], {}
     readers = (read_frames(generated, flag="--generated"), read_frames(reference, flag="--reference"))
     for index, (made, true) in enumerate(zip(*readers, strict=False)):
-        if index not in wanted:
+        if index >= length or not (real.usable[index] and drawn.usable[index]):
             continue
         points = drawn.points[index]
+        if not own_crops:
+            if made.shape != true.shape:
+                points = points * [true.shape[1] / made.shape[1], true.shape[0] / made.shape[0]]
+                made = _resized(made, true.shape)
+            small = FaceCrop.from_landmarks(real.points[index], real_radii[index], RING_SIZE)
+            rings[index] = np.stack([ring_levels(small.extract(made)), ring_levels(small.extract(true))])
+        if index not in wanted:
+            continue
         crop = made_crop = FaceCrop.from_landmarks(real.points[index], real_radii[index], MOUTH_SIZE)
         if own_crops:
             made_crop = FaceCrop.from_landmarks(points, drawn_radii[index], MOUTH_SIZE)
-        elif made.shape != true.shape:
-            points = points * [true.shape[1] / made.shape[1], true.shape[0] / made.shape[0]]
-            made = _resized(made, true.shape)
         pair = np.stack([made_crop.extract(made), crop.extract(true)])
         regions = {"face": pair, "mouth": pair[:, *mouth_box(MOUTH_SIZE)]}
         row = _likeness(regions if own_crops else regions | {"frame": np.stack([made, true])}, judges.measures)
         row["lmd"] = mouth_distance(made_crop.to_crop(points), crop.to_crop(real.points[index]))
         row["csim"] = float(judges.identity(made, points) @ judges.identity(true, real.points[index]))
+        if not own_crops:
+            row |= {"seam": seam(*pair), "colour_shift": colour_shift(*pair)}
+            row["sharpness"] = sharpness(made, true, crop)
         rows.append(row)
         faces.append(pair)
+    scores: dict[str, float | None] = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+    waveform = _sound(generated)
+    if not own_crops:
+        scores = dict.fromkeys(LOOKS) | scores | _over_time(drawn, real, rings, waveform)
     return Comparison(
-        scores={name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
-        | _synchrony(generated, drawn, judges.syncnet_v2),
+        scores=scores | _synchrony(generated, drawn, waveform, judges.syncnet_v2),
         left_over=abs(len(real.points) - len(drawn.points)),
         faces=np.stack(faces, axis=1),
     )
@@ -206,6 +231,43 @@ def _likeness(regions: dict[str, np.ndarray], measures: dict[str, Measure]) -> d
     return found
 
 
+def _over_time(
+    drawn: Landmarks, real: Landmarks, rings: dict[int, np.ndarray], waveform: np.ndarray | None
+) -> dict[str, float | None]:
+    """Those of LOOKS that need more than one frame.
+
+    Args:
+        rings: of every frame in which both show a face, `ring_levels` of both, (2, N).
+        waveform: the sound of the dub, None if it has none.
+    """
+    starts_and_stops = [(max(a, c), min(b, d)) for a, b in drawn.shots for c, d in real.shots]
+    runs = [slice(start, stop) for start, stop in starts_and_stops if stop - start > 2]
+    moves = []
+    for landmarks in (drawn, real):
+        pixels = 2 * _radii(landmarks) / MOUTH_SIZE  # source pixels per pixel of the face crop
+        moves.append([still_head(landmarks.raw[run])[:, LOWER_FACE] / pixels[run.start] for run in runs])
+    levels = [np.stack([rings[index] for index in range(run.start, run.stop)]) for run in runs]
+    found: dict[str, float | None] = {
+        "tremble": tremble(moves[0]) - tremble(moves[1]),
+        "flicker": flicker([run[:, 0] for run in levels], [run[:, 1] for run in levels]),
+    }
+    found = {name: None if np.isnan(value) else value for name, value in found.items()}
+    if waveform is None:
+        return found
+    silent = silent_frames(waveform)
+    length = min(len(silent), len(drawn.points), len(real.points))
+    openings = [mouth_opening(landmarks.points[:length]) for landmarks in (drawn, real)]
+    return found | opening_in_silence(*openings, silent[:length])
+
+
+def _sound(video: Path) -> np.ndarray | None:
+    """(N,) the sound of a video at 16 kHz, None if it has none."""
+    try:
+        return load_audio(video, "--generated")
+    except UserError:
+        return None
+
+
 def _radii(landmarks: Landmarks) -> np.ndarray:
     """(T,) the crop radius of the shot each frame lies in, NaN outside of all."""
     radii = np.full(len(landmarks.points), np.nan)
@@ -214,13 +276,13 @@ def _radii(landmarks: Landmarks) -> np.ndarray:
     return radii
 
 
-def _synchrony(video: Path, landmarks: Landmarks, official: SyncNetV2 | None) -> dict[str, float | None]:
+def _synchrony(
+    video: Path, landmarks: Landmarks, waveform: np.ndarray | None, official: SyncNetV2 | None
+) -> dict[str, float | None]:
     """SYNCHRONY: how the lips of a video's longest shot fit its own sound; None where that or the sound is too
     short, or the official SyncNet is not there."""
     scores: dict[str, float | None] = dict.fromkeys(SYNCHRONY)
-    try:
-        waveform = load_audio(video, "--generated")
-    except UserError:  # a video without sound has no synchrony
+    if waveform is None:  # a video without sound has no synchrony
         return scores
     start, stop = max(landmarks.shots, key=lambda shot: shot[1] - shot[0])
     stop = min(stop, start + LSE_FRAMES, len(waveform) // SAMPLES_PER_FRAME)
@@ -292,7 +354,7 @@ def judge_synchrony(folder: Path, device: torch.device) -> dict[str, Any]:
     videos, failed = {}, {}
     for name, path in tqdm(find_videos(folder, "--generated").items(), unit="video", disable=None):
         try:
-            videos[name] = _synchrony(path, find_landmarks(path, flag="--generated"), official)
+            videos[name] = _synchrony(path, find_landmarks(path, flag="--generated"), _sound(path), official)
         except UserError as error:
             failed[name] = str(error)
     if not videos:
@@ -308,9 +370,9 @@ def judge_synchrony(folder: Path, device: torch.device) -> dict[str, Any]:
 
 
 def means_over(videos: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The 'mean', bootstrap 'interval' and number of 'videos' of each of COLUMNS, over those that have it."""
+    """The 'mean', bootstrap 'interval' and number of 'videos' of COLUMNS and LOOKS, over those that have each."""
     means = {}
-    for column in COLUMNS:
+    for column in (*COLUMNS, *LOOKS):
         names = [name for name, scores in videos.items() if scores.get(column) is not None]
         values = np.array([videos[name][column] for name in names])
         values = np.abs(values) if column in OFFSETS else values
@@ -321,10 +383,10 @@ def means_over(videos: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 
 def markdown_table(report: dict[str, Any], columns: Iterable[str] = tuple(COLUMNS)) -> str:
-    """The means of `compare_folders` in the paper's order of columns, then ours."""
+    """The means of `compare_folders`, of COLUMNS (in the paper's order, then ours) or LOOKS."""
     heads, cells = ["videos"], [str(len(report["videos"]))]
     for column in columns:
-        label, digits, more_is_better = COLUMNS[column]
+        label, digits, more_is_better = (COLUMNS | LOOKS)[column]
         heads.append(label + {True: " ↑", False: " ↓", None: ""}[more_is_better])
         found = report["means"].get(column)
         cells.append(with_interval(found["mean"], found["interval"], digits) if found else "missing")

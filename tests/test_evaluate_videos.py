@@ -16,6 +16,7 @@ from data_processing.errors import UserError
 from data_processing.landmarks import find_landmarks
 from data_processing.video import VideoWriter, read_frames
 from evaluation import videos
+from evaluation.looks import LOOKS
 from evaluation.videos import COLUMNS, find_pairs, markdown_table
 from inference import BUNDLED_CHECKPOINT
 
@@ -75,6 +76,8 @@ def test_the_same_video_scores_as_the_same(output: Path) -> None:
     assert scores["lse_c"] >= 0
     assert abs(scores["lse_offset"]) <= 15
     assert scores["sync_confidence"] >= 0
+    assert [scores[name] for name in ("seam", "colour_shift", "tremble", "flicker", "sharpness")] == [0, 0, 0, 0, 1]
+    assert scores["opening_in_silence"] == scores["opening_in_silence_real"]
 
 
 def test_a_smaller_blurred_video_is_worse_in_the_picture_not_in_the_face(output: Path) -> None:
@@ -85,7 +88,8 @@ def test_a_smaller_blurred_video_is_worse_in_the_picture_not_in_the_face(output:
     assert scores["lpips_mouth"] > 0.1
     assert scores["lmd"] < 256 / 20  # the same mouth in the same place
     assert 0.8 < scores["csim"] < 1
-    assert scores["lse_d"] is scores["sync_confidence"] is None  # it has no sound
+    assert scores["lse_d"] is scores["sync_confidence"] is scores["silent_frames"] is None  # it has no sound
+    assert 0 < scores["sharpness"] < 0.5
     assert report["means"]["lse_d"]["videos"] == 1
     same = report["videos"]["same"]  # the mean of offsets is without sign
     assert report["means"]["sync_late_ms"]["mean"] == pytest.approx(abs(same["sync_late_ms"]))
@@ -103,7 +107,9 @@ def test_what_cannot_be_scored_is_named(output: Path, folders: tuple[Path, Path]
 
 def test_tables_and_sheet(output: Path) -> None:
     report = json.loads((output / "evaluation.json").read_text())
-    head, _, row = (output / "table.md").read_text().splitlines()
+    head, _, row, _, title, _, looks, _, _ = (output / "table.md").read_text().splitlines()
+    assert title == "What shows that they are dubs:"
+    assert [cell.split(",")[0] for cell in looks.strip("| ").split(" | ")[1:3]] == ["seam", "colour shift"]
     assert [cell.split(",")[0].split(" (")[0] for cell in head.strip("| ").split(" | ")[1:6]] == [
         "SSIM",
         "PSNR",
@@ -118,7 +124,7 @@ def test_tables_and_sheet(output: Path) -> None:
     with (output / "videos.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [line["video"] for line in rows] == ["same", "worse"]
-    assert rows[0].keys() == {"video", "frames", "left_over", *COLUMNS} - {"fid"}
+    assert rows[0].keys() == {"video", "frames", "left_over", *COLUMNS, *LOOKS} - {"fid"}
     sheet = cv2.imread(str(output / "worst_and_best.png"))
     assert sheet.shape == (2 * (40 + 512), 3 * 256, 3)
     top, bottom = sheet[40:552], sheet[592:]  # the worst first; real mouths above the generated ones
@@ -142,7 +148,7 @@ def test_talking_heads_of_another_framing(size: int, folders: tuple[Path, Path],
     judges = videos.Judges(torch.device("cpu"))
     own = videos.compare(tmp_path / "head.mp4", real, judges, 3, own_crops=True).scores
     by_real = videos.compare(tmp_path / "head.mp4", real, judges, 3).scores
-    assert "psnr_frame" not in own
+    assert not {"psnr_frame", *LOOKS} & own.keys()
     assert own["psnr_face"] > by_real["psnr_face"] + 5
     assert own["lmd"] < by_real["lmd"]
     assert own["csim"] > 0.9
@@ -177,7 +183,10 @@ def test_a_checkpoint_on_videos(portrait_clip: Path, tmp_path: Path, capsys: pyt
         report["means"]["psnr_frame"]["mean"] > report["means"]["psnr_mouth"]["mean"] + 3
     )  # only mouths are drawn
     assert 15 < report["means"]["psnr_mouth"]["mean"] < 40
-    assert "FID is missing" in capsys.readouterr().out
+    assert report["means"]["sharpness"]["mean"] < 1 < report["means"]["colour_shift"]["mean"] + 1
+    shown = capsys.readouterr().out
+    assert "FID is missing" in shown
+    assert "What shows that they are dubs:" in shown
     (real / "broken.mp4").unlink()
     run("--checkpoint", checkpoint, "--videos", real, "--cross", "--output", tmp_path / "cross")
     report = json.loads((tmp_path / "cross" / "evaluation.json").read_text())

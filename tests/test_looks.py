@@ -1,0 +1,186 @@
+"""What shows that a dub is one: made pictures, movements and sounds of which the measure is known."""
+
+import cv2
+import numpy as np
+import pytest
+from skimage.color import deltaE_ciede2000, rgb2lab
+
+from data_processing.geometry import FaceCrop, crop_size, lips_box, mouth_box
+from evaluation.looks import (
+    HEAD,
+    LOWER_FACE,
+    colour_shift,
+    flicker,
+    opening_in_silence,
+    ring_levels,
+    seam,
+    sharpness,
+    silent_frames,
+    still_head,
+    tremble,
+)
+
+SIZE = 128
+BOX = mouth_box(SIZE)
+
+
+def plain(*colour: int) -> np.ndarray:
+    return np.full((*crop_size(SIZE), 3), colour, np.uint8)
+
+
+def textured() -> np.ndarray:
+    """Skin of sorts: noise, and an edge of its own across the border of the mouth box."""
+    picture = np.random.default_rng(0).normal(120, 12, plain(0).shape)
+    picture[: picture.shape[0] // 2] += 30
+    return np.clip(picture, 0, 255).astype(np.uint8)
+
+
+def test_nothing_changed_shows_nothing() -> None:
+    crop = FaceCrop(left=0, top=0, pixel_size=1, mouth_size=SIZE)
+    assert seam(textured(), textured()) == colour_shift(textured(), textured()) == 0
+    assert sharpness(textured(), textured(), crop) == 1
+
+
+def test_a_seam_is_as_high_as_its_step() -> None:
+    dubbed = plain(120, 120, 120)
+    dubbed[BOX] += 20
+    assert seam(dubbed, plain(120, 120, 120)) == pytest.approx(20)
+    rougher = textured()
+    rougher[BOX] += 20  # whatever the skin is like
+    assert seam(rougher, textured()) == pytest.approx(20, rel=0.15)
+    assert seam(plain(120, 120, 120), dubbed) == 0  # a step of the source's own, gone in the dub, is none
+
+
+def test_one_side_of_four_is_half_a_seam() -> None:
+    dubbed = plain(120, 120, 120)
+    dubbed[BOX[0], : BOX[1].start] += 20
+    assert seam(dubbed, plain(120, 120, 120)) == pytest.approx(10)
+
+
+def test_a_feathered_seam_is_lower() -> None:
+    """64 grey levels over S/8 = 16 pixels are 16 between the middles of the bands; on one side, half of that."""
+    inside = np.arange(crop_size(SIZE)[0]) + 0.5 - BOX[0].start
+    ramp = np.rint(64 * np.clip(inside / 16 + 0.5, 0, 1)).astype(np.uint8)
+    dubbed = plain(120, 120, 120) + ramp[:, None, None]
+    assert seam(dubbed, plain(120, 120, 120)) == pytest.approx(8)
+
+
+def test_a_colour_shift_is_its_difference() -> None:
+    colour, shifted = (180, 130, 110), (172, 134, 118)
+    dubbed = plain(*colour)
+    dubbed[BOX] = shifted
+    expected = deltaE_ciede2000(*(rgb2lab(np.uint8([[rgb]])) for rgb in (colour, shifted))).item()
+    assert expected > 3
+    assert colour_shift(dubbed, plain(*colour)) == pytest.approx(expected)
+
+
+def test_what_speech_moves_is_no_colour_shift() -> None:
+    dubbed = plain(180, 130, 110)
+    rows, columns = BOX
+    inner = slice(columns.start + SIZE // 8, columns.stop - SIZE // 8)
+    dubbed[rows.start + SIZE // 8 : rows.stop, inner] = 40  # lips and chin
+    assert colour_shift(dubbed, plain(180, 130, 110)) == 0
+
+
+def test_half_the_contrast_is_a_quarter_of_the_sharpness() -> None:
+    crop = FaceCrop(left=10.3, top=5.8, pixel_size=1.6, mouth_size=SIZE)
+    board = np.indices((400, 400)).sum(axis=0)[..., None].repeat(3, axis=2) % 2
+    source = (100 + 40 * board).astype(np.uint8)
+    assert sharpness((110 + 20 * board).astype(np.uint8), source, crop) == pytest.approx(0.25)
+    assert sharpness(cv2.GaussianBlur(source, (0, 0), 2), source, crop) < 0.01
+    elsewhere = source.copy()
+    rows, columns = lips_box(SIZE)
+    left, top = 10.3 + columns.start * 1.6, 5.8 + rows.start * 1.6
+    elsewhere[: int(top) - 1] = elsewhere[:, : int(left) - 1] = 7
+    assert sharpness(elsewhere, source, crop) == 1
+
+
+def moving_head(frames: int) -> np.ndarray:
+    """A face (frames, 68, 2) that wanders, nods and comes nearer by fits and starts, its features fixed."""
+    rng = np.random.default_rng(1)
+    face = rng.uniform(0, 300, 68) + 1j * rng.uniform(0, 300, 68)
+    turns = rng.normal(1, 0.03, frames) * np.exp(1j * rng.normal(0, 0.05, frames))
+    plane = face * turns[:, None] + (rng.normal(0, 20, frames) + 1j * rng.normal(0, 20, frames))[:, None]
+    return np.stack([plane.real, plane.imag], axis=-1)
+
+
+def test_a_tremble_has_its_size() -> None:
+    noise = np.random.default_rng(2).normal(0, 0.7, (400, len(LOWER_FACE), 2))
+    points = moving_head(400)
+    assert tremble([still_head(points)[:, LOWER_FACE]]) < 1e-9
+    points = still_head(points)
+    points[:, LOWER_FACE] += noise
+    assert tremble([still_head(points)[:, LOWER_FACE]]) == pytest.approx(0.7, rel=0.03)
+    alternating = np.resize([0.5, -0.5], 30)
+    assert tremble([alternating]) == pytest.approx(4 * 0.5 / 6**0.5 / 0.6745)
+
+
+def test_a_steady_movement_is_no_tremble_and_gaps_are_left_out() -> None:
+    steady = np.arange(20.0)
+    steady[7] = np.nan
+    assert tremble([steady, steady[::-1] * 3 + 50]) == 0  # nor is the cut between two runs
+    assert np.isnan(tremble([steady[6:10]]))
+    assert np.isnan(tremble([steady[:2]]))
+    assert np.isnan(tremble([]))
+
+
+def test_a_still_head_leaves_the_mouth_its_movement() -> None:
+    points = moving_head(1).repeat(10, axis=0)
+    points[:, 57, 1] += np.arange(10)
+    assert still_head(points) == pytest.approx(points)
+    points[3, :] = np.nan
+    assert np.isnan(still_head(points)[3]).all()
+    assert not np.isnan(still_head(points)[4:]).any()
+    assert set(HEAD).isdisjoint(LOWER_FACE)
+
+
+def test_flicker_has_its_size() -> None:
+    """Grey levels that are new in every frame: in the whole picture, or only where speech may change it."""
+    rng = np.random.default_rng(3)
+    rows, columns = BOX
+    still = np.stack([ring_levels(plain(120, 120, 120))] * 60)
+    everywhere, middle = [], []
+    for _ in still:
+        picture = plain(120, 120, 120)
+        noise = rng.normal(0, 5, (*picture.shape[:2], 1))
+        everywhere.append(ring_levels(np.rint(picture + noise).astype(np.uint8)))
+        inner = slice(columns.start + SIZE // 8, columns.stop - SIZE // 8)
+        picture[rows.start + SIZE // 8 :, inner] = rng.integers(0, 255)
+        middle.append(ring_levels(picture))
+    assert everywhere[0].shape == (3 * SIZE**2 // 16,)
+    assert flicker([np.stack(everywhere)], [still]) == pytest.approx(5, rel=0.03)
+    assert flicker([still, np.stack(everywhere)], [still, np.stack(everywhere)]) == 0
+    assert flicker([still], [np.stack(everywhere)]) == 0  # calmer than the source is no flicker
+    assert flicker([np.stack(middle)], [still]) == 0
+    assert np.isnan(flicker([still[:2]], [still[:2]]))
+    quarter = still.copy()
+    quarter[:, ::4] = np.stack(everywhere)[:, ::4]
+    assert flicker([quarter], [still]) == pytest.approx(5 / 2, rel=0.03)
+
+
+def sound(*parts: tuple[float, float]) -> np.ndarray:
+    """Noise of given (seconds, level in dB)."""
+    rng = np.random.default_rng(4)
+    return np.concatenate([rng.normal(0, 0.1 * 10 ** (db / 20), round(16000 * s)) for s, db in parts])
+
+
+def test_silence_is_quiet_for_a_while() -> None:
+    silent = silent_frames(sound((1, 0), (0.2, -60), (1, 0), (0.16, -60), (1, -25), (0.4, -40)))
+    assert np.flatnonzero(silent).tolist() == [*range(25, 30), *range(84, 94)]
+    assert not silent_frames(np.zeros(16000)).any()  # silent beside what?
+    assert silent_frames(np.zeros(10)).shape == (0,)
+
+
+def test_opening_in_silence() -> None:
+    silent = np.array([False] * 4 + [True] * 6)
+    source = np.array([0.2, 0.1, 0.1, 0.2, *[0.03] * 6])
+    dubbed = np.array([0.0, 0.0, 0.0, 0.0, *[0.09] * 5, np.nan])
+    found = opening_in_silence(dubbed, source, silent)
+    assert found["opening_in_silence"] == pytest.approx(0.6)
+    assert found["opening_in_silence_real"] == pytest.approx(0.2)
+    assert found["silent_frames"] == 5
+    assert opening_in_silence(dubbed, source, ~np.ones(10, bool)) == {
+        "opening_in_silence": None,
+        "opening_in_silence_real": None,
+        "silent_frames": 0,
+    }
