@@ -16,7 +16,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing, nullcontext
+from contextlib import closing, nullcontext, suppress
 from fractions import Fraction
 from functools import lru_cache
 from itertools import groupby, islice
@@ -28,7 +28,7 @@ import torch
 
 from data_processing.audio import media_seconds, read_audio
 from data_processing.audio_features import FEATURE_DIMS, Sound
-from data_processing.errors import UserError
+from data_processing.errors import Damaged, UserError
 from data_processing.geometry import FaceCrop, crop_radius
 from data_processing.landmarks import FADE_S, Landmarks, Stretch, follow, in_view, mouth_opening, track
 from data_processing.video import FPS, VideoWriter, probe, read_frames, read_frames_backward
@@ -100,6 +100,8 @@ class Dubber:
         masked = self.model.mask(self._to_tensor(crops))
         with self._casting():
             output = self.model.generate(masked, references, torch.from_numpy(windows).to(self.device))
+        if not torch.isfinite(output).all():
+            raise UserError("--checkpoint: the generator drew what are no numbers; try --precision fp32")
         images = (output.float() * 255).round().clamp(0, 255).to(torch.uint8)
         return images.permute(0, 2, 3, 1).cpu().numpy()
 
@@ -144,9 +146,14 @@ class VideoFile:
         self.path, self.fps = path, fps
 
     def look(self) -> Iterator[np.ndarray]:
-        return read_frames(self.path, fps=self.fps)
+        try:
+            yield from read_frames(self.path, fps=self.fps)
+        except Damaged as error:
+            print(f"warning: --video: {error}; using what came before", file=sys.stderr)
 
-    again = look
+    def again(self) -> Iterator[np.ndarray]:
+        with suppress(Damaged):
+            yield from read_frames(self.path, fps=self.fps)
 
     def frame(self, index: int) -> np.ndarray:
         return next(read_frames(self.path, index, index + 1, fps=self.fps))
@@ -327,7 +334,7 @@ class Redrawer:
         windows = self.sound.windows(np.array(times_s))
         drawn = self.dubber.redraw(extracted, self.encode(shot), windows)
         for crop, frame, image, place in zip(crops, frames, drawn, places, strict=True):
-            yield Drawn(frame, crop.paste(frame, image, place.strength), True)
+            yield Drawn(frame, crop.paste(frame, image, place.points, place.strength), True)
 
     def _moments(self, keep_rest: bool) -> Iterator[tuple[float, Place, np.ndarray]]:
         """(seconds, place, frame) of everything to be shown."""
@@ -452,6 +459,8 @@ class DubbingPipeline:
         """
         began = time.monotonic()
         info = probe(video, "--video")
+        for note in info.notes:
+            print(f"note: --video: {note}", file=sys.stderr)
         footage = VideoFile(video, info.fps)
         given = self._given_references(footage, references)
         sound = Sound(read_audio(audio, "--audio"), self.dubber.audio_features)

@@ -1,5 +1,6 @@
 """What the user can mend, told in one line; everything else stays a traceback."""
 
+import os
 import sys
 from collections.abc import Callable
 from functools import wraps
@@ -9,8 +10,13 @@ class UserError(Exception):
     """Bad input: names the flag or file, what was expected and what was found."""
 
 
+class Damaged(UserError):
+    """A file that can be read no further than so far: what was read of it is good."""
+
+
 def command_line(main: Callable[[], None]) -> Callable[[], None]:
-    """Wrap a `main()`: a `UserError` becomes one line on stderr and exit code 2, Ctrl-C exit code 130."""
+    """Wrap a `main()`: a `UserError` becomes one line on stderr and exit code 2, Ctrl-C exit code 130, a reader
+    that went away (`… | head`) exit code 141."""
 
     @wraps(main)
     def wrapped() -> None:
@@ -20,7 +26,10 @@ def command_line(main: Callable[[], None]) -> Callable[[], None]:
             print(f"error: {error}", file=sys.stderr)
             sys.exit(2)
         except KeyboardInterrupt:
-            print("interrupted", file=sys.stderr)
+            print("interrupted: what was not finished is not kept", file=sys.stderr)
             sys.exit(130)
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that nothing more is said at exit
+            sys.exit(141)
 
     return wrapped

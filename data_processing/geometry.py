@@ -13,6 +13,9 @@ import numpy as np
 from scipy.signal import medfilt
 
 RADIUS_SCALE = 1.05  # room around the measured face
+COARSE_SIZE = 64  # mouth size at which what has no detail is computed
+SPOKEN = [*range(5, 12), *range(48, 60)]  # landmarks of chin and lips: what speech moves
+FACE = [*range(2, 15), *range(27, 36)]  # of jaw and nose: the face below the eyes
 DETAIL_TOLERANCE = 12.0  # grey levels of change up to which the skin's own fine texture is kept
 
 
@@ -120,18 +123,22 @@ class FaceCrop:
         """
         return sample_region(frame, self.left, self.top, self.pixel_size, crop_size(self.mouth_size))
 
-    def paste(self, frame: np.ndarray, generated: np.ndarray, strength: float = 1) -> np.ndarray:
+    def paste(
+        self, frame: np.ndarray, generated: np.ndarray, landmarks: np.ndarray | None = None, strength: float = 1
+    ) -> np.ndarray:
         """Put a generated crop's mouth region into its frame.
 
         First the generated colours are moved to the frame's: what they are off by around the mouth box, where both
         are known, is continued smoothly into it. Then the change against the frame's own crop is what is pasted,
         through a mask that falls from 1 to 0 across the border of the mouth box. So where nothing changed nothing
         is touched, and the fine texture that a crop of low resolution cannot carry stays; where much changed the
-        old texture fades with it.
+        old texture fades with it. With landmarks, what lies beside the face is left alone, and away from lips and
+        chin only the coarse change is pasted: moles, folds and nostrils stay as they are.
 
         Args:
             frame: (H, W, 3) uint8 RGB.
             generated: (13S/8, 5S/4, 3) uint8 RGB.
+            landmarks: (68, 2) of the frame; None to paste the whole mouth box.
             strength: 0 to leave the frame as it is, 1 to redraw it, between them to fade.
 
         Returns:
@@ -149,19 +156,24 @@ class FaceCrop:
         pasted = frame.copy()
         if x0 >= x1 or y0 >= y1:  # the mouth lies outside the picture
             return pasted
+        bounds = (x0, y0, x1, y1)
+        mask = self._feather(y0, y1, top, bottom, margin)[:, None] * self._feather(x0, x1, left, right, margin)
         region = frame[y0:y1, x0:x1].astype(np.float32)
         own = self.extract(frame).astype(np.float32)
         change = generated.astype(np.float32) - own
-        change = self._enlarge(change - self._colour_cast(change), (x0, y0, x1, y1))
-        texture = region - self._enlarge(own, (x0, y0, x1, y1))
+        change -= self._colour_cast(change)
+        lips = 1.0
+        if landmarks is not None:
+            spoken = self._around(landmarks[SPOKEN], grow=1 / 16, soft=1 / 24)
+            coarse = self._blurred(change, 1 / 16)
+            change = coarse + spoken[..., None] * (change - coarse)
+            lips = self._enlarge(spoken, bounds)
+            mask *= self._enlarge(self._around(landmarks[FACE], grow=1 / 32, soft=1 / 48), bounds)
+        change = self._enlarge(change, bounds)
+        texture = region - self._enlarge(own, bounds)
         amount = cv2.GaussianBlur(np.abs(change).max(axis=2), (0, 0), max(1.0, 1.5 * self.pixel_size))
-        fading = 1 - np.exp(-((amount / DETAIL_TOLERANCE) ** 2))
-        mask = (
-            strength
-            * self._feather(y0, y1, top, bottom, margin)[:, None]
-            * self._feather(x0, x1, left, right, margin)
-        )
-        region += mask[..., None] * (change - fading[..., None] * texture)
+        fading = lips * (1 - np.exp(-((amount / DETAIL_TOLERANCE) ** 2)))
+        region += (strength * mask)[..., None] * (change - fading[..., None] * texture)
         pasted[y0:y1, x0:x1] = np.clip(np.rint(region), 0, 255).astype(np.uint8)
         return pasted
 
@@ -169,9 +181,28 @@ class FaceCrop:
         """The change (13S/8, 5S/4, 3) outside the mouth box, smoothly continued into the box from its borders."""
         known = np.ones(change.shape[:2], np.float32)
         known[mouth_box(self.mouth_size)] = 0
-        reach = {"ksize": (0, 0), "sigmaX": self.mouth_size / 4, "borderType": cv2.BORDER_REPLICATE}
-        total = cv2.GaussianBlur(change * known[..., None], **reach)
-        return total / np.maximum(cv2.GaussianBlur(known, **reach), 1e-3)[..., None]
+        total = self._blurred(change * known[..., None], 1 / 4)
+        return total / np.maximum(self._blurred(known, 1 / 4), 1e-3)[..., None]
+
+    def _blurred(self, crop: np.ndarray, deviation: float) -> np.ndarray:
+        """A float32 crop without its detail, of `deviation` · S pixels; found at S = 64 at most, because a blur
+        that wide takes as long as a small generator."""
+        size = min(self.mouth_size, COARSE_SIZE)
+        small = cv2.resize(crop, crop_size(size)[::-1], interpolation=cv2.INTER_AREA)
+        small = cv2.GaussianBlur(small, (0, 0), deviation * size, borderType=cv2.BORDER_REPLICATE)
+        return cv2.resize(small, crop.shape[1::-1], interpolation=cv2.INTER_LINEAR)
+
+    def _around(self, points: np.ndarray, grow: float, soft: float) -> np.ndarray:
+        """Mask (13S/8, 5S/4) float32: 1 in the hull of source points (K, 2) and `grow` · S pixels around it,
+        falling to 0 across an edge of deviation `soft` · S."""
+        size = min(self.mouth_size, COARSE_SIZE)
+        mask = np.zeros(crop_size(size), np.float32)
+        hull = cv2.convexHull((self.to_crop(points) * size / self.mouth_size - 0.5).astype(np.float32))
+        corners = np.rint(16 * hull).astype(np.int32)  # in sixteenths of a pixel
+        cv2.fillConvexPoly(mask, corners, 1.0, cv2.LINE_AA, shift=4)
+        cv2.polylines(mask, [corners], True, 1.0, max(1, round(2 * grow * size)), cv2.LINE_AA, shift=4)
+        mask = cv2.GaussianBlur(mask, (0, 0), soft * size)
+        return cv2.resize(mask, crop_size(self.mouth_size)[::-1], interpolation=cv2.INTER_LINEAR)
 
     def _enlarge(self, crop: np.ndarray, bounds: tuple[int, int, int, int]) -> np.ndarray:
         """A float32 crop as seen in the source pixels of `bounds` (x0, y0, x1, y1)."""

@@ -19,7 +19,7 @@ import numpy as np
 from av.stream import Disposition
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
 
-from data_processing.errors import UserError
+from data_processing.errors import Damaged, UserError
 from data_processing.picture import EXACT, deinterlaced, describe_conversions, is_turned, to_rgb
 
 FPS = 25  # frames per second of everything the networks see
@@ -209,8 +209,10 @@ def read_frames(
         (H, W, 3) uint8 RGB.
 
     Raises:
-        UserError: the file cannot be opened, holds no decodable frame, has pictures of over MAX_SIDE pixels on a
-            side or more than MAX_GAP_S between two. (The last one is held no longer than that.)
+        UserError: the file cannot be opened, holds no decodable frame, or has pictures of over MAX_SIDE pixels on
+            a side.
+        Damaged: it can be read no further, or has more than MAX_GAP_S between two pictures. (The last one is held
+            no longer than that.)
     """
     rate = float(fps)
     with _open(path, flag) as container:
@@ -283,7 +285,7 @@ def _timed_frames(container, stream, after_seek: bool = False) -> Iterator[tuple
         except (StopIteration, av.error.EOFError, av.error.InvalidDataError):
             return
         except av.error.FFmpegError as error:
-            raise UserError(f"reading stopped at {last or 0:.2f} s of {container.name}: {_words(error)}") from None
+            raise Damaged(f"reading stopped at {last or 0:.2f} s of {container.name}: {_words(error)}") from None
         try:
             decoded = decode(packet)
         except av.error.FFmpegError:
@@ -297,7 +299,7 @@ def _timed_frames(container, stream, after_seek: bool = False) -> Iterator[tuple
             if time is None or (last is not None and time <= last):
                 time = 0.0 if last is None else last + period
             if last is not None and time - last > MAX_GAP_S:
-                raise UserError(
+                raise Damaged(
                     f"expected at most {MAX_GAP_S} s between two pictures, found {time - last:.0f} s "
                     f"after {last:.2f} s of {container.name}"
                 )

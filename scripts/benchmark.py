@@ -144,7 +144,7 @@ def benchmark_steps(video: Path, mouth_size: int, device: torch.device, precisio
             "landmarks": (lambda: deque(track(iter(frames), "dlib"), maxlen=0), len(frames)),
             "cutting": (lambda: [crop.extract(frame) for frame in frames], len(frames)),
             "generator": (lambda: dubber.redraw(crops, references, windows), BATCH_SIZE),
-            "pasting": (lambda: [crop.paste(frame, crops[0]) for frame in frames], len(frames)),
+            "pasting": (lambda: [crop.paste(frame, crops[0], points[0]) for frame in frames], len(frames)),
             "writing": (write, len(frames)),
         }
         print(f"\nsteps of a dub alone, S = {mouth_size}, {info.width}×{info.height}, milliseconds a frame\n")

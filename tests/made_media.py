@@ -44,8 +44,8 @@ def talking_portrait(
 
 
 def silent_video_without_audio(path: Path, num_frames: int = 25) -> Path:
-    """`talking_portrait` without a sound track."""
-    return talking_portrait(path, num_frames, with_audio=False)
+    """`talking_portrait` without a sound track, an MP4 whatever the suffix of `path` says."""
+    return talking_portrait(path.with_suffix(".mp4"), num_frames, with_audio=False).rename(path)
 
 
 def no_face_video(path: Path, num_frames: int = 10, size: tuple[int, int] = (256, 256)) -> Path:
@@ -65,8 +65,9 @@ def text_file(path: Path) -> Path:
 
 
 def truncated_mp4(path: Path) -> Path:
-    """The first half of an MP4, as an interrupted copy leaves it: the index at its end is missing."""
-    talking_portrait(path)
+    """The first half of an MP4, as an interrupted copy leaves it, whatever the suffix of `path` says: the index at
+    its end is missing."""
+    talking_portrait(path.with_suffix(".mp4")).rename(path)
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
     return path

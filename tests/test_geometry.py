@@ -190,12 +190,40 @@ def test_mouth_outside_the_picture(corner):
     assert (crop.paste(NOISE, generated) == NOISE).all()
 
 
+def test_paste_leaves_the_surroundings_and_the_skins_marks():
+    """With landmarks: nothing beside the face changes, a mole on the cheek stays, the lips are drawn in full."""
+    crop = FaceCrop(left=60.0, top=40.0, pixel_size=2.0, mouth_size=S)
+    middle = np.array([crop.left + 40 * 2, crop.top + 62 * 2])  # of a face 96 pixels wide, in the mouth box
+    angle = np.linspace(0, np.pi, 17)
+    points = np.tile(middle, (68, 1))
+    points[:17] = middle + np.stack([-48 * np.cos(angle), -30 + 80 * np.sin(angle)], axis=1)
+    points[17:36, 1] -= 40
+    mouth = middle + np.array([0, 10])
+    points[48:60] = mouth + np.stack([20 * np.cos(2 * angle[:12]), 8 * np.sin(2 * angle[:12])], axis=1)
+    frame = np.full((300, 400, 3), 150, np.uint8)
+    mole = int(middle[0] - 34), int(middle[1] - 18)
+    cv2.circle(frame, mole, 1, (60, 60, 60), -1)
+    beside = int(middle[0] + 58), int(middle[1] + 40)  # in the mouth box, not in the face
+    cv2.circle(frame, beside, 3, (20, 90, 200), -1)
+    generated = np.full((*crop_size(S), 3), 150, np.uint8)  # smooth skin, and darker lips
+    lips = tuple(np.rint(crop.to_crop(mouth)).astype(int))
+    cv2.ellipse(generated, lips, (9, 4), 0, 0, 360, (90, 40, 40), -1)
+    pasted = crop.paste(frame, generated, points)
+    assert np.array_equal(pasted[beside[1] - 3 : beside[1] + 4, beside[0] - 3 : beside[0] + 4, :],
+                          frame[beside[1] - 3 : beside[1] + 4, beside[0] - 3 : beside[0] + 4, :])  # fmt: skip
+    assert np.abs(pasted[mole[1], mole[0]].astype(int) - 60).max() < 15
+    assert np.abs(pasted[int(middle[1] + 10), int(middle[0])].astype(int) - (90, 40, 40)).max() < 5
+    whole = crop.paste(frame, generated)  # without landmarks both are drawn over
+    assert whole[mole[1], mole[0]].min() > 110
+    assert np.abs(whole[beside[1], beside[0]].astype(int) - frame[beside[1], beside[0]]).max() > 40
+
+
 def test_paste_fades():
     crop = FaceCrop(left=60.0, top=40.0, pixel_size=1.5, mouth_size=S)
     generated = 255 - crop.extract(NOISE)
     whole = crop.paste(NOISE, generated).astype(int)
-    assert np.array_equal(crop.paste(NOISE, generated, 0), NOISE)
-    half = crop.paste(NOISE, generated, 0.5).astype(int)
+    assert np.array_equal(crop.paste(NOISE, generated, strength=0), NOISE)
+    half = crop.paste(NOISE, generated, strength=0.5).astype(int)
     inside = np.abs(whole - NOISE) < 120  # what clipping did not bend
     assert np.abs(half - (whole + NOISE) / 2)[inside & (whole > 0) & (whole < 255)].max() <= 1
     assert np.abs(half - NOISE).max() > 30
