@@ -46,6 +46,7 @@ def dub(args: argparse.Namespace) -> None:
             args.video,
             args.audio,
             args.output,
+            face=args.face,
             references=args.references,
             when_short=args.when_short,
             side_by_side=args.side_by_side,
@@ -69,6 +70,11 @@ def main() -> None:
     add("--output", type=Path, default=Path("dubbed.mp4"), help=".mp4, .mov or .mkv to write (default dubbed.mp4)")
     add("--checkpoint", type=Path, default=BUNDLED_CHECKPOINT, help="generator (default: the bundled one)")
     add("--landmarks", choices=BACKENDS, default="dlib", help="landmark detector (default dlib)")
+    add(
+        "--face",
+        default="largest",
+        help="largest (default), left, right, the one at X,Y in pixels, or a picture of it",
+    )
     add("--references", metavar="N,N,…", help="frames to take the mouth's looks from (default: chosen)")
     add("--audio-features", choices=list(FEATURE_DIMS), help="default: what the checkpoint needs")
     add(

@@ -29,6 +29,7 @@ import torch
 from data_processing.audio import media_seconds, read_audio
 from data_processing.audio_features import FEATURE_DIMS, Sound
 from data_processing.errors import Damaged, UserError
+from data_processing.faces import Choice, choice_of, largest
 from data_processing.geometry import FaceCrop, crop_radius
 from data_processing.landmarks import FADE_S, Landmarks, Stretch, follow, in_view, mouth_opening, track
 from data_processing.video import FPS, VideoWriter, probe, read_frames, read_frames_backward
@@ -294,6 +295,7 @@ class Redrawer:
         footage: the frames.
         sound: what the lips are to say.
         backend: landmark detector.
+        choose: which of several faces.
         look_ahead_s: seconds by which a shot is seen before it is drawn.
         given: reference crops to use in place of those chosen in each shot.
     """
@@ -304,11 +306,12 @@ class Redrawer:
         footage: Footage,
         sound: Sound,
         backend: str = "dlib",
+        choose: Choice = largest,
         look_ahead_s: float = LOOK_AHEAD_S,
         given: list[np.ndarray] | None = None,
     ) -> None:
         self.dubber, self.footage, self.sound, self.backend = dubber, footage, sound, backend
-        self.look_ahead, self.given = round(look_ahead_s * footage.fps), given
+        self.choose, self.look_ahead, self.given = choose, round(look_ahead_s * footage.fps), given
         self.references: list[list[np.ndarray]] = []  # crops, of every shot
         self.places: list[Place] = []  # of every frame so far
         self.encode = lru_cache(4)(lambda shot: dubber.encode_references(self.references[shot]))
@@ -398,7 +401,7 @@ class Redrawer:
                 yield frame
 
         path = getattr(self.footage, "path", None)
-        for points, cut in track(measured(), self.backend, path, self.footage.fps):
+        for points, cut in track(measured(), self.backend, path, self.footage.fps, choose=self.choose):
             yield points if in_view(points, *size) else np.full_like(points, np.nan), cut
 
 
@@ -436,6 +439,7 @@ class DubbingPipeline:
         audio: Path,
         output: Path,
         *,
+        face: str = "largest",
         references: str | None = None,
         when_short: str = "stop",
         side_by_side: bool = False,
@@ -447,6 +451,8 @@ class DubbingPipeline:
         Args:
             video, audio: any files that ffmpeg reads.
             output: .mp4, .mov or .mkv; it appears when it is whole.
+            face: which of several: "largest", "left", "right", the one nearest to a place "X,Y" in pixels, or the
+                one in a picture file.
             references: numbers of the frames to take the mouth's looks from, "3,40,55,80,121"; chosen unless told.
             when_short: what a sound shorter than the video does: "stop" ends the video with it, "keep" leaves the
                 rest of the video as it was, in silence.
@@ -462,10 +468,11 @@ class DubbingPipeline:
         for note in info.notes:
             print(f"note: --video: {note}", file=sys.stderr)
         footage = VideoFile(video, info.fps)
-        given = self._given_references(footage, references)
+        choose = choice_of(face)
+        given = self._given_references(footage, references, choose)
         sound = Sound(read_audio(audio, "--audio"), self.dubber.audio_features)
         sound.left(0, FADE_S)  # so that what is wrong with it is told before anything is written
-        redrawer = Redrawer(self.dubber, footage, sound, self.landmarks, given=given)
+        redrawer = Redrawer(self.dubber, footage, sound, self.landmarks, choose, given=given)
         expected = round((media_seconds(audio) if when_short == "stop" else info.duration_s) * info.fps)
         frames = redrawn = 0
         first_s = 0.0
@@ -512,19 +519,19 @@ class DubbingPipeline:
             As many frames as came while the sound lasted; those without a face as they came.
         """
         heard = Sound(iter(sound), self.dubber.audio_features, block_s=0.4, after_s=0.6)
-        redrawer = Redrawer(self.dubber, LiveFrames(frames, fps), heard, self.landmarks, look_ahead_s)
+        redrawer = Redrawer(self.dubber, LiveFrames(frames, fps), heard, self.landmarks, look_ahead_s=look_ahead_s)
         return (drawn.dubbed for drawn in redrawer.frames())
 
-    def _given_references(self, footage: VideoFile, text: str | None) -> list[np.ndarray] | None:
+    def _given_references(self, footage: VideoFile, text: str | None, choose: Choice) -> list[np.ndarray] | None:
         """Crops of the frames that `--references` names."""
         count = self.dubber.model.config.num_references
         indices = parse_references(text, count)
         if indices is None:
             return None
-        found = []
+        found, where = [], (self.landmarks, footage.path, footage.fps)
         for index in indices:
             frame = next(read_frames(footage.path, index, index + 1, fps=footage.fps), None) if index >= 0 else None
-            shown = [] if frame is None else track(iter([frame]), self.landmarks, footage.path, footage.fps, index)
+            shown = [] if frame is None else track(iter([frame]), *where, index, choose)
             points = next((points for points, _ in shown), np.full((68, 2), np.nan))
             if np.isnan(points).any():
                 raise UserError(f"--references: expected frames of {footage.path} with a face, found {index}")

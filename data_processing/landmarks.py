@@ -17,6 +17,7 @@ import numpy as np
 from scipy.ndimage import gaussian_filter1d
 
 from data_processing.errors import UserError
+from data_processing.faces import Choice, largest
 from data_processing.geometry import sample_region
 from data_processing.video import FPS, read_frames
 from data_processing.weights import weight_path
@@ -85,20 +86,24 @@ def track(
     path: Path | None = None,
     fps: Fraction | int = FPS,
     first: int = 0,
+    choose: Choice = largest,
 ) -> Iterator[tuple[np.ndarray, bool]]:
-    """(landmarks (68, 2) of the largest face or NaN, whether a new shot starts) of every frame, as they come.
+    """(landmarks (68, 2) of a face or NaN, whether a new shot starts) of every frame, as they come.
 
-    At most DETECT_EVERY frames are read ahead. Backend openface needs the `path` of the video, and its frame rate
-    and the number of the `first` frame where they are others.
+    At most DETECT_EVERY frames are read ahead. Of several faces `choose` takes one, whenever they are looked for.
+    Backend openface needs the `path` of the video, and its frame rate and the number of the `first` frame where
+    they are others; it has chosen its face already.
 
     Raises:
         UserError: unknown backend, or its weights or CSV missing.
     """
     if backend == "dlib":
-        return _with_dlib(frames)
+        return _with_dlib(frames, choose)
     if backend == "face_alignment":
-        return _with_face_alignment(frames)
+        return _with_face_alignment(frames, choose)
     if backend == "openface":
+        if choose is not largest:
+            raise UserError("--face: OpenFace has chosen the face; expected --landmarks dlib or face_alignment")
         if path is None:
             raise UserError("--landmarks openface: expected a video file, found frames without one")
         return _with_openface(frames, path.with_suffix(".csv"), float(fps), first)
@@ -273,7 +278,7 @@ def _dlib_models():
     return dlib.get_frontal_face_detector(), dlib.shape_predictor(str(weight_path("landmarks68")))
 
 
-def _with_dlib(frames: Iterator[np.ndarray]) -> Iterator[tuple[np.ndarray, bool]]:
+def _with_dlib(frames: Iterator[np.ndarray], choose: Choice) -> Iterator[tuple[np.ndarray, bool]]:
     """Follow the face from frame to frame, and have the detector confirm it on every DETECT_EVERY-th.
 
     Where it does not, the frames since the last confirmation count as missing, and the face is looked for again on
@@ -296,7 +301,7 @@ def _with_dlib(frames: Iterator[np.ndarray]) -> Iterator[tuple[np.ndarray, bool]
                 waiting = [(missing, was_cut) for _, was_cut in waiting]
                 box = None
         if box is None:
-            box = _detect(gray)
+            box = _detect(gray, frame, choose)
             confirmed = True  # that there is a face or none
             if box is not None and last_box is not None:
                 cut |= bool(np.abs(box - last_box).max() > last_box[2] - last_box[0])
@@ -327,8 +332,8 @@ def _confirm(gray: np.ndarray, box: np.ndarray) -> bool:
     )
 
 
-def _detect(gray: np.ndarray) -> np.ndarray | None:
-    """The box of the largest face on a whole grey frame."""
+def _detect(gray: np.ndarray, frame: np.ndarray, choose: Choice) -> np.ndarray | None:
+    """The box of the chosen face on a whole frame, grey and in colour."""
     detector, _ = _dlib_models()
     for side in DETECTION_SIDES:
         scale = side / max(gray.shape)
@@ -339,9 +344,12 @@ def _detect(gray: np.ndarray) -> np.ndarray | None:
         else:
             scale, reduced = 1.0, gray
         found = detector(reduced, 0)
-        if len(found):
-            largest = max(found, key=lambda b: b.width())
-            return np.array([largest.left(), largest.top(), largest.right(), largest.bottom()], float) / scale
+        if not len(found):
+            continue
+        boxes = np.array([[b.left(), b.top(), b.right(), b.bottom()] for b in found], float) / scale
+        chosen = choose(boxes, lambda box: _fit(gray, box), frame)
+        if chosen is not None:
+            return boxes[chosen]
     return None
 
 
@@ -382,7 +390,7 @@ def _face_alignment_model():
         ) from None
 
 
-def _with_face_alignment(frames: Iterator[np.ndarray]) -> Iterator[tuple[np.ndarray, bool]]:
+def _with_face_alignment(frames: Iterator[np.ndarray], choose: Choice) -> Iterator[tuple[np.ndarray, bool]]:
     """S3FD on every DETECT_EVERY-th frame, 2DFAN4 on every frame with the box that follows the face."""
     is_cut, missing = _CutDetector(), np.full((68, 2), np.nan)
     model = _face_alignment_model()
@@ -391,8 +399,17 @@ def _with_face_alignment(frames: Iterator[np.ndarray]) -> Iterator[tuple[np.ndar
         cut = is_cut(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY))
         boxes = [_box_around(points)] if points is not None and not cut and index % DETECT_EVERY else None
         faces = model.get_landmarks_from_image(frame, detected_faces=boxes) or []
-        points = max(faces, key=lambda face: np.ptp(face[:, 1]), default=None)
-        yield missing if points is None else np.asarray(points, float), cut
+        points = None
+        if faces:
+            found = np.asarray(faces, float)
+            boxes = np.concatenate([found.min(axis=1), found.max(axis=1)], axis=1)
+
+            def fit(box: np.ndarray, found=found, boxes=boxes) -> np.ndarray:
+                return found[np.abs(boxes - box).sum(axis=1).argmin()]
+
+            chosen = choose(boxes, fit, frame)
+            points = None if chosen is None else found[chosen]
+        yield missing if points is None else points, cut
 
 
 def _with_openface(

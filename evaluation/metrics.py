@@ -183,31 +183,6 @@ def read_arrays(file: BinaryIO) -> dict[str, Any]:
     return _ArrayUnpickler(file).load()
 
 
-class Identity:
-    """Who a face is, by dlib's recognition network: what CSIM compares.
-
-    Others mostly take ArcFace, so compare CSIM only with values by the same network.
-    """
-
-    def __init__(self) -> None:
-        import dlib
-
-        self.network = dlib.face_recognition_model_v1(str(weight_path("identity")))
-
-    def __call__(self, frame: np.ndarray, points: np.ndarray) -> np.ndarray:
-        """The face with landmarks (68, 2) in a frame (H, W, 3) uint8 RGB, as a vector (128,) of length 1: the
-        similarity of two is their product, 1 for the same picture."""
-        import dlib
-
-        parts = [dlib.point(round(float(x)), round(float(y))) for x, y in points]
-        (left, top), (right, bottom) = points.min(axis=0), points.max(axis=0)
-        box = dlib.rectangle(int(left), int(top), int(right), int(bottom))
-        found = dlib.full_object_detection(box, parts)
-        # dlib takes no views, which frames of some widths are
-        vector = np.array(self.network.compute_face_descriptor(np.ascontiguousarray(frame), found))
-        return vector / np.linalg.norm(vector)
-
-
 def mouth_distance(found: np.ndarray, true: np.ndarray) -> float:
     """LMD: mean distance of the twenty mouth landmarks of two faces (68, 2), each about their own mean, in the unit
     of the points (Chen et al., "Lip movements generation at a glance", 2018)."""

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from data_processing.audio import load_audio
 from data_processing.audio_features import SAMPLES_PER_FRAME
 from data_processing.errors import UserError
+from data_processing.faces import Identity
 from data_processing.geometry import FaceCrop, crop_radius, face_tracks, mouth_box, track_crop
 from data_processing.landmarks import Landmarks, find_landmarks, mouth_opening
 from data_processing.prepare import MIN_SYNC_FRAMES
@@ -42,7 +43,6 @@ from evaluation.looks import (
 )
 from evaluation.metrics import (
     FID,
-    Identity,
     Measure,
     bootstrap_interval,
     lip_sync_error,

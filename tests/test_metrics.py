@@ -13,11 +13,12 @@ from golden import golden_arrays, golden_state, made_inception
 from skimage.metrics import structural_similarity
 
 from data_processing.errors import UserError
+from data_processing.faces import Identity
 from data_processing.landmarks import find_landmarks
 from data_processing.video import read_frames
 from data_processing.weights import weight_path
 from evaluation import metrics
-from evaluation.metrics import FID, LPIPS, Identity, bootstrap_interval, lip_sync_error, psnr, read_arrays, ssim
+from evaluation.metrics import FID, LPIPS, bootstrap_interval, lip_sync_error, psnr, read_arrays, ssim
 from models.syncnet_v2 import SyncNetV2, load_syncnet_v2
 
 

@@ -4,15 +4,18 @@ from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
+import skimage.data
 from conftest import MOUTH, SECONDS
 from made_media import no_face_video, silent_video_without_audio, speech_like, speech_like_wav, talking_portrait
 
 from data_processing.audio import load_audio
 from data_processing.errors import UserError
+from data_processing.faces import choice_of
 from data_processing.geometry import FaceCrop
-from data_processing.landmarks import find_landmarks
+from data_processing.landmarks import find_landmarks, track
 from data_processing.video import VideoWriter, probe, read_frames
 from pipeline import DubbingPipeline, LiveFrames, Redrawer
 
@@ -134,3 +137,48 @@ def test_progress_is_told(pipeline, speech, tmp_path) -> None:
     )
     assert [done for done, _ in told] == list(range(1, 52))
     assert all(abs(expected - 51) <= 1 for _, expected in told)
+
+
+@pytest.mark.parametrize(("face", "side"), [("left", 0), ("right", 1), ("100,150", 0), ("largest", 1)])
+def test_of_two_faces_one_is_dubbed(face, side, pipeline, portrait_clip, tmp_path) -> None:
+    """The same face twice, the right one larger."""
+    video = tmp_path / "two.mp4"
+    with VideoWriter(video, 576, 320) as writer:
+        for frame in read_frames(portrait_clip, 0, 10):
+            both = np.zeros((320, 576, 3), np.uint8)
+            both[:256, :256] = frame
+            both[:, 256:] = cv2.resize(frame, (320, 320))
+            writer.write(both)
+    speech = speech_like_wav(tmp_path / "speech.wav", 0.4)
+    pipeline.dub(video, speech, tmp_path / "dubbed.mp4", face=face)
+    source, found = next(read_frames(video)).astype(int), next(read_frames(tmp_path / "dubbed.mp4")).astype(int)
+    changes = [np.abs(found[:, :256] - source[:, :256]).mean(), np.abs(found[:, 256:] - source[:, 256:]).mean()]
+    assert changes[side] > 2 * changes[1 - side]
+
+
+def test_a_face_is_found_by_its_picture(tmp_path, monkeypatch) -> None:
+    """Told apart by their colour, in place of the network."""
+    face = skimage.data.astronaut()[:256, 96:352]
+    red, blue = (np.clip(face + np.array(tint), 0, 255).astype(np.uint8) for tint in ([60, 0, 0], [0, 0, 60]))
+    cv2.imwrite(str(tmp_path / "red.png"), red[..., ::-1])
+
+    class ByColour:
+        def vector(self, frame: np.ndarray, points: np.ndarray) -> np.ndarray:
+            x, y = points[33].astype(int)
+            return frame[y - 20 : y + 20, x - 20 : x + 20].mean(axis=(0, 1)) / 50
+
+    monkeypatch.setattr("data_processing.faces.Identity", ByColour)
+    choose = choice_of(str(tmp_path / "red.png"))
+    for pictures, expected in (((blue, red), 1), ((red, blue), 0), ((blue, blue), None)):
+        points, _ = next(track(iter([np.hstack(pictures)]), "dlib", choose=choose))
+        if expected is None:
+            assert np.isnan(points).all()
+        else:
+            assert 256 * expected < points[33, 0] < 256 * (expected + 1)
+    (tmp_path / "words.png").write_text("no picture")
+    for wrong in ("middle", tmp_path / "words.png", tmp_path / "missing.png", "3,"):
+        with pytest.raises(UserError, match="--face: expected"):
+            choice_of(str(wrong))
+    cv2.imwrite(str(tmp_path / "gray.png"), np.full((200, 200, 3), 128, np.uint8))
+    with pytest.raises(UserError, match="--face: no face found"):
+        choice_of(str(tmp_path / "gray.png"))
