@@ -36,7 +36,7 @@ def dub(args: argparse.Namespace) -> None:
         raise UserError(
             f"--audio-features: {args.checkpoint} was trained with {trained_with}, found {args.audio_features}"
         )
-    with tqdm(unit="frame", desc="dubbing") as bar:
+    with tqdm(unit="frame", desc="dubbing", delay=2) as bar:  # not into the notes
 
         def progress(done: int, expected: int) -> None:
             bar.total = expected
@@ -49,6 +49,7 @@ def dub(args: argparse.Namespace) -> None:
             face=args.face,
             references=args.references,
             when_short=args.when_short,
+            sharpen=args.sharpen,
             side_by_side=args.side_by_side,
             crf=args.crf,
             progress=progress,
@@ -83,6 +84,7 @@ def main() -> None:
         default="stop",
         help="with a sound shorter than the video: stop with it (default), or keep the rest as it was, in silence",
     )
+    add("--sharpen", action="store_true", help="give the lips the detail of the source's, as far as it goes")
     add("--side-by-side", action="store_true", help="write the source and the dubbed video beside each other")
     add("--device", default="auto", help="auto (default), cpu, cuda, cuda:1, …")
     add("--precision", choices=["auto", *DTYPES], default="auto", help="default: the fastest the device has")

@@ -23,6 +23,7 @@ from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+import cv2
 import numpy as np
 import torch
 
@@ -30,7 +31,7 @@ from data_processing.audio import media_seconds, read_audio
 from data_processing.audio_features import FEATURE_DIMS, Sound
 from data_processing.errors import Damaged, UserError
 from data_processing.faces import Choice, choice_of, largest
-from data_processing.geometry import FaceCrop, crop_radius
+from data_processing.geometry import FaceCrop, crop_radius, lips_box
 from data_processing.landmarks import FADE_S, Landmarks, Stretch, follow, in_view, mouth_opening, track
 from data_processing.video import FPS, VideoWriter, probe, read_frames, read_frames_backward
 from models.checkpoint import LoadedModel, load_model
@@ -43,6 +44,7 @@ BUNDLED_CHECKPOINT = ROOT / "checkpoints/dinet_64.safetensors"
 BATCH_SIZE = 8
 LOOK_AHEAD_S = 8  # of a file, before its first frame is drawn: long enough to choose references from
 READ_AHEAD = 2 * BATCH_SIZE  # frames waiting between reading, drawing and writing
+MOST_SHARPENING = 1.0  # more makes teeth of noise
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -277,6 +279,29 @@ def extract_references(
     return crops
 
 
+def sharpening(drawn: np.ndarray, references: list[np.ndarray]) -> float:
+    """How much `sharpened` has to add for drawn lips (B, 13S/8, 5S/4, 3) to have the detail of those of references
+    (13S/8, 5S/4, 3), all uint8; MOST_SHARPENING at most."""
+    box = lips_box(drawn.shape[2] * 4 // 5)
+
+    def detail(crops: Iterable[np.ndarray]) -> float:
+        grays = (cv2.cvtColor(crop[box], cv2.COLOR_RGB2GRAY) for crop in crops)
+        return float(np.mean([cv2.Laplacian(gray, cv2.CV_32F).var() for gray in grays]))
+
+    wanted = detail(references)
+    amounts = np.arange(0, MOST_SHARPENING + 0.01, 0.125)
+    return next((amount for amount in amounts if detail(sharpened(drawn, amount)) >= wanted), MOST_SHARPENING)
+
+
+def sharpened(crops: np.ndarray, amount: float) -> np.ndarray:
+    """Crops (B, 13S/8, 5S/4, 3) uint8 with so much of their detail added again (unsharp masking)."""
+    if amount == 0:
+        return crops
+    blurred = np.stack([cv2.GaussianBlur(crop, (0, 0), 1) for crop in crops])
+    detail = crops.astype(np.float32) - blurred
+    return np.clip(np.rint(crops + amount * detail), 0, 255).astype(np.uint8)
+
+
 class Place(NamedTuple):
     """Where and how a frame is redrawn: its landmarks (68, 2), the crop's radius, the shot whose references it is
     drawn with (−1 for not at all), and how far the new mouth covers the old one, 0 to 1."""
@@ -298,6 +323,7 @@ class Redrawer:
         choose: which of several faces.
         look_ahead_s: seconds by which a shot is seen before it is drawn.
         given: reference crops to use in place of those chosen in each shot.
+        sharpen: give the lips as much detail as those of the references have.
     """
 
     def __init__(
@@ -309,9 +335,12 @@ class Redrawer:
         choose: Choice = largest,
         look_ahead_s: float = LOOK_AHEAD_S,
         given: list[np.ndarray] | None = None,
+        sharpen: bool = False,
     ) -> None:
         self.dubber, self.footage, self.sound, self.backend = dubber, footage, sound, backend
         self.choose, self.look_ahead, self.given = choose, round(look_ahead_s * footage.fps), given
+        self.sharpen = sharpen
+        self.amounts: dict[int, float] = {}  # of sharpening, of every shot
         self.references: list[list[np.ndarray]] = []  # crops, of every shot
         self.places: list[Place] = []  # of every frame so far
         self.encode = lru_cache(4)(lambda shot: dubber.encode_references(self.references[shot]))
@@ -336,6 +365,10 @@ class Redrawer:
         extracted = [crop.extract(frame) for crop, frame in zip(crops, frames, strict=True)]
         windows = self.sound.windows(np.array(times_s))
         drawn = self.dubber.redraw(extracted, self.encode(shot), windows)
+        if self.sharpen:
+            if shot not in self.amounts:  # once a shot, so that it is steady
+                self.amounts[shot] = sharpening(drawn, self.references[shot])
+            drawn = sharpened(drawn, self.amounts[shot])
         for crop, frame, image, place in zip(crops, frames, drawn, places, strict=True):
             yield Drawn(frame, crop.paste(frame, image, place.points, place.strength), True)
 
@@ -442,6 +475,7 @@ class DubbingPipeline:
         face: str = "largest",
         references: str | None = None,
         when_short: str = "stop",
+        sharpen: bool = False,
         side_by_side: bool = False,
         crf: int = 16,
         progress: Callable[[int, int], None] | None = None,
@@ -456,6 +490,7 @@ class DubbingPipeline:
             references: numbers of the frames to take the mouth's looks from, "3,40,55,80,121"; chosen unless told.
             when_short: what a sound shorter than the video does: "stop" ends the video with it, "keep" leaves the
                 rest of the video as it was, in silence.
+            sharpen: give the lips as much detail as the source's have, as far as that goes.
             side_by_side: write source and dubbed frame beside each other.
             crf: H.264 quality, 0 to 51.
             progress: called after every frame with how many are done and about how many there will be.
@@ -472,7 +507,7 @@ class DubbingPipeline:
         given = self._given_references(footage, references, choose)
         sound = Sound(read_audio(audio, "--audio"), self.dubber.audio_features)
         sound.left(0, FADE_S)  # so that what is wrong with it is told before anything is written
-        redrawer = Redrawer(self.dubber, footage, sound, self.landmarks, choose, given=given)
+        redrawer = Redrawer(self.dubber, footage, sound, self.landmarks, choose, given=given, sharpen=sharpen)
         expected = round((media_seconds(audio) if when_short == "stop" else info.duration_s) * info.fps)
         frames = redrawn = 0
         first_s = 0.0

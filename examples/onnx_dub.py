@@ -70,7 +70,7 @@ def main() -> None:
             (images,) = generator.run(None, inputs | {"encoded": encoded, "appearance": appearance})
             images = (images * 255).round().astype(np.uint8).transpose(0, 2, 3, 1)
             for index, image in zip(batch, images, strict=True):
-                writer.write(crops[index].paste(frames[index], image))
+                writer.write(crops[index].paste(frames[index], image, points[index]))
     print(f"{args.output}: {NUM_FRAMES} frames")
 
 

@@ -14,10 +14,10 @@ from made_media import no_face_video, silent_video_without_audio, speech_like, s
 from data_processing.audio import load_audio
 from data_processing.errors import UserError
 from data_processing.faces import choice_of
-from data_processing.geometry import FaceCrop
+from data_processing.geometry import FaceCrop, lips_box
 from data_processing.landmarks import find_landmarks, track
 from data_processing.video import VideoWriter, probe, read_frames
-from pipeline import DubbingPipeline, LiveFrames, Redrawer
+from pipeline import MOST_SHARPENING, DubbingPipeline, LiveFrames, Redrawer, sharpened, sharpening
 
 LIPS = slice(140, 160), slice(110, 145)  # of the made portrait
 
@@ -182,3 +182,19 @@ def test_a_face_is_found_by_its_picture(tmp_path, monkeypatch) -> None:
     cv2.imwrite(str(tmp_path / "gray.png"), np.full((200, 200, 3), 128, np.uint8))
     with pytest.raises(UserError, match="--face: no face found"):
         choice_of(str(tmp_path / "gray.png"))
+
+
+def test_sharpening_brings_the_references_detail() -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (5, 52, 40, 3), np.uint8)
+    references = [cv2.GaussianBlur(crop, (0, 0), 1.5) for crop in noise]
+    drawn = np.stack([cv2.GaussianBlur(crop, (0, 0), 0.5) for crop in references])
+    amount = sharpening(drawn, references)
+    assert 0 < amount < MOST_SHARPENING
+
+    def detail(crops: np.ndarray) -> float:
+        return float(np.mean([cv2.Laplacian(crop[lips_box(32)], cv2.CV_32F).var() for crop in crops]))
+
+    assert detail(sharpened(drawn, amount)) == pytest.approx(detail(np.stack(references)), rel=0.2)
+    assert sharpening(np.stack(references), references) == 0
+    assert sharpening(np.full_like(drawn, 128), references) == MOST_SHARPENING
+    assert np.array_equal(sharpened(drawn, 0), drawn)
