@@ -35,6 +35,11 @@ def mouth_box(mouth_size: int) -> tuple[slice, slice]:
     return slice(s // 2, s * 3 // 2), slice(s // 8, s * 9 // 8)
 
 
+def mouth_margin_top(mouth_size: int) -> int:
+    """First row of the face crop that pasting looks at, as far above the mouth box as the crop's sides from it."""
+    return mouth_size * 3 // 8
+
+
 def lips_box(mouth_size: int) -> tuple[slice, slice]:
     """Rows and columns of the face crop in which speaking lips stay, about a third of the mouth box."""
     s = mouth_size
@@ -178,8 +183,9 @@ class FaceCrop:
         return pasted
 
     def _colour_cast(self, change: np.ndarray) -> np.ndarray:
-        """The change (13S/8, 5S/4, 3) outside the mouth box, smoothly continued into the box from its borders."""
+        """The change (13S/8, 5S/4, 3) around the mouth box, smoothly continued into the box from its borders."""
         known = np.ones(change.shape[:2], np.float32)
+        known[: mouth_margin_top(self.mouth_size)] = 0
         known[mouth_box(self.mouth_size)] = 0
         total = self._blurred(change * known[..., None], 1 / 4)
         return total / np.maximum(self._blurred(known, 1 / 4), 1e-3)[..., None]

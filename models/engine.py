@@ -12,10 +12,12 @@ import torch.nn.functional as F
 from scipy.fft import next_fast_len
 from torch import nn
 
+from data_processing.geometry import mouth_margin_top, mouth_size_of
 from models.blocks import ConvBlock, ResBlock, UpBlock
 from models.dinet import DINet
 
 WIDE_KERNEL, MANY_CHANNELS = 9, 64  # from which on spectra are faster on processors
+REFINEMENT_REACH, DECODER_REACH = 8, 4  # rows of the feature maps that the last two parts look beyond
 TILE = 30  # results along one side of a tile at most: larger ones cost memory, smaller ones overlap more
 
 
@@ -59,16 +61,23 @@ class Engine(nn.Module):
     def generate(
         self, masked_source: torch.Tensor, references: EncodedReferences, audio_window: torch.Tensor
     ) -> torch.Tensor:
-        """As `DINet.generate`, for frames (B, 3, H, W) of one video."""
+        """As `DINet.generate`, for frames (B, 3, H, W) of one video; rows above `mouth_margin_top` as they came."""
         source = self.source_encoder(masked_source.to(self.dtype))
         pose = F.relu(self.source_pose(source).add_(references.pose))
         code = torch.cat([self.alignment_encoder(pose).float(), self.audio_encoder(audio_window)], dim=1)
         appearance = references.appearance.expand(len(source), -1, -1, -1)
         deformed = self.deformation(appearance, code, source.float())
-        decoded = self.appearance_after(deformed.to(self.dtype, memory_format=torch.channels_last))
+        # What lies further above the mouth box than it reaches to the sides is nobody's business; but the layers
+        # from here on look so many rows of their maps beyond what they draw.
+        first = mouth_margin_top(mouth_size_of(masked_source.shape[-2]))
+        decoded_from = max(0, first // 4 - DECODER_REACH)
+        refined_from = max(0, decoded_from - REFINEMENT_REACH)
+        refined = deformed[:, :, refined_from:].to(self.dtype, memory_format=torch.channels_last)
+        refined = self.appearance_after(refined)[:, :, decoded_from - refined_from :]
         if self.config.inpainting:
-            decoded = torch.cat([source, decoded], dim=1)
-        return self.decoder(decoded).float().sigmoid()
+            refined = torch.cat([source[:, :, decoded_from:], refined], dim=1)
+        drawn = self.decoder(refined).float().sigmoid()
+        return torch.cat([masked_source[:, :, :first], drawn[:, :, first - 4 * decoded_from :]], dim=2)
 
 
 class Conv(nn.Module):
@@ -111,7 +120,8 @@ class UpConv(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         batch, _, height, width = x.shape
         phases = self.conv(x).unflatten(1, (2, 2, -1))  # each (height + 1, width + 1)
-        large = x.new_empty(batch, phases.shape[3], 2 * height, 2 * width).to(memory_format=torch.channels_last)
+        size = (batch, phases.shape[3], 2 * height, 2 * width)
+        large = torch.empty(size, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
         for p in range(2):
             for q in range(2):
                 large[:, :, p::2, q::2] = phases[:, p, q, :, p : p + height, q : q + width]

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from data_processing.geometry import crop_size, mouth_margin_top
 from models.blocks import ConvBlock, ResBlock, UpBlock
 from models.dinet import DINet, DINetConfig
 from models.engine import Conv, Engine, FourierConv, Residual, ToImage, UpConv, _folded
@@ -50,11 +51,12 @@ def test_layers_are_what_they_replace(size: tuple[int, int]) -> None:
     [{}, {"official_grid": True}, {"inpainting": False}, {"deformation": "flow"}, {"deformation": "adain"}],
 )
 def test_engine_draws_what_the_generator_draws(options: dict) -> None:
+    size = 128 if options == {} else 32  # large enough that rows above the mouth are left out
     model = shaken(DINet(DINetConfig(29, **options)))
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     random = torch.Generator().manual_seed(2)
-    masked = model.mask(torch.rand(3, 3, 52, 40, generator=random))
-    references = torch.rand(1, 15, 52, 40, generator=random)
+    masked = model.mask(torch.rand(3, 3, *crop_size(size), generator=random))
+    references = torch.rand(1, 15, *crop_size(size), generator=random)
     audio = torch.randn(3, 29, 5, generator=random)
     with torch.no_grad():
         expected = model(masked, references, audio)
@@ -62,7 +64,9 @@ def test_engine_draws_what_the_generator_draws(options: dict) -> None:
             engine = Engine(model, dtype)
             found = engine.generate(masked, engine.encode_references(references), audio)
             assert found.dtype == torch.float32
-            assert (found - expected).abs().max() < tolerance
+            first = mouth_margin_top(size)
+            assert (found - expected)[:, :, first:].abs().max() < tolerance
+            assert torch.equal(found[:, :, :first], masked[:, :, :first])
             if options.get("deformation") != "adain":  # which sees the references in a code only
                 other = engine.generate(masked, engine.encode_references(references.flip(1)), audio)
                 assert (other - expected).abs().max() > 2 * tolerance

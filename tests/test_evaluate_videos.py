@@ -18,7 +18,7 @@ from data_processing.video import VideoWriter, read_frames
 from evaluation import videos
 from evaluation.looks import LOOKS
 from evaluation.videos import COLUMNS, find_pairs, markdown_table
-from inference import BUNDLED_CHECKPOINT
+from pipeline import BUNDLED_CHECKPOINT
 
 
 @pytest.fixture(scope="module")
