@@ -9,7 +9,8 @@ hang    not done within LIMIT_S
 leak    a file left open; or, over all cases of a worker, memory that grows on and on
 memory  more than MAX_MEMORY_MB needed for a file of a few kilobytes
 
-Exit code 1 if there was one. `--case K` does case K again in this process, keeps its file and shows the traceback.
+Exit code 1 if there was one; Ctrl-C ends with what is done. `--case K` does case K again in this process, keeps its
+file and shows the traceback.
 """
 
 import argparse
@@ -459,7 +460,10 @@ def main() -> None:
         results = [read_one(args.case, args.seed)]
         print(f"{results[0].outcome} in {results[0].seconds:.1f} s")
     else:
-        results = list(tqdm(run(range(args.cases), args.seed, args.jobs), total=args.cases, unit="case"))
+        results = []
+        with contextlib.suppress(KeyboardInterrupt):  # what is done is told
+            for result in tqdm(run(range(args.cases), args.seed, args.jobs), total=args.cases, unit="case"):
+                results.append(result)
         print(table(results))
         slowest = max(results, key=lambda result: result.seconds)
         print(f"slowest: case {slowest.case} ({slowest.kind}), {slowest.seconds:.1f} s")
