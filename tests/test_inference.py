@@ -21,7 +21,7 @@ import inference
 import pipeline
 from data_processing.audio import load_audio
 from data_processing.errors import UserError
-from data_processing.geometry import crop_size, mouth_box
+from data_processing.geometry import crop_size, mouth_box, mouth_margin_top
 from data_processing.landmarks import Landmarks
 from data_processing.video import VideoWriter, read_frames
 from models.checkpoint import LoadedModel, load_model, save_model
