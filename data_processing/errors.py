@@ -26,7 +26,7 @@ def command_line(main: Callable[[], None]) -> Callable[[], None]:
             print(f"error: {error}", file=sys.stderr)
             sys.exit(2)
         except KeyboardInterrupt:
-            print("interrupted: what was not finished is not kept", file=sys.stderr)
+            print("interrupted; nothing half-written is left", file=sys.stderr)
             sys.exit(130)
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that nothing more is said at exit

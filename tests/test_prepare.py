@@ -482,4 +482,4 @@ def test_interrupted(tmp_path, monkeypatch, capsys, portrait_clip):
 
     monkeypatch.setattr(prepare, "prepare", stop)
     assert run_main(monkeypatch, portrait_clip, "--output", tmp_path / "out") == 130
-    assert capsys.readouterr().err == "interrupted\n"
+    assert capsys.readouterr().err == "interrupted; nothing half-written is left\n"
