@@ -58,7 +58,7 @@ def dub(args: argparse.Namespace) -> None:
     print(
         f"{args.output}: {done.frames} frames ({float(done.frames / done.fps):.1f} s at {float(done.fps):g} fps) "
         f"in {done.seconds:.1f} s, the first after {done.first_s:.1f} s"
-        + (f"; {without} frames without a face left unchanged" if without else "")
+        + (f"; {without} frames left unchanged" if without else "")
     )
 
 

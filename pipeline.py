@@ -44,6 +44,7 @@ BUNDLED_CHECKPOINT = ROOT / "checkpoints/dinet_64.safetensors"
 BATCH_SIZE = 8
 LOOK_AHEAD_S = 8  # of a file, before its first frame is drawn: long enough to choose references from
 READ_AHEAD = 2 * BATCH_SIZE  # frames waiting between reading, drawing and writing
+SHOTS_HELD = 16  # whose references are kept ready
 MOST_SHARPENING = 1.0  # more makes teeth of noise
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -223,7 +224,10 @@ def ahead(items: Iterable[Any], count: int) -> Iterator[Any]:
         while True:
             item, error = waiting.get()
             if error is not None:
-                raise error
+                try:
+                    raise error
+                finally:
+                    del error  # or its traceback would keep this frame, and this frame it
             if item is ended:
                 return
             yield item
@@ -266,17 +270,16 @@ def choose_references(landmarks: Landmarks, start: int, stop: int, count: int) -
     return [int(frames[index]) for index in chosen]
 
 
-def extract_references(
-    footage: Footage, stretch: Stretch, shot: tuple[int, int], count: int, mouth_size: int
-) -> list[np.ndarray]:
-    """Reference crops of a shot, rows [first, last) of the stretch's landmarks."""
-    radius = crop_radius(stretch.landmarks.points[slice(*shot)])
-    ahead_only = max(shot[0], stretch.start - stretch.offset), shot[1]  # live frames before are gone
-    crops = []
-    for row in choose_references(stretch.landmarks, *ahead_only, count):
-        crop = FaceCrop.from_landmarks(stretch.landmarks.points[row], radius, mouth_size)
-        crops.append(crop.extract(footage.frame(stretch.offset + row)))
-    return crops
+def references_of(
+    stretch: Stretch, shot: tuple[int, int], count: int, radius_px: float, mouth_size: int
+) -> list[tuple[int, FaceCrop]]:
+    """Frames and their crops to take as references of a shot, rows [first, last) of the stretch's landmarks."""
+    known = max(shot[0], stretch.start - stretch.offset), shot[1]  # live frames before are gone
+    points = stretch.landmarks.points
+    return [
+        (stretch.offset + row, FaceCrop.from_landmarks(points[row], radius_px, mouth_size))
+        for row in choose_references(stretch.landmarks, *known, count)
+    ]
 
 
 def sharpening(drawn: np.ndarray, references: list[np.ndarray]) -> float:
@@ -338,25 +341,28 @@ class Redrawer:
         sharpen: bool = False,
     ) -> None:
         self.dubber, self.footage, self.sound, self.backend = dubber, footage, sound, backend
-        self.choose, self.look_ahead, self.given = choose, round(look_ahead_s * footage.fps), given
+        self.choose, self.look_ahead, self.given = choose, max(1, round(look_ahead_s * footage.fps)), given
         self.sharpen = sharpen
         self.amounts: dict[int, float] = {}  # of sharpening, of every shot
-        self.references: list[list[np.ndarray]] = []  # crops, of every shot
-        self.places: list[Place] = []  # of every frame so far
-        self.encode = lru_cache(4)(lambda shot: dubber.encode_references(self.references[shot]))
+        self.chosen: list[list[tuple[int, FaceCrop]]] = []  # references of every shot
+        self.references = lru_cache(SHOTS_HELD)(self._extract)
+        self.encode = lru_cache(SHOTS_HELD)(lambda shot: dubber.encode_references(self.references(shot)))
+        self.seen = 0  # frames of the footage so far
+        self.places: list[Place] = []  # of every one of them, if they are shown again
+        self.stopped = threading.Event()
 
     def frames(self, keep_rest: bool = False) -> Iterator[Drawn]:
         """The frames as long as the sound lasts; with `keep_rest` to the footage's end, untouched from there on.
 
         A file that ends before the sound does is played backward and forward again.
         """
-        moments = groupby(self._moments(keep_rest), key=lambda moment: moment[1].shot)
-        for shot, run in moments:
-            while batch := list(islice(run, BATCH_SIZE)):
-                if shot < 0:
-                    yield from (Drawn(frame, frame, False) for _, _, frame in batch)
-                else:
-                    yield from self._redraw(shot, *map(list, zip(*batch, strict=True)))
+        with closing(self._moments(keep_rest)) as moments:
+            for shot, run in groupby(moments, key=lambda moment: moment[1].shot):
+                while batch := list(islice(run, BATCH_SIZE)):
+                    if shot < 0:
+                        yield from (Drawn(frame, frame, False) for _, _, frame in batch)
+                    else:
+                        yield from self._redraw(shot, *map(list, zip(*batch, strict=True)))
 
     def _redraw(
         self, shot: int, times_s: list[float], places: list[Place], frames: list[np.ndarray]
@@ -367,23 +373,25 @@ class Redrawer:
         drawn = self.dubber.redraw(extracted, self.encode(shot), windows)
         if self.sharpen:
             if shot not in self.amounts:  # once a shot, so that it is steady
-                self.amounts[shot] = sharpening(drawn, self.references[shot])
+                self.amounts[shot] = sharpening(drawn, self.references(shot))
             drawn = sharpened(drawn, self.amounts[shot])
         for crop, frame, image, place in zip(crops, frames, drawn, places, strict=True):
             yield Drawn(frame, crop.paste(frame, image, place.points, place.strength), True)
 
     def _moments(self, keep_rest: bool) -> Iterator[tuple[float, Place, np.ndarray]]:
         """(seconds, place, frame) of everything to be shown."""
-        for number, (place, frame) in enumerate(self._timeline()):
-            time_s = float(number / self.footage.fps)
-            left_s = self.sound.left(time_s, FADE_S)
-            if left_s == 0 and not (keep_rest and number < len(self.places)):
-                return
-            if left_s == 0:
-                place = place._replace(shot=-1)
-            elif keep_rest and left_s < FADE_S:
-                place = place._replace(strength=place.strength * left_s / FADE_S)
-            yield time_s, place, frame
+        with closing(self._timeline()) as timeline:
+            for number, (place, frame) in enumerate(timeline):
+                time_s = float(number / self.footage.fps)
+                left_s = self.sound.left(time_s, FADE_S)
+                rest_follows = keep_rest and number < self.seen
+                if left_s == 0 and not rest_follows:
+                    return
+                if left_s == 0:
+                    place = place._replace(shot=-1)
+                elif rest_follows and left_s < FADE_S:
+                    place = place._replace(strength=place.strength * left_s / FADE_S)
+                yield time_s, place, frame
 
     def _timeline(self) -> Iterator[tuple[Place, np.ndarray]]:
         """Places and frames of the footage, and of a file again, backward and forward, without end."""
@@ -392,12 +400,21 @@ class Redrawer:
         if from_file:
             looked_at, again = ahead(looked_at, self.look_ahead), ahead(again, READ_AHEAD)
         with closing(looked_at), closing(again):
-            for place, frame in zip(looked_at, again, strict=False):
-                self.places.append(place)
-                yield place, frame
-        if from_file and self.places:
+            try:
+                for place, frame in zip(looked_at, again, strict=False):
+                    self.seen += 1
+                    if from_file:
+                        self.places.append(place)
+                    yield place, frame
+            finally:
+                self.stopped.set()
+        if from_file and self.chosen:
             for index, frame in self.footage.back_and_forth(len(self.places)):
                 yield self.places[index], frame
+
+    def _extract(self, shot: int) -> list[np.ndarray]:
+        """The reference crops of a shot."""
+        return self.given or [crop.extract(self.footage.frame(index)) for index, crop in self.chosen[shot]]
 
     def _places(self) -> Iterator[Place]:
         """Where the frames are redrawn, as it becomes known."""
@@ -412,9 +429,9 @@ class Redrawer:
                     continue
                 shot = stretch.seen_of(run_frames[0])
                 wanted = crop_radius(stretch.landmarks.points[slice(*shot)])
-                if number == len(self.references):
-                    crops = self.given or extract_references(footage, stretch, shot, count, self.dubber.mouth_size)
-                    self.references.append(crops)
+                if number == len(self.chosen):
+                    self.chosen.append(references_of(stretch, shot, count, wanted, self.dubber.mouth_size))
+                    self.references(number)  # now: live frames are soon gone
                     radius = wanted
                 # A face that comes nearer in a long shot is followed so slowly that the crop does not breathe.
                 radii = np.linspace(radius, max(radius, wanted), len(run_frames) + 1)[1:]
@@ -430,6 +447,8 @@ class Redrawer:
         def measured() -> Iterator[np.ndarray]:
             nonlocal size
             for frame in self.footage.look():
+                if self.stopped.is_set():  # nobody waits for the rest of this stretch
+                    return
                 size = frame.shape[1::-1]
                 yield frame
 
@@ -508,7 +527,10 @@ class DubbingPipeline:
         sound = Sound(read_audio(audio, "--audio"), self.dubber.audio_features)
         sound.left(0, FADE_S)  # so that what is wrong with it is told before anything is written
         redrawer = Redrawer(self.dubber, footage, sound, self.landmarks, choose, given=given, sharpen=sharpen)
-        expected = round((media_seconds(audio) if when_short == "stop" else info.duration_s) * info.fps)
+        expected_s = media_seconds(audio)
+        if when_short == "keep":
+            expected_s = max(expected_s, info.duration_s)
+        expected = round(expected_s * info.fps)
         frames = redrawn = 0
         first_s = 0.0
         width = info.width * (2 if side_by_side else 1)
@@ -518,16 +540,19 @@ class DubbingPipeline:
             ) as writer,
             closing(ahead(redrawer.frames(keep_rest=when_short == "keep"), READ_AHEAD)) as made,
         ):
-            for drawn in made:
-                writer.write(np.concatenate(drawn[:2], axis=1) if side_by_side else drawn.dubbed)
-                frames, redrawn = frames + 1, redrawn + drawn.changed
-                first_s = first_s or time.monotonic() - began
-                if progress:
-                    progress(frames, max(expected, frames))
-            seen = len(redrawer.places)
+            try:
+                for drawn in made:
+                    writer.write(np.concatenate(drawn[:2], axis=1) if side_by_side else drawn.dubbed)
+                    frames, redrawn = frames + 1, redrawn + drawn.changed
+                    first_s = first_s or time.monotonic() - began
+                    if progress:
+                        progress(frames, max(expected, frames))
+            finally:
+                redrawer.stopped.set()
+            seen = redrawer.seen
             if not redrawn:
                 raise UserError(f"--video: no face found in any of the {seen} frames of {video} ({self.landmarks})")
-        if seen < frames and seen < 0.9 * info.duration_s * info.fps:
+        if (seen < frames or when_short == "keep") and seen < 0.9 * info.duration_s * info.fps:
             print(
                 f"warning: --video: {video} says it has {info.duration_s:.1f} s, {float(seen / info.fps):.1f} s "
                 "could be read",

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 SAMPLES_PER_FRAME = SAMPLE_RATE // FPS  # 640, exactly
 MEL_BINS, MEL_COLUMNS = 80, 16
 FEATURE_DIMS = {"whisper": WIDTH, "phoneme": 29, "deepspeech": 29, "mel": MEL_BINS * MEL_COLUMNS}
+KEPT_S = 20  # seconds of a sound that may be asked for again
 KEPT_ROWS = 60 * FPS  # of features already found
 CONTEXT_S = 5  # seconds before and after a block of a long sound that are heard with it
 WINDOW_RADIUS = 2  # the generator hears five rows: the frame's own and two on either side
@@ -111,7 +112,18 @@ class Sound:
         at = round(time_s * SAMPLE_RATE)
         while not self._ended and self._read < at + most_s * SAMPLE_RATE:
             self._take()
+        self._forget(time_s - KEPT_S)
         return min(max(self._read - at, 0) / SAMPLE_RATE, most_s)
+
+    def _forget(self, before_s: float) -> None:
+        """Leave out whole blocks that nobody asked for, where nothing was drawn for long."""
+        blocks = (round(min(before_s * SAMPLE_RATE, self._read)) - self._done) // self._block
+        if blocks > 0:
+            self._done += blocks * self._block
+            self._rows, self._first = self._rows[:0], self._done // SAMPLES_PER_FRAME
+            waveform = np.concatenate([self._waveform, *self._new])
+            forgotten = max(0, self._done - self._before - self._start)
+            self._waveform, self._start, self._new = waveform[forgotten:], self._start + forgotten, []
 
     def windows(self, times_s: np.ndarray) -> np.ndarray:
         """Audio windows (B, D, 5) around growing times (B,) in seconds."""

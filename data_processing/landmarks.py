@@ -174,7 +174,7 @@ def follow(tracked: Iterator[tuple[np.ndarray, bool]], fps: Fraction | int, leng
     The same as `clean` would make of all frames at once; up to a second more is read ahead for that. Every shot is
     seen for at least half of `length` before its first frame is given, or whole.
     """
-    margin = 2 * round(MAX_GAP * fps / FPS)
+    margin = 2 * max(1, round(MAX_GAP * fps / FPS))
     raw: list[np.ndarray] = []
     cuts: list[int] = []  # rows of `raw`
     start, offset, number, ended = 0, 0, -1, False

@@ -168,7 +168,8 @@ def _frame_rate(stream: av.video.stream.VideoStream) -> Fraction:
         elif abs(guessed / average - 1) < 0.02:
             rate = average.limit_denominator(1001)
         else:
-            rate = next((standard for standard in STANDARD_RATES if standard >= average), MAX_FPS)
+            densest = max(average, guessed) if guessed <= MAX_FPS else average
+            rate = next((standard for standard in STANDARD_RATES if standard >= densest), MAX_FPS)
     return min(max(Fraction(rate), Fraction(1)), MAX_FPS)
 
 
@@ -241,6 +242,8 @@ def read_frames(
                     yield picture
                     index += 1
             time, frame = next_time, next_frame
+            if stop is not None and index >= stop:  # before what comes after is looked at: it may be damaged
+                return
         # the last frame stays until its own duration is over
         duration = float(frame.duration * stream.time_base) if frame.duration else 1 / rate
         end = time + min(duration, MAX_GAP_S)

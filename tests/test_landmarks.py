@@ -397,7 +397,7 @@ def made_track(seed: int, num_frames: int = 400) -> tuple[np.ndarray, list[int]]
 
 
 @pytest.mark.parametrize("seed", range(6))
-@pytest.mark.parametrize(("length", "fps"), [(50, 25), (75, 30), (1000, 25)])
+@pytest.mark.parametrize(("length", "fps"), [(50, 25), (75, 30), (1000, 25), (8, 1)])
 def test_follow_gives_what_clean_gives_of_the_whole(seed: int, length: int, fps: int) -> None:
     raw, cuts = made_track(seed)
     whole = clean(raw, cuts, fps)

@@ -9,9 +9,17 @@ import numpy as np
 import pytest
 import skimage.data
 from conftest import MOUTH, SECONDS
-from made_media import no_face_video, silent_video_without_audio, speech_like, speech_like_wav, talking_portrait
+from made_media import (
+    no_face_video,
+    silent_video_without_audio,
+    speech_like,
+    speech_like_wav,
+    talking_portrait,
+    write_video,
+)
 
 from data_processing.audio import load_audio
+from data_processing.audio_features import Sound, extract, windows
 from data_processing.errors import UserError
 from data_processing.faces import choice_of
 from data_processing.geometry import FaceCrop, lips_box
@@ -198,3 +206,35 @@ def test_sharpening_brings_the_references_detail() -> None:
     assert sharpening(np.stack(references), references) == 0
     assert sharpening(np.full_like(drawn, 128), references) == MOST_SHARPENING
     assert np.array_equal(sharpened(drawn, 0), drawn)
+
+
+def test_damaged_video_is_played_as_far_as_it_goes(pipeline, portrait_clip, speech, tmp_path, capsys) -> None:
+    """A clip shorter than the sound, with a frame of an hour later at its end."""
+    video = tmp_path / "damaged.mkv"
+    frames = list(read_frames(portrait_clip))[:20]
+    write_video(video, [*frames, frames[0]], times=np.array([*np.arange(20) / 25, 3600]))
+    done = pipeline.dub(video, speech, tmp_path / "dubbed.mp4")
+    assert (done.frames, done.redrawn) == (51, 51)
+    assert "using what came before" in capsys.readouterr().err
+
+
+def test_long_silence_of_the_face_costs_nothing() -> None:
+    """Where nobody asked for a sound's windows for long its blocks are left out, and what follows is the same."""
+    waveform = speech_like(120, 2).astype(np.float32)
+    features = extract(waveform, "mel")
+    sound = Sound((waveform[start : start + 8000] for start in range(0, len(waveform), 8000)), "mel", 2, 1)
+    heard = []
+    sound._hear, hear = lambda: (heard.append(1), hear()), sound._hear
+    sound.windows(np.array([0.0]))
+    for time_s in np.arange(0, 110, 0.04):
+        sound.left(time_s, 0.2)
+        assert len(sound._waveform) + sum(map(len, sound._new)) < 40 * 16000
+    times = np.arange(110 * 25, 111 * 25)
+    np.testing.assert_allclose(sound.windows(times / 25), windows(features, times), atol=1e-3)
+    assert len(heard) < 15  # of 55 blocks
+
+
+def test_stream_that_looks_nowhere_ahead(pipeline, portrait_clip) -> None:
+    frames = list(read_frames(portrait_clip))[:5]
+    found = list(pipeline.stream(iter(frames), iter([np.zeros(3200, np.float32)]), look_ahead_s=0))
+    assert len(found) == 5
