@@ -54,7 +54,7 @@ ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # ffmpeg's own leave tr
 @dataclass(frozen=True)
 class VideoInfo:
     """What a viewer sees: size after rotation, width of a pixel over its height, frames per second and length (both
-    an estimate; of a variable frame rate the standard one that leaves no frame out), and what reading changes."""
+    an estimate; of a variable frame rate the next standard one), and what reading changes."""
 
     width: int
     height: int

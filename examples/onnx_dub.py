@@ -21,7 +21,7 @@ import onnxruntime
 
 from data_processing import audio_features
 from data_processing.audio import load_audio
-from data_processing.errors import command_line
+from data_processing.errors import UserError, command_line
 from data_processing.geometry import FaceCrop, crop_radius, mouth_box
 from data_processing.landmarks import find_landmarks
 from data_processing.video import FPS, VideoWriter, check_readable, check_writable, read_frames
@@ -47,8 +47,12 @@ def main() -> None:
     for path in paths:
         check_readable(path, "model")
     check_writable(args.output, "output")
-    encoder, generator = (onnxruntime.InferenceSession(path) for path in paths)
-    known = {name: json.loads(text) for name, text in generator.get_modelmeta().custom_metadata_map.items()}
+    try:
+        encoder, generator = (onnxruntime.InferenceSession(path) for path in paths)
+        known = {name: json.loads(text) for name, text in generator.get_modelmeta().custom_metadata_map.items()}
+        known["config"], known["mouth_size"], known["audio_features"]
+    except Exception as error:  # onnxruntime raises many kinds, of no common one
+        raise UserError(f"model: expected what export_onnx.py writes, found another file: {args.model}") from error
 
     frames = list(islice(read_frames(video), NUM_FRAMES))
     points = find_landmarks(video, stop=NUM_FRAMES).points

@@ -152,6 +152,12 @@ def _load_released(path: Path, kinds: tuple[str, ...]) -> LoadedModel:
         loaded = LoadedModel(model, description["audio_features"], description["mouth_size"], description["info"])
     except (ValueError, KeyError, TypeError, RuntimeError) as error:
         raise UserError(f"{path}: expected the description of {name}, found {error!r} in it") from error
+    if kind in GENERATORS and (
+        type(loaded.mouth_size) is not int or loaded.mouth_size < 1 or loaded.mouth_size % 32
+    ):
+        raise UserError(
+            f"{path}: expected {name} of a mouth size that is a multiple of 32, found {loaded.mouth_size}"
+        )
     _load_strictly(path, name, loaded.model, tensors, {key: key for key in loaded.model.state_dict()})
     return loaded
 

@@ -11,7 +11,7 @@ train: samples per second of this project's training step and of a plain reading
 one run: float32, AdaAT as one three-dimensional sampling, the graph of the generator retained for the
 discriminator's step and gone through in it too. Losses as in the frame stage of the paper.
 
-Where no checkpoint is given the weights are random: speed does not depend on them.
+The generators' weights are random: speed does not depend on them.
 """
 
 import argparse
@@ -40,6 +40,7 @@ from data_processing.audio import SAMPLE_RATE, load_audio, save_wav
 from data_processing.audio_features import FEATURE_DIMS
 from data_processing.dataset import Batch
 from data_processing.errors import UserError, command_line
+from data_processing.footage import VideoFile
 from data_processing.geometry import FaceCrop, crop_radius, crop_size
 from data_processing.landmarks import find_landmarks, track
 from data_processing.video import VideoWriter, probe, read_frames
@@ -49,7 +50,7 @@ from models.adaat import AdaAT
 from models.checkpoint import LoadedModel
 from models.device import choose_device, choose_precision
 from models.dinet import DINet, DINetConfig
-from pipeline import BATCH_SIZE, Dubber, DubbingPipeline, VideoFile
+from pipeline import BATCH_SIZE, Dubber, DubbingPipeline
 from train_dinet import Trainer, train_step
 
 # --- inference ----------------------------------------------------------------------------------------------
@@ -113,8 +114,8 @@ def benchmark_generator(mouth_sizes: list[int], repeats: int, device: torch.devi
         windows = rng.normal(size=(BATCH_SIZE, FEATURE_DIMS["whisper"], 5)).astype(np.float32)
         encoded = {name: dubber.encode_references(crops[:5]) for name, dubber in (("plain", plain), ("here", here))}
         works = {
-            "plain": lambda: plain.redraw(crops, encoded["plain"], windows),  # noqa: B023
-            "here": lambda: here.redraw(crops, encoded["here"], windows),  # noqa: B023
+            "plain": partial(plain.redraw, crops, encoded["plain"], windows),
+            "here": partial(here.redraw, crops, encoded["here"], windows),
         }
         seconds = in_turns(works, repeats, device)
         height, width = crop_size(mouth_size)

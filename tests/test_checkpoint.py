@@ -237,3 +237,11 @@ def test_unwritable_path_is_named(tmp_path: Path, model: DINet) -> None:
     path = tmp_path / "no such folder" / "file"
     assert_user_error(lambda: save_training_state(path, {}), str(path), "No such file")
     assert_user_error(lambda: save_model(path, model, **ABOUT), str(path), "No such file")
+
+
+@pytest.mark.parametrize("mouth_size", [40, 0, -32])
+def test_a_size_the_generator_cannot_draw_is_refused(mouth_size, tmp_path):
+    path = tmp_path / "odd.safetensors"
+    save_model(path, DINet(DINetConfig()), audio_features="phoneme", mouth_size=mouth_size, info={})
+    with pytest.raises(UserError, match=f"mouth size that is a multiple of 32, found {mouth_size}"):
+        load_model(path)

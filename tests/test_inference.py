@@ -21,6 +21,7 @@ import inference
 import pipeline
 from data_processing.audio import load_audio
 from data_processing.errors import UserError
+from data_processing.footage import VideoFile, ahead
 from data_processing.geometry import crop_size, mouth_box, mouth_margin_top
 from data_processing.landmarks import Landmarks
 from data_processing.video import VideoWriter, read_frames
@@ -28,14 +29,7 @@ from models.checkpoint import LoadedModel, load_model, save_model
 from models.device import choose_device, choose_precision
 from models.dinet import DINet, DINetConfig
 from models.wav2lip import Wav2Lip, Wav2LipConfig
-from pipeline import (
-    Dubber,
-    Redrawer,
-    VideoFile,
-    ahead,
-    choose_references,
-    parse_references,
-)
+from pipeline import Dubber, Redrawer, choose_references, parse_references
 
 ROOT = Path(__file__).parent.parent
 

@@ -1,0 +1,124 @@
+"""Where the frames of a dub come from: a file, read twice, or a camera, held for a while; and making them ahead."""
+
+import queue
+import sys
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from data_processing.errors import Damaged
+from data_processing.video import read_frames, read_frames_backward
+
+
+class Footage(Protocol):
+    """Frames that are looked at twice: once for the face in them, later to redraw it."""
+
+    fps: Fraction | int
+
+    def look(self) -> Iterator[np.ndarray]:
+        """All frames, (H, W, 3) uint8 RGB, for the first time."""
+
+    def again(self) -> Iterator[np.ndarray]:
+        """All frames for the second time, none before `look` has given it."""
+
+    def frame(self, index: int) -> np.ndarray:
+        """One that `look` has given and `again` has not."""
+
+
+class VideoFile:
+    """Footage that is read twice, so that none of it need be held."""
+
+    def __init__(self, path: Path, fps: Fraction | int) -> None:
+        self.path, self.fps = path, fps
+
+    def look(self) -> Iterator[np.ndarray]:
+        try:
+            yield from read_frames(self.path, fps=self.fps)
+        except Damaged as error:
+            print(f"warning: --video: {error}; using what came before", file=sys.stderr)
+
+    def again(self) -> Iterator[np.ndarray]:
+        with suppress(Damaged):
+            yield from read_frames(self.path, fps=self.fps)
+
+    def frame(self, index: int) -> np.ndarray:
+        return next(read_frames(self.path, index, index + 1, fps=self.fps))
+
+    def back_and_forth(self, num_frames: int) -> Iterator[tuple[int, np.ndarray]]:
+        """(index, frame) of the video played backward, forward, backward, … without end."""
+        while True:
+            backward = read_frames_backward(self.path, num_frames, fps=self.fps)
+            yield from zip(reversed(range(num_frames)), backward, strict=True)
+            yield from enumerate(read_frames(self.path, 0, num_frames, fps=self.fps))
+
+
+class LiveFrames:
+    """Footage that comes once: frames are held from when they are looked at to when they are drawn."""
+
+    def __init__(self, frames: Iterable[np.ndarray], fps: Fraction | int) -> None:
+        self._frames, self.fps = iter(frames), fps
+        self._held: deque[np.ndarray] = deque()
+        self._gone = 0
+
+    def look(self) -> Iterator[np.ndarray]:
+        for frame in self._frames:
+            self._held.append(frame)
+            yield frame
+
+    def again(self) -> Iterator[np.ndarray]:
+        while self._held:
+            self._gone += 1
+            yield self._held.popleft()
+
+    def frame(self, index: int) -> np.ndarray:
+        return self._held[index - self._gone]
+
+
+def ahead(items: Iterable[Any], count: int) -> Iterator[Any]:
+    """The same items, made up to `count` ahead in a thread of their own; what they raise is raised here."""
+    waiting: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue(count)
+    ended, stopped = object(), threading.Event()
+
+    def put(item: Any, error: BaseException | None = None) -> bool:
+        while not stopped.is_set():
+            try:
+                waiting.put((item, error), timeout=0.1)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def make() -> None:
+        try:
+            for item in items:
+                if not put(item):
+                    break
+            put(ended)
+        except BaseException as error:
+            put(ended, error)
+        finally:
+            if hasattr(items, "close"):
+                items.close()
+
+    thread = threading.Thread(target=make, daemon=True)
+    thread.start()
+    try:
+        while True:
+            item, error = waiting.get()
+            if error is not None:
+                try:
+                    raise error
+                finally:
+                    del error  # or its traceback would keep this frame, and this frame it
+            if item is ended:
+                return
+            yield item
+    finally:
+        stopped.set()
+        thread.join()
