@@ -113,18 +113,24 @@ def load_clips(data: Path, split: str, mouth_size: int, audio_features: str, pro
         )
     _extract_missing(data, lines, audio_features)
     with ThreadPoolExecutor(cpu_count()) as pool:  # decoding leaves Python's lock
-        loaded = pool.map(lambda line: _load_clip(data, line, mouth_size, audio_features, decoded), lines)
+        pictures = pool.map(lambda line: _pictures(data, line, mouth_size, decoded), lines)
+        # Not in the pool: NumPy parses headers as Python, and threads of Python 3.11 cannot parse at the same time.
+        loaded = (_join(data, line, frames, audio_features) for line, frames in zip(lines, pictures, strict=True))
         return list(tqdm(loaded, total=len(lines), unit="clip", desc=f"loading {split}"))
 
 
-def _load_clip(data: Path, line: dict, mouth_size: int, audio_features: str, decoded: Path | None) -> Clip:
+def _pictures(data: Path, line: dict, mouth_size: int, decoded: Path | None) -> np.ndarray | Path:
+    """The frames of a clip, or the file under `decoded` that has them."""
     if decoded is None:
-        frames = _decode(data, line, mouth_size)
-    else:
-        path = decoded / f"{line['id']}.npy"
-        if not path.exists():
-            _keep(path, _decode(data, line, mouth_size))
-        frames = _read(path)
+        return _decode(data, line, mouth_size)
+    path = decoded / f"{line['id']}.npy"
+    if not path.exists():
+        _keep(path, _decode(data, line, mouth_size))
+    return path
+
+
+def _join(data: Path, line: dict, pictures: np.ndarray | Path, audio_features: str) -> Clip:
+    frames = _read(pictures) if isinstance(pictures, Path) else pictures
     features, landmarks = _load_arrays(data, line, audio_features)
     for name, rows in (("features", features), ("landmarks", landmarks)):
         if len(rows) != len(frames):
