@@ -34,7 +34,8 @@ from evaluation.videos import (
 )
 from models.checkpoint import SYNCNET, load_model
 from models.device import choose_device, choose_precision
-from pipeline import DTYPES, DubbingPipeline
+from pipeline import DubbingPipeline
+from redrawing import DTYPES
 
 
 @command_line

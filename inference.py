@@ -15,7 +15,8 @@ from data_processing.audio_features import FEATURE_DIMS
 from data_processing.errors import UserError, command_line
 from data_processing.landmarks import BACKENDS
 from data_processing.video import check_readable, check_writable
-from pipeline import BUNDLED_CHECKPOINT, DTYPES, ROOT, DubbingPipeline
+from pipeline import BUNDLED_CHECKPOINT, ROOT, DubbingPipeline
+from redrawing import DTYPES
 
 EXAMPLE_VIDEO, EXAMPLE_AUDIO = ROOT / "examples/portrait.mp4", ROOT / "examples/speech.wav"
 
@@ -23,10 +24,11 @@ EXAMPLE_VIDEO, EXAMPLE_AUDIO = ROOT / "examples/portrait.mp4", ROOT / "examples/
 def dub(args: argparse.Namespace) -> None:
     """Check the arguments, dub, and say what was done."""
     check_readable(args.video, "--video")
-    check_readable(args.audio, "--audio")
+    for audio in args.audio:
+        check_readable(audio, "--audio")
     check_readable(args.checkpoint, "--checkpoint")
     check_writable(args.output, "--output")
-    if args.output.exists() and any(args.output.samefile(given) for given in (args.video, args.audio)):
+    if args.output.exists() and any(args.output.samefile(given) for given in (args.video, *args.audio)):
         raise UserError(f"--output: expected another file than the input {args.output}")
     pipeline = DubbingPipeline(
         args.checkpoint, device=args.device, precision=args.precision, landmarks=args.landmarks
@@ -67,14 +69,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--video", type=Path, default=EXAMPLE_VIDEO, help="video of a speaking face (default: the bundled example)")
-    add("--audio", type=Path, default=EXAMPLE_AUDIO, help="sound or video file to speak (default: the example)")
+    add(
+        "--audio",
+        type=Path,
+        nargs="+",
+        default=[EXAMPLE_AUDIO],
+        help="sound or video file to speak, or several, each for a --face of its own (default: the example)",
+    )
     add("--output", type=Path, default=Path("dubbed.mp4"), help=".mp4, .mov or .mkv to write (default dubbed.mp4)")
     add("--checkpoint", type=Path, default=BUNDLED_CHECKPOINT, help="generator (default: the bundled one)")
     add("--landmarks", choices=BACKENDS, default="dlib", help="landmark detector (default dlib)")
     add(
         "--face",
-        default="largest",
-        help="largest (default), left, right, the one at X,Y in pixels, or a picture of it",
+        nargs="+",
+        default=["largest"],
+        help="largest (default), left, right, the one at X,Y in pixels, or a picture of it, one for each --audio",
     )
     add("--references", metavar="N,N,…", help="frames to take the mouth's looks from (default: chosen)")
     add("--audio-features", choices=list(FEATURE_DIMS), help="default: what the checkpoint needs")

@@ -36,12 +36,15 @@ class VideoFile:
 
     def __init__(self, path: Path, fps: Fraction | int) -> None:
         self.path, self.fps = path, fps
+        self._told = False
 
     def look(self) -> Iterator[np.ndarray]:
         try:
             yield from read_frames(self.path, fps=self.fps)
         except Damaged as error:
-            print(f"warning: --video: {error}; using what came before", file=sys.stderr)
+            if not self._told:  # to everybody who looks
+                print(f"warning: --video: {error}; using what came before", file=sys.stderr)
+            self._told = True
 
     def again(self) -> Iterator[np.ndarray]:
         with suppress(Damaged):

@@ -24,7 +24,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from functools import partial
-from itertools import islice
+from math import ceil
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -40,17 +40,17 @@ from data_processing.audio import SAMPLE_RATE, load_audio, save_wav
 from data_processing.audio_features import FEATURE_DIMS
 from data_processing.dataset import Batch
 from data_processing.errors import UserError, command_line
-from data_processing.footage import VideoFile
 from data_processing.geometry import FaceCrop, crop_radius, crop_size
 from data_processing.landmarks import find_landmarks, track
-from data_processing.video import VideoWriter, probe, read_frames
+from data_processing.video import VideoWriter, probe, read_frames, read_frames_backward
 from inference import EXAMPLE_VIDEO
 from losses.adversarial import discriminator_loss, generator_loss
 from models.adaat import AdaAT
 from models.checkpoint import LoadedModel
 from models.device import choose_device, choose_precision
 from models.dinet import DINet, DINetConfig
-from pipeline import BATCH_SIZE, Dubber, DubbingPipeline
+from pipeline import DubbingPipeline
+from redrawing import BATCH_SIZE, Dubber
 from train_dinet import Trainer, train_step
 
 # --- inference ----------------------------------------------------------------------------------------------
@@ -178,14 +178,36 @@ def benchmark_dubs(video: Path, mouth_size: int, repeats: int, device: torch.dev
 def lengthen(video: Path, minutes: float, folder: Path) -> tuple[Path, Path]:
     """A video of so many minutes, made of `video` played forward and backward, and a sound made of its own."""
     info = probe(video)
-    long, sound = folder / f"{minutes:g}.mp4", folder / f"{minutes:g}.wav"
+    turn, long, sound = folder / "turn.mp4", folder / f"{minutes:g}.mp4", folder / f"{minutes:g}.wav"
     num_frames = sum(1 for _ in read_frames(video, fps=info.fps))
-    frames = VideoFile(video, info.fps).back_and_forth(num_frames)
-    with VideoWriter(long, info.width, info.height, info.fps) as writer:
-        for _, frame in tqdm(islice(frames, round(minutes * 60 * info.fps)), f"making {long.name}", unit="frame"):
+    with VideoWriter(turn, info.width, info.height, info.fps) as writer:
+        for frame in read_frames(video, fps=info.fps):
             writer.write(frame)
+        for frame in read_frames_backward(video, num_frames, fps=info.fps):
+            writer.write(frame)
+    join([turn] * ceil(minutes * 60 * info.fps / (2 * num_frames)), long)
     save_wav(sound, np.resize(load_audio(video), round(minutes * 60 * SAMPLE_RATE)))
     return long, sound
+
+
+def join(pieces: list[Path], output: Path) -> None:
+    """SCRATCH until writing.join is there."""
+    import av
+
+    with av.open(str(output), "w") as container:
+        target, offset = None, 0
+        for path in pieces:
+            with av.open(str(path)) as source:
+                stream = source.streams.video[0]
+                target = target or container.add_stream_from_template(stream)
+                length = 0
+                for packet in source.demux(stream):
+                    if packet.dts is None:
+                        continue
+                    length += packet.duration
+                    packet.pts, packet.dts, packet.stream = packet.pts + offset, packet.dts + offset, target
+                    container.mux(packet)
+                offset += length
 
 
 def weigh(command: list[str | Path]) -> np.ndarray:

@@ -24,7 +24,8 @@ from inference import EXAMPLE_VIDEO
 from models.adaat import AdaAT
 from models.checkpoint import LoadedModel, load_model
 from models.dinet import DINet, ReferenceFeatures
-from pipeline import BUNDLED_CHECKPOINT, choose_references, load_hearing
+from pipeline import BUNDLED_CHECKPOINT
+from redrawing import choose_references, load_hearing
 
 CHANNELS = 6
 FRAMES = 6  # of a strip

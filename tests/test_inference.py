@@ -29,7 +29,8 @@ from models.checkpoint import LoadedModel, load_model, save_model
 from models.device import choose_device, choose_precision
 from models.dinet import DINet, DINetConfig
 from models.wav2lip import Wav2Lip, Wav2LipConfig
-from pipeline import Dubber, Redrawer, choose_references, parse_references
+from pipeline import parse_references
+from redrawing import Dubber, Redrawer, choose_references
 
 ROOT = Path(__file__).parent.parent
 

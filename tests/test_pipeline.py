@@ -22,11 +22,12 @@ from data_processing.audio import load_audio
 from data_processing.audio_features import Sound, extract, windows
 from data_processing.errors import UserError
 from data_processing.faces import choice_of
-from data_processing.footage import LiveFrames
+from data_processing.footage import LiveFrames, VideoFile
 from data_processing.geometry import FaceCrop, lips_box
 from data_processing.landmarks import find_landmarks, track
 from data_processing.video import VideoWriter, probe, read_frames
-from pipeline import MOST_SHARPENING, DubbingPipeline, Redrawer, sharpened, sharpening
+from pipeline import DubbingPipeline
+from redrawing import MOST_SHARPENING, Drawn, Redrawer, Speaker, sharpened, sharpening
 
 LIPS = slice(140, 160), slice(110, 145)  # of the made portrait
 
@@ -122,10 +123,12 @@ def test_live_frames_are_redrawn_in_their_places(pipeline, portrait_clip) -> Non
         def windows(self, times_s: np.ndarray) -> np.ndarray:
             return np.zeros((len(times_s), 384, 5), np.float32)
 
-    drawn = list(Redrawer(dubber, LiveFrames(frames, 25), Sentence(), look_ahead_s=2).frames())
+    footage = LiveFrames(frames, 25)
+    speaker = Speaker(dubber, footage, Sentence(), look_ahead_s=2)
+    drawn = list(Redrawer(footage, [speaker]).frames())
     assert len(drawn) == 40
-    for index, (source, dubbed, changed) in enumerate(drawn):
-        assert changed and np.array_equal(source, frames[index])
+    for index, (source, dubbed) in enumerate(drawn):
+        assert np.array_equal(source, frames[index])
         left, top, right, bottom = FaceCrop.from_landmarks(points[index], 50, MOUTH).mouth_bounds()
         assert left < 128 < right and top < 150 < bottom
         assert change(dubbed, source) > 15
@@ -148,21 +151,58 @@ def test_progress_is_told(pipeline, speech, tmp_path) -> None:
     assert all(abs(expected - 51) <= 1 for _, expected in told)
 
 
-@pytest.mark.parametrize(("face", "side"), [("left", 0), ("right", 1), ("100,150", 0), ("largest", 1)])
-def test_of_two_faces_one_is_dubbed(face, side, pipeline, portrait_clip, tmp_path) -> None:
-    """The same face twice, the right one larger."""
-    video = tmp_path / "two.mp4"
-    with VideoWriter(video, 576, 320) as writer:
-        for frame in read_frames(portrait_clip, 0, 10):
+def two_faces(portrait: Path, path: Path) -> Path:
+    """Ten frames with the same face twice, the right one larger."""
+    with VideoWriter(path, 576, 320) as writer:
+        for frame in read_frames(portrait, 0, 10):
             both = np.zeros((320, 576, 3), np.uint8)
             both[:256, :256] = frame
             both[:, 256:] = cv2.resize(frame, (320, 320))
             writer.write(both)
+    return path
+
+
+@pytest.mark.parametrize(("face", "side"), [("left", 0), ("right", 1), ("100,150", 0), ("largest", 1)])
+def test_of_two_faces_one_is_dubbed(face, side, pipeline, portrait_clip, tmp_path) -> None:
+    video = two_faces(portrait_clip, tmp_path / "two.mp4")
     speech = speech_like_wav(tmp_path / "speech.wav", 0.4)
     pipeline.dub(video, speech, tmp_path / "dubbed.mp4", face=face)
     source, found = next(read_frames(video)).astype(int), next(read_frames(tmp_path / "dubbed.mp4")).astype(int)
     changes = [np.abs(found[:, :256] - source[:, :256]).mean(), np.abs(found[:, 256:] - source[:, 256:]).mean()]
     assert changes[side] > 2 * changes[1 - side]
+
+
+def test_two_faces_speak_at_once(pipeline, portrait_clip, tmp_path) -> None:
+    """Each as it would alone, the one with the shorter sound as long as that lasts, beyond the video's end too."""
+    video = two_faces(portrait_clip, tmp_path / "two.mp4")
+    voices = {"left": speech_like(0.32, 1), "right": speech_like(0.6, 2)}
+
+    def drawn(*faces: str) -> list[Drawn]:
+        footage = VideoFile(video, 25)
+        speakers = [
+            Speaker(pipeline.dubber, footage, Sound(iter([voices[face]]), "whisper"), choose=choice_of(face))
+            for face in faces
+        ]
+        return list(Redrawer(footage, speakers).frames())
+
+    left, right, both = drawn("left"), drawn("right"), drawn("left", "right")
+    assert (len(left), len(right), len(both)) == (8, 15, 15)
+    for index, (source, dubbed) in enumerate(both):
+        assert np.array_equal(dubbed[:, 256:], right[index].dubbed[:, 256:])
+        if index < 3:  # then it fades, which it need not alone
+            assert np.array_equal(dubbed[:, :256], left[index].dubbed[:, :256])
+        assert np.array_equal(dubbed[:, :256], source[:, :256]) == (index >= 8)
+
+
+def test_sounds_and_faces_come_in_pairs(pipeline, portrait_clip, speech, tmp_path, capsys) -> None:
+    output = tmp_path / "dubbed.mp4"
+    with pytest.raises(UserError, match="--face: expected one for each of 2 sounds, found 1"):
+        pipeline.dub(portrait_clip, [speech, speech], output, face="left")
+    with pytest.raises(UserError, match="--references: expected one face"):
+        pipeline.dub(portrait_clip, [speech] * 2, output, face=["left", "right"], references="1,2,3,4,5")
+    with pytest.raises(UserError, match="--video: no face of its own for --face right found in any of the 40"):
+        pipeline.dub(portrait_clip, [speech] * 2, output, face=["left", "right"])
+    assert not output.exists()
 
 
 def test_a_face_is_found_by_its_picture(tmp_path, monkeypatch) -> None:
