@@ -14,6 +14,7 @@ from tqdm import tqdm
 from data_processing.audio_features import FEATURE_DIMS
 from data_processing.errors import UserError, command_line
 from data_processing.landmarks import BACKENDS
+from data_processing.limits import limits
 from data_processing.video import check_readable, check_writable
 from pipeline import BUNDLED_CHECKPOINT, ROOT, DubbingPipeline
 from redrawing import DTYPES
@@ -98,7 +99,10 @@ def main() -> None:
     add("--device", default="auto", help="auto (default), cpu, cuda, cuda:1, …")
     add("--precision", choices=["auto", *DTYPES], default="auto", help="default: the fastest the device has")
     add("--crf", type=int, default=16, help="H.264 quality, 0 lossless to 51 (default 16, visually lossless)")
+    add("--no-limits", action="store_true", help="dub what is over 8192 pixels wide or high or over 12 hours long")
     args = parser.parse_args()
+    if args.no_limits:
+        limits.lift()
     if not 0 <= args.crf <= 51:
         raise UserError(f"--crf: expected 0 to 51, found {args.crf}")
     dub(args)

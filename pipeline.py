@@ -27,6 +27,7 @@ from data_processing.faces import Choice, choice_of
 from data_processing.footage import LiveFrames, VideoFile, ahead
 from data_processing.geometry import FaceCrop, crop_radius
 from data_processing.landmarks import FADE_S, track
+from data_processing.limits import HOW_TO_LIFT, limits
 from data_processing.video import FPS, VideoWriter, probe, read_frames
 from models.device import choose_device, choose_precision
 from redrawing import READ_AHEAD, Dubber, Redrawer, Speaker, load_hearing
@@ -129,6 +130,9 @@ class DubbingPipeline:
         expected_s = max(media_seconds(path) for path in audios)
         if when_short == "keep":
             expected_s = max(expected_s, info.duration_s)
+        if expected_s > limits.length_s:
+            longest, found = limits.length_s / 3600, expected_s / 3600
+            raise UserError(f"--audio: expected at most {longest:g} h, found {found:.1f} h ({HOW_TO_LIFT})")
         expected = round(expected_s * info.fps)
         frames = 0
         first_s = 0.0

@@ -10,10 +10,10 @@ import av
 import numpy as np
 
 from data_processing.errors import UserError
+from data_processing.limits import HOW_TO_LIFT, limits
 from data_processing.video import check_readable, first_frame_time, main_track, open_media, resampled
 
 SAMPLE_RATE = 16000
-MAX_DELAY_S = 3600  # of the sound after the picture; a damaged time stamp may ask for days of silence
 
 
 def load_audio(path: str | Path, flag: str = "--audio") -> np.ndarray:
@@ -30,8 +30,8 @@ def read_audio(path: str | Path, flag: str = "--audio") -> Iterator[np.ndarray]:
     part before is given and stderr is warned; it is also told where there are several tracks.
 
     Raises UserError (naming `flag` and the file) if the file is missing, a folder, empty, not media, or has
-    no audio at or after its first video frame, or only over MAX_DELAY_S later, or at a rate that is not between
-    1 kHz and 1 MHz.
+    no audio at or after its first video frame, or only over `limits.delay_s` later, or at a rate that is not
+    between 1 kHz and 1 MHz.
     """
     path = Path(path)
     check_readable(path, flag)
@@ -42,9 +42,10 @@ def read_audio(path: str | Path, flag: str = "--audio") -> Iterator[np.ndarray]:
     for time, samples in _decode(path, flag):
         if skipped is None:
             delay = 0 if video_start is None or time is None else round((time - video_start) * SAMPLE_RATE)
-            if delay > MAX_DELAY_S * SAMPLE_RATE:
+            if delay > limits.delay_s * SAMPLE_RATE:
                 raise UserError(
-                    f"{flag} {path}: the audio track begins {delay / SAMPLE_RATE:.0f} s after the picture"
+                    f"{flag} {path}: the audio track begins {delay / SAMPLE_RATE:.0f} s after the picture "
+                    f"({HOW_TO_LIFT})"
                 )
             skipped = max(0, -delay)
             samples = np.pad(samples, (max(0, delay), 0))

@@ -20,6 +20,7 @@ from av.stream import Disposition
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
 
 from data_processing.errors import Damaged, UserError
+from data_processing.limits import HOW_TO_LIFT, limits
 from data_processing.picture import EXACT, deinterlaced, describe_conversions, is_turned, to_rgb
 
 FPS = 25  # frames per second of everything the networks see
@@ -27,9 +28,7 @@ STANDARD_RATES = [
     Fraction(rate) for rate in ("24000/1001", "24", "25", "30000/1001", "30", "48", "50", "60000/1001", "60")
 ]
 MAX_FPS = Fraction(60)  # of videos dubbed: slow motion is shown slower anyway
-MAX_SIDE = 8192  # pixels of a picture; a damaged header may ask for gigabytes
 SAMPLE_RATES = range(1000, 1_000_001)  # of sound; a damaged header may make days of a second
-MAX_GAP_S = 60  # between two frames; a damaged time stamp may ask for one picture a million times
 VIDEO_SUFFIXES = {
     ".mp4",
     ".mov",
@@ -133,7 +132,7 @@ def probe(path: Path, flag: str = "--video") -> VideoInfo:
     """Decode the first frame of a video and describe it.
 
     Raises:
-        UserError: missing, empty, not a video, over MAX_SIDE pixels on a side, or nothing in it can be decoded.
+        UserError: missing, empty, not a video, over `limits.side` pixels wide or high, or nothing can be decoded.
     """
     with _open(path, flag) as container:
         stream = _picture(container)
@@ -210,9 +209,9 @@ def read_frames(
         (H, W, 3) uint8 RGB.
 
     Raises:
-        UserError: the file cannot be opened, holds no decodable frame, or has pictures of over MAX_SIDE pixels on
-            a side.
-        Damaged: it can be read no further, or has more than MAX_GAP_S between two pictures. (The last one is held
+        UserError: the file cannot be opened, holds no decodable frame, or has pictures of over `limits.side`
+            pixels on a side.
+        Damaged: it can be read no further, or has more than `limits.gap_s` between two pictures. (The last is held
             no longer than that.)
     """
     rate = float(fps)
@@ -246,7 +245,7 @@ def read_frames(
                 return
         # the last frame stays until its own duration is over
         duration = float(frame.duration * stream.time_base) if frame.duration else 1 / rate
-        end = time + min(duration, MAX_GAP_S)
+        end = time + min(duration, limits.gap_s)
         picture = _sized(to_rgb(frame), size)
         while origin + index / rate < end - 0.5 / rate or index == 0:
             if stop is not None and index >= stop:
@@ -271,7 +270,7 @@ def read_frames_backward(
 def _timed_frames(container, stream, after_seek: bool = False) -> Iterator[tuple[float, av.VideoFrame]]:
     """Decoded frames with strictly growing times in seconds; damaged packets are stepped over.
 
-    Raises UserError at a picture of more than MAX_SIDE pixels on a side or MAX_GAP_S after the one before.
+    Raises UserError at a picture of over `limits.side` pixels, Damaged at one over `limits.gap_s` after the last.
     """
     last = None
     period = 1 / max(1.0, float(stream.average_rate or stream.guessed_rate or FPS))
@@ -301,20 +300,20 @@ def _timed_frames(container, stream, after_seek: bool = False) -> Iterator[tuple
             time = float(stamp * stream.time_base) if stamp is not None else None
             if time is None or (last is not None and time <= last):
                 time = 0.0 if last is None else last + period
-            if last is not None and time - last > MAX_GAP_S:
+            if last is not None and time - last > limits.gap_s:
                 raise Damaged(
-                    f"expected at most {MAX_GAP_S} s between two pictures, found {time - last:.0f} s "
-                    f"after {last:.2f} s of {container.name}"
+                    f"expected at most {limits.gap_s:g} s between two pictures, found {time - last:.0f} s "
+                    f"after {last:.2f} s of {container.name} ({HOW_TO_LIFT})"
                 )
             last = time
             yield time, frame
 
 
 def _check_size(picture: av.VideoFrame | av.VideoCodecContext, container) -> None:
-    if max(picture.width, picture.height) > MAX_SIDE:
+    if max(picture.width, picture.height) > limits.side:
         raise UserError(
-            f"expected pictures of at most {MAX_SIDE} pixels on a side, found {picture.width} x {picture.height} "
-            f"in {container.name}"
+            f"expected pictures of at most {limits.side:g} pixels on a side, found {picture.width} x "
+            f"{picture.height} in {container.name} ({HOW_TO_LIFT})"
         )
 
 

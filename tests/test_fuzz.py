@@ -10,10 +10,10 @@ import pytest
 from made_media import text_file, tone_wav
 from test_video import SIZE, click_time, open_files, write_numbered, write_sound, write_with
 
-from data_processing import audio
 from data_processing.audio import load_audio
 from data_processing.errors import Damaged, UserError
-from data_processing.video import MAX_GAP_S, MAX_SIDE, first_frame_time, probe, read_frames
+from data_processing.limits import limits
+from data_processing.video import first_frame_time, probe, read_frames
 from scripts.fuzz import FINE, SEEDS, WAYS, damage, make_seeds, read_one, run, table
 
 
@@ -132,7 +132,7 @@ def test_a_damaged_packet_of_copied_sound_is_left_out(tmp_path):
 def test_sound_days_after_the_picture(tmp_path, monkeypatch):
     path = write_sound(tmp_path / "clip.mkv", "pcm_s16le", num_frames=50, audio_start=1.5)
     assert len(load_audio(path)) / 16000 == pytest.approx(3.5, abs=0.01)
-    monkeypatch.setattr(audio, "MAX_DELAY_S", 1)
+    monkeypatch.setattr(limits, "delay_s", 1)
     with pytest.raises(UserError, match=f"{path}.*begins 2 s after"):
         load_audio(path)
 
@@ -141,8 +141,8 @@ def test_too_large_pictures(tmp_path):
     path = tmp_path / "clip.avi"
     with av.open(str(path), "w") as container:
         stream = container.add_stream("mjpeg", rate=25)
-        stream.width, stream.height, stream.pix_fmt = MAX_SIDE + 16, 16, "yuvj420p"
-        picture = np.zeros((16, MAX_SIDE + 16, 3), np.uint8)
+        stream.width, stream.height, stream.pix_fmt = limits.side + 16, 16, "yuvj420p"
+        picture = np.zeros((16, limits.side + 16, 3), np.uint8)
         container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(stream.encode(None))
     for read in (probe, lambda path: next(read_frames(path))):
@@ -150,11 +150,21 @@ def test_too_large_pictures(tmp_path):
             read(path)
 
 
+def test_limits_can_be_lifted(tmp_path, monkeypatch):
+    for name in ("side", "gap_s", "delay_s", "length_s"):  # as they were after the test
+        monkeypatch.setattr(limits, name, 1)
+    path = write_numbered(tmp_path / "clip.mkv", 3, times=np.array([0, 1, 3]))
+    with pytest.raises(UserError, match=r"at most 1 pixels on a side, .* --no-limits takes it"):
+        probe(path)
+    limits.lift()
+    assert len(list(read_frames(path))) > 3 * 25
+
+
 @pytest.mark.parametrize("suffix", ["mp4", "mkv"])
 def test_gaps_between_pictures(tmp_path, suffix):
-    short = write_numbered(tmp_path / f"short.{suffix}", 3, times=np.array([0, 0.04, MAX_GAP_S]))
+    short = write_numbered(tmp_path / f"short.{suffix}", 3, times=np.array([0, 0.04, limits.gap_s]))
     # in mp4 the last frame is taken to be as long as the one before
-    assert 25 * MAX_GAP_S <= len(list(read_frames(short))) <= 50 * MAX_GAP_S
+    assert 25 * limits.gap_s <= len(list(read_frames(short))) <= 50 * limits.gap_s
     long = write_numbered(tmp_path / f"long.{suffix}", 4, times=np.array([0, 0.04, 0.08, 7200]))
     frames = read_frames(long)
     next(frames)
@@ -169,5 +179,5 @@ def test_a_frame_for_days(tmp_path):
     whole[header : header + 8] = struct.pack("<II", 1_000_000, 1)
     path.write_bytes(whole)
     assert probe(path).fps == 1
-    assert len(list(read_frames(path))) <= 25 * MAX_GAP_S
+    assert len(list(read_frames(path))) <= 25 * limits.gap_s
     assert Fraction(probe(path).duration_s) >= 0

@@ -25,6 +25,7 @@ from data_processing.faces import choice_of
 from data_processing.footage import LiveFrames, VideoFile
 from data_processing.geometry import FaceCrop, lips_box
 from data_processing.landmarks import find_landmarks, track
+from data_processing.limits import limits
 from data_processing.video import VideoWriter, probe, read_frames
 from pipeline import DubbingPipeline
 from redrawing import MOST_SHARPENING, Drawn, Redrawer, Speaker, sharpened, sharpening
@@ -139,6 +140,12 @@ def test_no_face_is_told(pipeline, speech, tmp_path) -> None:
     with pytest.raises(UserError, match=f"--video: no face found in any of the 20 frames of {video}"):
         pipeline.dub(video, speech, tmp_path / "dubbed.mp4")
     assert not (tmp_path / "dubbed.mp4").exists()
+
+
+def test_length_is_limited(pipeline, portrait_clip, speech, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(limits, "length_s", 1.8)
+    with pytest.raises(UserError, match=r"--audio: expected at most 0\.0005 h, found 0\.0 h"):
+        pipeline.dub(portrait_clip, speech, tmp_path / "dubbed.mp4")
 
 
 def test_progress_is_told(pipeline, speech, tmp_path) -> None:
