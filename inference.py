@@ -14,7 +14,8 @@ from tqdm import tqdm
 from data_processing.audio_features import FEATURE_DIMS
 from data_processing.errors import UserError, command_line
 from data_processing.landmarks import BACKENDS
-from data_processing.video import check_readable, check_writable
+from data_processing.video import check_readable
+from data_processing.writing import check_writable
 from pipeline import BUNDLED_CHECKPOINT, DTYPES, ROOT, DubbingPipeline
 
 EXAMPLE_VIDEO, EXAMPLE_AUDIO = ROOT / "examples/portrait.mp4", ROOT / "examples/speech.wav"

@@ -32,7 +32,8 @@ from data_processing.faces import Choice, choice_of, largest
 from data_processing.footage import Footage, LiveFrames, VideoFile, ahead
 from data_processing.geometry import FaceCrop, crop_radius, lips_box
 from data_processing.landmarks import FADE_S, Landmarks, Stretch, follow, in_view, mouth_opening, track
-from data_processing.video import FPS, VideoWriter, probe, read_frames
+from data_processing.video import FPS, probe, read_frames
+from data_processing.writing import VideoWriter
 from models.checkpoint import LoadedModel, load_model
 from models.device import choose_device, choose_precision
 from models.dinet import DINet

@@ -14,6 +14,11 @@ class Damaged(UserError):
     """A file that can be read no further than so far: what was read of it is good."""
 
 
+def reason_of(error: Exception) -> str:
+    """What the system or ffmpeg says, without the file's name."""
+    return getattr(error, "strerror", None) or str(error)
+
+
 def command_line(main: Callable[[], None]) -> Callable[[], None]:
     """Wrap a `main()`: a `UserError` becomes one line on stderr and exit code 2, Ctrl-C exit code 130, a reader
     that went away (`… | head`) exit code 141."""

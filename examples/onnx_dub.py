@@ -24,7 +24,8 @@ from data_processing.audio import load_audio
 from data_processing.errors import UserError, command_line
 from data_processing.geometry import FaceCrop, crop_radius, mouth_box
 from data_processing.landmarks import find_landmarks
-from data_processing.video import FPS, VideoWriter, check_readable, check_writable, read_frames
+from data_processing.video import FPS, check_readable, read_frames
+from data_processing.writing import VideoWriter, check_writable
 
 EXAMPLES = Path(__file__).parent
 NUM_FRAMES = 3 * FPS

@@ -43,7 +43,8 @@ from data_processing.errors import UserError, command_line
 from data_processing.footage import VideoFile
 from data_processing.geometry import FaceCrop, crop_radius, crop_size
 from data_processing.landmarks import find_landmarks, track
-from data_processing.video import VideoWriter, probe, read_frames
+from data_processing.video import probe, read_frames
+from data_processing.writing import VideoWriter
 from inference import EXAMPLE_VIDEO
 from losses.adversarial import discriminator_loss, generator_loss
 from models.adaat import AdaAT

@@ -42,7 +42,8 @@ from tqdm import tqdm
 
 from data_processing.audio import load_audio
 from data_processing.errors import UserError
-from data_processing.video import VideoWriter, first_frame_time, probe, read_frames
+from data_processing.video import first_frame_time, probe, read_frames
+from data_processing.writing import VideoWriter
 
 ROOT = Path(__file__).resolve().parents[1]
 LIMIT_S = 60

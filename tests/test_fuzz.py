@@ -8,7 +8,7 @@ import av
 import numpy as np
 import pytest
 from made_media import text_file, tone_wav
-from test_video import SIZE, click_time, open_files, write_numbered, write_sound, write_with
+from numbered_media import SIZE, click_time, open_files, write_numbered, write_sound, write_with
 
 from data_processing import audio
 from data_processing.audio import load_audio

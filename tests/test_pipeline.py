@@ -25,7 +25,8 @@ from data_processing.faces import choice_of
 from data_processing.footage import LiveFrames
 from data_processing.geometry import FaceCrop, lips_box
 from data_processing.landmarks import find_landmarks, track
-from data_processing.video import VideoWriter, probe, read_frames
+from data_processing.video import probe, read_frames
+from data_processing.writing import VideoWriter
 from pipeline import MOST_SHARPENING, DubbingPipeline, Redrawer, sharpened, sharpening
 
 LIPS = slice(140, 160), slice(110, 145)  # of the made portrait

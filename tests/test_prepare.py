@@ -27,7 +27,8 @@ from data_processing.prepare import (
     unfit_reason,
 )
 from data_processing.sync import Offset
-from data_processing.video import VideoWriter, read_frames
+from data_processing.video import read_frames
+from data_processing.writing import VideoWriter
 
 NOWHERE = Path("nowhere")  # an output folder that holds none of the inputs
 SETTINGS = Settings(mouth_size=64, landmarks="dlib", audio_features="whisper")

@@ -11,7 +11,8 @@ from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTr
 
 from data_processing.audio import SAMPLE_RATE, load_audio
 from data_processing.picture import deinterlaced, to_rgb, to_sdr
-from data_processing.video import VideoWriter, probe, read_frames
+from data_processing.video import probe, read_frames
+from data_processing.writing import VideoWriter
 from scripts.input_matrix import describe, dub
 
 SIZE = 64  # width of a patch, and height
