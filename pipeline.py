@@ -425,7 +425,7 @@ class DubbingPipeline:
         width = info.width * (2 if side_by_side else 1)
         with (
             VideoWriter(
-                output, width, info.height, info.fps, crf=crf, audio_path=audio, pixel_aspect=info.pixel_aspect
+                output, width, info.height, info.fps, crf=crf, sounds=[audio], pixel_aspect=info.pixel_aspect
             ) as writer,
             closing(ahead(redrawer.frames(keep_rest=when_short == "keep"), READ_AHEAD)) as made,
         ):

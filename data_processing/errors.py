@@ -1,5 +1,6 @@
 """What the user can mend, told in one line; everything else stays a traceback."""
 
+import errno
 import os
 import sys
 from collections.abc import Callable
@@ -16,6 +17,8 @@ class Damaged(UserError):
 
 def reason_of(error: Exception) -> str:
     """What the system or ffmpeg says, without the file's name."""
+    if getattr(error, "errno", None) == errno.ENOSPC:
+        return "the disk is full"
     return getattr(error, "strerror", None) or str(error)
 
 

@@ -246,7 +246,7 @@ def _write_clip(
     wav = path.with_name(f".{path.stem}.{os.getpid()}.wav")
     try:
         save_wav(wav, sound)
-        with VideoWriter(path, width, height, crf=CROP_CRF, audio_path=wav) as writer:
+        with VideoWriter(path, width, height, crf=CROP_CRF, sounds=[wav]) as writer:
             frames = read_frames(video, start, start + len(points), "INPUT")
             for frame, frame_points in zip(frames, points, strict=True):
                 crop = FaceCrop.from_landmarks(frame_points, radius_px, settings.mouth_size)

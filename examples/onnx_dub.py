@@ -66,7 +66,7 @@ def main() -> None:
     features = audio_features.extract(load_audio(audio), known["audio_features"])
 
     rows, columns = mouth_box(known["mouth_size"])
-    with VideoWriter(args.output, frames[0].shape[1], frames[0].shape[0], audio_path=audio) as writer:
+    with VideoWriter(args.output, frames[0].shape[1], frames[0].shape[0], sounds=[audio]) as writer:
         for start in range(0, NUM_FRAMES, BATCH_SIZE):
             batch = range(start, min(start + BATCH_SIZE, NUM_FRAMES))
             masked = to_input([extracted[index] for index in batch])

@@ -279,7 +279,7 @@ def _copy_sound(path: Path) -> None:
     output = path.with_name("copy.mp4")
     picture = np.zeros((SIZE[1], SIZE[0], 3), np.uint8)
     try:
-        with VideoWriter(output, *SIZE, audio_path=path) as writer:
+        with VideoWriter(output, *SIZE, sounds=[path]) as writer:
             for _ in range(NUM_FRAMES):
                 writer.write(picture)
         assert probe(output).width == SIZE[0]

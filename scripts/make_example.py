@@ -192,7 +192,7 @@ def write_portrait(path: Path, voice: np.ndarray) -> None:
     with tempfile.TemporaryDirectory() as folder:
         sound = Path(folder) / "voice.wav"
         save_wav(sound, voice)
-        with VideoWriter(path, SIZE, SIZE, crf=18, audio_path=sound) as writer:
+        with VideoWriter(path, SIZE, SIZE, crf=18, sounds=[sound]) as writer:
             for index, (opening, blink) in enumerate(
                 zip(mouth_opening(voice, num_frames), blinking(num_frames), strict=True)
             ):
