@@ -189,9 +189,11 @@ def join(pieces: Sequence[Path], output: Path, sounds: Sequence[Path] = ()) -> N
         output, sounds: as of VideoWriter.
 
     Raises:
-        UserError: a piece cannot be read or differs from the first, the output cannot be written, or one of
-            `sounds` holds no sound that can be read.
+        UserError: there is no piece, or one cannot be read or differs from the first; the output cannot be
+            written, or one of `sounds` holds no sound that can be read.
     """
+    if not pieces:
+        raise UserError(f"{output} could not be finished: there is no frame")
     with opened_piece(pieces[0]) as like:
         fps = like.average_rate.limit_denominator(1001)  # Matroska tells it in nanoseconds
         with _Output(output, fps) as file:

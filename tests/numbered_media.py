@@ -118,3 +118,9 @@ def write_with(path: Path, num_frames: int, **options) -> Path:
 
 def open_files() -> set[str]:
     return {str(link.readlink()) for link in Path("/proc/self/fd").iterdir() if link.is_symlink()}
+
+
+def decoded(path: Path) -> list[tuple[Fraction, bytes]]:
+    """Time in seconds and planes of every frame."""
+    with av.open(str(path)) as container:
+        return [(frame.pts * frame.time_base, frame.to_ndarray().tobytes()) for frame in container.decode(video=0)]

@@ -12,7 +12,17 @@ import pytest
 from av.video.frame import PictureType
 from av.video.reformatter import ColorRange, Colorspace
 from made_media import text_file, tone_wav, truncated_mp4
-from numbered_media import SIZE, click_time, numbered, numbers, open_files, write_numbered, write_sound, write_with
+from numbered_media import (
+    SIZE,
+    click_time,
+    decoded,
+    numbered,
+    numbers,
+    open_files,
+    write_numbered,
+    write_sound,
+    write_with,
+)
 
 from data_processing import soundtrack
 from data_processing.audio import load_audio
@@ -305,12 +315,6 @@ def test_folder_that_is_gone(tmp_path):
 
 
 # --- joining ------------------------------------------------------------------------------------------------
-
-
-def decoded(path: Path) -> list[tuple[Fraction, bytes]]:
-    """Time in seconds and planes of every frame."""
-    with av.open(str(path)) as container:
-        return [(frame.pts * frame.time_base, frame.to_ndarray().tobytes()) for frame in container.decode(video=0)]
 
 
 def write_moving(path: Path, first: int, num_frames: int, **options) -> Path:
