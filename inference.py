@@ -15,7 +15,9 @@ from data_processing.audio_features import FEATURE_DIMS
 from data_processing.errors import UserError, command_line
 from data_processing.landmarks import BACKENDS
 from data_processing.limits import limits
-from data_processing.video import check_readable, check_writable
+from data_processing.pieces import pieces_folder
+from data_processing.video import check_readable
+from data_processing.writing import check_writable
 from pipeline import BUNDLED_CHECKPOINT, ROOT, DubbingPipeline
 from redrawing import DTYPES
 
@@ -45,18 +47,25 @@ def dub(args: argparse.Namespace) -> None:
             bar.total = expected
             bar.update(done - bar.n)
 
-        done = pipeline.dub(
-            args.video,
-            args.audio,
-            args.output,
-            face=args.face,
-            references=args.references,
-            when_short=args.when_short,
-            sharpen=args.sharpen,
-            side_by_side=args.side_by_side,
-            crf=args.crf,
-            progress=progress,
-        )
+        try:
+            done = pipeline.dub(
+                args.video,
+                args.audio,
+                args.output,
+                face=args.face,
+                references=args.references,
+                when_short=args.when_short,
+                sharpen=args.sharpen,
+                side_by_side=args.side_by_side,
+                crf=args.crf,
+                resume=args.resume,
+                progress=progress,
+            )
+        except KeyboardInterrupt:
+            kept = pieces_folder(args.output)
+            if args.resume and kept.exists():
+                raise KeyboardInterrupt(f"what is done is kept in {kept}; the same command goes on") from None
+            raise
     without = done.frames - done.redrawn
     print(
         f"{args.output}: {done.frames} frames ({float(done.frames / done.fps):.1f} s at {float(done.fps):g} fps) "
@@ -99,6 +108,11 @@ def main() -> None:
     add("--device", default="auto", help="auto (default), cpu, cuda, cuda:1, …")
     add("--precision", choices=["auto", *DTYPES], default="auto", help="default: the fastest the device has")
     add("--crf", type=int, default=16, help="H.264 quality, 0 lossless to 51 (default 16, visually lossless)")
+    add(
+        "--resume",
+        action="store_true",
+        help="keep what is done when stopped, in OUTPUT.pieces, and go on from there when started again like this",
+    )
     add("--no-limits", action="store_true", help="dub what is over 8192 pixels wide or high or over 12 hours long")
     args = parser.parse_args()
     if args.no_limits:

@@ -13,7 +13,7 @@ enough. inference.py is the command line of `dub`.
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
@@ -28,7 +28,9 @@ from data_processing.footage import LiveFrames, VideoFile, ahead
 from data_processing.geometry import FaceCrop, crop_radius
 from data_processing.landmarks import FADE_S, track
 from data_processing.limits import HOW_TO_LIFT, limits
-from data_processing.video import FPS, VideoWriter, probe, read_frames
+from data_processing.pieces import Pieces, described
+from data_processing.video import FPS, probe, read_frames
+from data_processing.writing import VideoWriter
 from models.device import choose_device, choose_precision
 from redrawing import READ_AHEAD, Dubber, Redrawer, Speaker, load_hearing
 
@@ -71,7 +73,7 @@ class DubbingPipeline:
     ) -> None:
         chosen = choose_device(device)
         self.dubber = Dubber(load_hearing(checkpoint, chosen), chosen, choose_precision(precision, chosen))
-        self.landmarks = landmarks
+        self.checkpoint, self.landmarks = checkpoint, landmarks
 
     def dub(
         self,
@@ -85,6 +87,7 @@ class DubbingPipeline:
         sharpen: bool = False,
         side_by_side: bool = False,
         crf: int = 16,
+        resume: bool = False,
         progress: Callable[[int, int], None] | None = None,
     ) -> Dubbed:
         """Dub a video file, in its own resolution and frame rate, 60 at most.
@@ -101,6 +104,8 @@ class DubbingPipeline:
             sharpen: give the lips as much detail as the source's have, as far as that goes.
             side_by_side: write source and dubbed frame beside each other.
             crf: H.264 quality, 0 to 51.
+            resume: keep what there is when the dub is stopped, in a folder beside the output, and go on from there
+                if this is there from the last time.
             progress: called after every frame with how many are done and about how many there will be.
 
         Raises:
@@ -117,60 +122,78 @@ class DubbingPipeline:
         info = probe(video, "--video")
         for note in info.notes:
             print(f"note: --video: {note}", file=sys.stderr)
-        footage = VideoFile(video, info.fps)
-        speakers = []
-        for path, name in zip(audios, faces, strict=True):
-            choose = choice_of(name)
-            sound = Sound(read_audio(path, "--audio"), self.dubber.audio_features)
-            sound.left(0, FADE_S)  # so that what is wrong with it is told before anything is written
-            given = self._given_references(footage, references, choose)
-            where = (self.dubber, footage, sound, self.landmarks, choose, LOOK_AHEAD_S)
-            speakers.append(Speaker(*where, given=given, sharpen=sharpen))
-        redrawer = Redrawer(footage, speakers)
-        expected_s = max(media_seconds(path) for path in audios)
-        if when_short == "keep":
-            expected_s = max(expected_s, info.duration_s)
+        expected_s = max([*map(media_seconds, audios), info.duration_s if when_short == "keep" else 0])
         if expected_s > limits.length_s:
             longest, found = limits.length_s / 3600, expected_s / 3600
             raise UserError(f"--audio: expected at most {longest:g} h, found {found:.1f} h ({HOW_TO_LIFT})")
         expected = round(expected_s * info.fps)
-        frames = 0
-        first_s = 0.0
+        redrawer = self._redrawer(VideoFile(video, info.fps), audios, faces, references, sharpen)
         width = info.width * (2 if side_by_side else 1)
-        with (
-            VideoWriter(
-                output, width, info.height, info.fps, crf=crf, audio_path=audios[0], pixel_aspect=info.pixel_aspect
-            ) as writer,
-            closing(ahead(redrawer.frames(keep_rest=when_short == "keep"), READ_AHEAD)) as made,
-        ):
-            try:
-                for drawn in made:
-                    writer.write(np.concatenate(drawn, axis=1) if side_by_side else drawn.dubbed)
-                    frames += 1
-                    first_s = first_s or time.monotonic() - began
-                    if progress:
-                        progress(frames, max(expected, frames))
-            finally:
-                redrawer.stop()
-            seen = redrawer.seen
+        settings = {"crf": crf, "sounds": audios, "pixel_aspect": info.pixel_aspect}
+        first_s = 0.0
+        with ExitStack() as stack:
+            if resume:
+                job = self._described(video, audios, faces)
+                job |= {"--references": str(references), "--when-short": when_short}
+                job |= {"--sharpen": str(sharpen), "--side-by-side": str(side_by_side)}
+                writer = Pieces(output, job, width, info.height, info.fps, **settings)
+                frames = writer.done
+            else:
+                writer = VideoWriter(output, width, info.height, info.fps, **settings)
+                frames = 0
+            stack.enter_context(writer)
+            drawing = redrawer.frames(keep_rest=when_short == "keep", first=frames)
+            made = stack.enter_context(closing(ahead(drawing, READ_AHEAD)))
+            stack.callback(redrawer.stop)
+            if frames and progress:
+                progress(frames, expected)
+            for drawn in made:
+                writer.write(np.concatenate(drawn, axis=1) if side_by_side else drawn.dubbed)
+                frames += 1
+                first_s = first_s or time.monotonic() - began
+                if progress:
+                    progress(frames, max(expected, frames))
             for name, redrawn in zip(faces, redrawer.redrawn, strict=True):
                 if not redrawn:
                     which = "no face" if len(faces) == 1 else f"no face of its own for --face {name}"
-                    raise UserError(
-                        f"--video: {which} found in any of the {seen} frames of {video} ({self.landmarks})"
-                    )
+                    where = f"any of the {redrawer.seen} frames of {video} ({self.landmarks})"
+                    raise UserError(f"--video: {which} found in {where}")
         if redrawer.contested:
-            print(
-                f"warning: --face: {redrawer.contested} times two sounds had the same face; the first one spoke",
-                file=sys.stderr,
-            )
-        if (seen < frames or when_short == "keep") and seen < 0.9 * info.duration_s * info.fps:
-            print(
-                f"warning: --video: {video} says it has {info.duration_s:.1f} s, {float(seen / info.fps):.1f} s "
-                "could be read",
-                file=sys.stderr,
-            )
+            said = f"{redrawer.contested} times two sounds had the same face; the first one spoke"
+            print(f"warning: --face: {said}", file=sys.stderr)
+        read_s = float(redrawer.seen / info.fps)
+        if (redrawer.seen < frames or when_short == "keep") and read_s < 0.9 * info.duration_s:
+            said = f"{video} says it has {info.duration_s:.1f} s, {read_s:.1f} s could be read"
+            print(f"warning: --video: {said}", file=sys.stderr)
         return Dubbed(frames, redrawer.changed, info.fps, first_s, time.monotonic() - began)
+
+    def _redrawer(
+        self, footage: VideoFile, audios: list[Path], faces: list[str], references: str | None, sharpen: bool
+    ) -> Redrawer:
+        """What redraws the faces of a file. What is wrong with a sound is told here, before anything is written."""
+        speakers = []
+        for path, name in zip(audios, faces, strict=True):
+            choose = choice_of(name)
+            sound = Sound(read_audio(path, "--audio"), self.dubber.audio_features)
+            sound.left(0, FADE_S)
+            given = self._given_references(footage, references, choose)
+            where = (self.dubber, footage, sound, self.landmarks, choose, LOOK_AHEAD_S)
+            speakers.append(Speaker(*where, given=given, sharpen=sharpen))
+        return Redrawer(footage, speakers)
+
+    def _described(self, video: Path, audios: list[Path], faces: list[str]) -> dict[str, str]:
+        """What a dub is made of, by flags."""
+        pictures = [Path(name) for name in faces]
+        return {
+            "--video": described(video, "--video"),
+            "--audio": "; ".join(described(path, "--audio") for path in audios),
+            "--face": "; ".join(
+                described(path, "--face") if path.is_file() else name
+                for path, name in zip(pictures, faces, strict=True)
+            ),
+            "--checkpoint": described(self.checkpoint, "--checkpoint"),
+            "--landmarks": self.landmarks,
+        }
 
     def stream(
         self,

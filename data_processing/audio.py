@@ -1,5 +1,6 @@
 """The one place that reads audio: any media file -> mono 16 kHz float waveform on the video's time axis."""
 
+import errno
 import itertools
 import sys
 import wave
@@ -11,9 +12,10 @@ import numpy as np
 
 from data_processing.errors import UserError
 from data_processing.limits import HOW_TO_LIFT, limits
-from data_processing.video import check_readable, first_frame_time, main_track, open_media, resampled
+from data_processing.video import check_readable, first_frame_time, main_track, open_media
 
 SAMPLE_RATE = 16000
+SAMPLE_RATES = range(1000, 1_000_001)  # of sound; a damaged header may make days of a second
 
 
 def load_audio(path: str | Path, flag: str = "--audio") -> np.ndarray:
@@ -124,3 +126,20 @@ def _decode(path: Path, flag: str) -> Iterator[tuple[float | None, np.ndarray]]:
                 f"({error.strerror}); using what came before",
                 file=sys.stderr,
             )
+
+
+def resampled(frames: Iterator[av.AudioFrame], format: str, layout: str, rate: int) -> Iterator[av.AudioFrame]:
+    """The same sound in one format, whatever that of the frames changes to on the way.
+
+    Raises av.error.InvalidDataError at a frame of a rate that is none of SAMPLE_RATES.
+    """
+    source, resampler = None, None
+    for frame in frames:
+        if frame.sample_rate not in SAMPLE_RATES:
+            raise av.error.InvalidDataError(errno.EINVAL, f"{frame.sample_rate} samples per second")
+        found = (frame.format.name, frame.layout.name, frame.sample_rate)
+        if source != found:  # a resampler takes one format only
+            yield from resampler.resample(None) if resampler else ()
+            source, resampler = found, av.AudioResampler(format, layout, rate)
+        yield from resampler.resample(frame)
+    yield from resampler.resample(None) if resampler else ()

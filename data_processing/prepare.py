@@ -30,8 +30,9 @@ from data_processing.errors import UserError, command_line
 from data_processing.geometry import FaceCrop, crop_radius, crop_size, frame_radii
 from data_processing.landmarks import BACKENDS, Landmarks, find_landmarks
 from data_processing.sync import MAX_SHIFT, measure_offset
-from data_processing.video import FPS, VIDEO_SUFFIXES, VideoWriter, probe, read_frames
+from data_processing.video import FPS, VIDEO_SUFFIXES, probe, read_frames
 from data_processing.weights import weight_path
+from data_processing.writing import VideoWriter
 
 MIN_FRAMES = 20  # shorter shots cannot give five references apart from the frame to draw
 MIN_RADIUS_PX = 24  # smaller faces have no teeth to learn
@@ -245,7 +246,7 @@ def _write_clip(
     wav = path.with_name(f".{path.stem}.{os.getpid()}.wav")
     try:
         save_wav(wav, sound)
-        with VideoWriter(path, width, height, crf=CROP_CRF, audio_path=wav) as writer:
+        with VideoWriter(path, width, height, crf=CROP_CRF, sounds=[wav]) as writer:
             frames = read_frames(video, start, start + len(points), "INPUT")
             for frame, frame_points in zip(frames, points, strict=True):
                 crop = FaceCrop.from_landmarks(frame_points, radius_px, settings.mouth_size)

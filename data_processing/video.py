@@ -1,34 +1,28 @@
-"""The one place that reads and writes video (PyAV: its wheels carry ffmpeg, nothing else need be installed).
+"""The one place that reads video (PyAV: its wheels carry ffmpeg, nothing else need be installed).
 
 Frames are (H, W, 3) uint8 RGB arrays and are streamed: nothing here holds a whole video in memory.
 """
 
-import contextlib
-import errno
 import itertools
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from types import TracebackType
 
 import av
 import cv2
 import numpy as np
 from av.stream import Disposition
-from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
 
-from data_processing.errors import Damaged, UserError
+from data_processing.errors import Damaged, UserError, reason_of
 from data_processing.limits import HOW_TO_LIFT, limits
-from data_processing.picture import EXACT, deinterlaced, describe_conversions, is_turned, to_rgb
+from data_processing.picture import deinterlaced, describe_conversions, is_turned, to_rgb
 
 FPS = 25  # frames per second of everything the networks see
 STANDARD_RATES = [
     Fraction(rate) for rate in ("24000/1001", "24", "25", "30000/1001", "30", "48", "50", "60000/1001", "60")
 ]
 MAX_FPS = Fraction(60)  # of videos dubbed: slow motion is shown slower anyway
-SAMPLE_RATES = range(1000, 1_000_001)  # of sound; a damaged header may make days of a second
 VIDEO_SUFFIXES = {
     ".mp4",
     ".mov",
@@ -43,10 +37,6 @@ VIDEO_SUFFIXES = {
     ".ts",
     ".3gp",
 }
-OUTPUT_SUFFIXES = {".mp4", ".mov", ".mkv"}
-COPIED_AUDIO = {"aac", "ac3", "eac3"}  # what every player of mp4, mov and mkv understands
-AAC_BIT_RATE = 192_000
-AAC_SAMPLE_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
 ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # ffmpeg's own leave transparency out
 
 
@@ -78,22 +68,6 @@ def check_readable(path: Path, flag: str) -> None:
         raise UserError(f"{flag}: the file is empty (0 bytes): {path}")
 
 
-def check_writable(path: Path, flag: str) -> None:
-    """Raise UserError unless a video can be written to `path`: a known suffix in a writable folder."""
-    if path.is_dir():
-        raise UserError(f"{flag}: expected a file name, found a directory: {path}")
-    if path.suffix.lower() not in OUTPUT_SUFFIXES:
-        raise UserError(f"{flag}: expected a name ending in .mp4, .mov or .mkv, found {path}")
-    if not path.parent.is_dir():
-        raise UserError(f"{flag}: no such folder: {path.parent}")
-    probe = path.with_name(f".{path.name}.{os.getpid()}.write-test")
-    try:
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise UserError(f"{flag}: cannot write into {path.parent}: {error.strerror}") from None
-
-
 def open_media(path: Path) -> av.container.InputContainer:
     """`av.open` for reading, of any file name and with titles in any encoding."""
     # a relative "take:1.mp4" would be taken for an address
@@ -105,7 +79,7 @@ def _open(path: Path, flag: str) -> av.container.InputContainer:
     try:
         container = open_media(path)
     except (av.error.FFmpegError, OSError) as error:
-        raise UserError(f"{flag}: expected a video, found something else: {path} ({_words(error)})") from None
+        raise UserError(f"{flag}: expected a video, found something else: {path} ({reason_of(error)})") from None
     if not container.streams.video:
         container.close()
         raise UserError(f"{flag}: expected a video, found no picture in {path}")
@@ -122,10 +96,6 @@ def _picture(container: av.container.InputContainer) -> av.VideoStream:
     """The main track that shows moving pictures; a cover only where there is nothing else."""
     videos = container.streams.video
     return main_track([v for v in videos if not v.disposition & Disposition.attached_pic] or videos)
-
-
-def _words(error: Exception) -> str:
-    return getattr(error, "strerror", None) or str(error)
 
 
 def probe(path: Path, flag: str = "--video") -> VideoInfo:
@@ -287,7 +257,7 @@ def _timed_frames(container, stream, after_seek: bool = False) -> Iterator[tuple
         except (StopIteration, av.error.EOFError, av.error.InvalidDataError):
             return
         except av.error.FFmpegError as error:
-            raise Damaged(f"reading stopped at {last or 0:.2f} s of {container.name}: {_words(error)}") from None
+            raise Damaged(f"reading stopped at {last or 0:.2f} s of {container.name}: {reason_of(error)}") from None
         try:
             decoded = decode(packet)
         except av.error.FFmpegError:
@@ -333,186 +303,3 @@ def _seek(container, stream, time: float, period: float):
             return current, itertools.chain([following], frames)
         current = following
     return current, iter(())
-
-
-class VideoWriter:
-    """Writes H.264 with BT.709 colour tags and a sound track; the file appears under its name only when whole.
-
-    Use as a context manager. The sound comes from `audio_path` (any media file): its packets are copied where
-    mp4 players understand the codec, encoded as AAC at 192 kb/s otherwise, and end with the picture.
-
-    Args:
-        path: output, .mp4, .mov or .mkv. Odd sizes are padded by one replicated pixel (4:2:0 needs even ones).
-        width, height: of the frames given to `write`.
-        fps: frame rate.
-        crf: x264 quality, 0 (lossless) to 51; 16 is visually lossless.
-        audio_path: file whose default audio track, else first, becomes the sound, or None.
-        pixel_aspect: width of a pixel over its height, as players are to show it.
-
-    Raises:
-        UserError: the output cannot be written, or `audio_path` holds no sound that can be read.
-    """
-
-    def __init__(
-        self,
-        path: Path,
-        width: int,
-        height: int,
-        fps: Fraction | int = FPS,
-        crf: int = 16,
-        audio_path: Path | None = None,
-        pixel_aspect: Fraction = Fraction(1),
-    ):
-        self.path = path
-        self.partial_path = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
-        self.size = (height, width)
-        self.fps = Fraction(fps)
-        self.num_frames = 0
-        self._sound = None
-        try:
-            self._container = av.open(str(self.partial_path.absolute()), "w")
-        except (av.error.FFmpegError, OSError) as error:
-            raise UserError(f"{path} cannot be written: {_words(error)}") from None
-        self._video = self._container.add_stream("libx264", rate=self.fps)
-        self._video.width, self._video.height = width + width % 2, height + height % 2
-        self._video.pix_fmt = "yuv420p"
-        self._video.options = {"crf": str(crf), "preset": "medium"}
-        context = self._video.codec_context
-        context.sample_aspect_ratio = pixel_aspect
-        context.color_range = ColorRange.MPEG
-        context.colorspace = Colorspace.ITU709
-        context.color_primaries = ColorPrimaries.BT709
-        context.color_trc = ColorTrc.BT709
-        self._pending = None
-        if audio_path:
-            self._sound = _sound_packets(audio_path, self._container)
-            try:
-                self._pending = next(self._sound, None)  # adds the stream before the header is written
-            except (av.error.FFmpegError, OSError) as error:
-                self._discard()
-                raise UserError(f"the sound of {audio_path} cannot be used: {_words(error)}") from None
-            except UserError:
-                self._discard()
-                raise
-            if self._pending is None:
-                self._discard()
-                raise UserError(f"the sound of {audio_path} cannot be used: none of it can be read")
-
-    def write(self, frame: np.ndarray) -> None:
-        """Append one (H, W, 3) uint8 RGB frame."""
-        if frame.shape != (*self.size, 3) or frame.dtype != np.uint8:
-            raise ValueError(f"expected (H, W, 3) = {(*self.size, 3)} uint8, found {frame.shape} {frame.dtype}")
-        frame = np.pad(frame, ((0, frame.shape[0] % 2), (0, frame.shape[1] % 2), (0, 0)), mode="edge")
-        picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24").reformat(
-            format="yuv420p",
-            dst_colorspace=Colorspace.ITU709,
-            dst_color_range=ColorRange.MPEG,
-            interpolation=EXACT,
-        )
-        picture.pts = self.num_frames
-        picture.time_base = 1 / self.fps
-        picture.colorspace = Colorspace.ITU709
-        picture.color_range = ColorRange.MPEG
-        self.num_frames += 1
-        try:
-            self._container.mux(self._video.encode(picture))
-            self._mux_sound(until=self.num_frames / self.fps)
-        except (av.error.FFmpegError, OSError) as error:
-            raise UserError(f"writing {self.path} stopped at frame {self.num_frames}: {_words(error)}") from None
-
-    def _mux_sound(self, until: Fraction) -> None:
-        while self._pending is not None and self._pending.pts * self._pending.time_base < until:
-            with contextlib.suppress(av.error.InvalidDataError, av.error.ArgumentError):  # a damaged packet
-                self._container.mux(self._pending)
-            self._pending = next(self._sound, None)
-
-    def __enter__(self) -> "VideoWriter":
-        return self
-
-    def __exit__(self, kind: type | None, value: BaseException | None, trace: TracebackType | None) -> None:
-        try:
-            if kind is None:
-                self._container.mux(self._video.encode(None))
-                self._mux_sound(until=self.num_frames / self.fps)
-                self._container.close()
-                self.partial_path.replace(self.path)
-        except (av.error.FFmpegError, OSError) as error:
-            reason = "the disk is full" if getattr(error, "errno", None) == errno.ENOSPC else _words(error)
-            raise UserError(f"{self.path} could not be finished: {reason}") from None
-        finally:
-            self._discard()
-
-    def _discard(self) -> None:
-        """Close what is open and leave no partial file; an earlier error is the one to tell."""
-        if self._sound:
-            self._sound.close()
-        with contextlib.suppress(av.error.FFmpegError, OSError):
-            self._container.close()
-        self.partial_path.unlink(missing_ok=True)
-
-
-def _sound_packets(path: Path, output: av.container.OutputContainer) -> Iterator[av.Packet]:
-    """Packets for `output` with the main audio track of `path`, time 0 being the first video frame's, if any."""
-    with open_media(path) as source:
-        stream = main_track(source.streams.audio) if source.streams.audio else None
-        if stream is None or stream.codec_context is None:
-            raise UserError(f"expected a sound track that can be decoded, found none in {path}")
-        origin = first_frame_time(path)
-        if origin is None:
-            origin = float((stream.start_time or 0) * stream.time_base)
-        frames = _up_to_damage(source.decode(stream))
-        first = next(frames, None)
-        if first is None:
-            return
-        if stream.codec_context.name in COPIED_AUDIO:
-            yield from _copied_packets(path, origin, output)
-            return
-        rate = min((rate for rate in AAC_SAMPLE_RATES if rate >= stream.rate), default=AAC_SAMPLE_RATES[-1])
-        target = output.add_stream("aac", rate=rate, layout="mono" if stream.channels == 1 else "stereo")
-        target.bit_rate = AAC_BIT_RATE
-        # of the next sample, in samples after time 0
-        position = 0 if first.time is None else round((first.time - origin) * rate)
-        parts = resampled(itertools.chain([first], frames), "fltp", target.layout.name, rate)
-        for part in _up_to_damage(parts):
-            part.pts, part.time_base = position, Fraction(1, rate)
-            position += part.samples
-            if position > 0:
-                yield from target.encode(part)
-        yield from target.encode(None)
-
-
-def _copied_packets(path: Path, origin: float, output: av.container.OutputContainer) -> Iterator[av.Packet]:
-    """The packets of the main audio track of `path` as they are, time 0 being `origin` seconds."""
-    with open_media(path) as source:
-        stream = main_track(source.streams.audio)
-        target = output.add_stream_from_template(stream)
-        shift = round(origin / stream.time_base)
-        for packet in _up_to_damage(source.demux(stream)):
-            if packet.dts is None or packet.pts is None or packet.pts - shift < 0:
-                continue
-            packet.pts, packet.dts = packet.pts - shift, packet.dts - shift
-            packet.stream = target
-            yield packet
-
-
-def resampled(frames: Iterator[av.AudioFrame], format: str, layout: str, rate: int) -> Iterator[av.AudioFrame]:
-    """The same sound in one format, whatever that of the frames changes to on the way.
-
-    Raises av.error.InvalidDataError at a frame of a rate that is none of SAMPLE_RATES.
-    """
-    source, resampler = None, None
-    for frame in frames:
-        if frame.sample_rate not in SAMPLE_RATES:
-            raise av.error.InvalidDataError(errno.EINVAL, f"{frame.sample_rate} samples per second")
-        found = (frame.format.name, frame.layout.name, frame.sample_rate)
-        if source != found:  # a resampler takes one format only
-            yield from resampler.resample(None) if resampler else ()
-            source, resampler = found, av.AudioResampler(format, layout, rate)
-        yield from resampler.resample(frame)
-    yield from resampler.resample(None) if resampler else ()
-
-
-def _up_to_damage(items: Iterator) -> Iterator:
-    """Packets or frames up to the end or to where reading fails (`load_audio` warns of that)."""
-    with contextlib.suppress(av.error.FFmpegError):
-        yield from items

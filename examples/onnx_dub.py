@@ -24,7 +24,8 @@ from data_processing.audio import load_audio
 from data_processing.errors import UserError, command_line
 from data_processing.geometry import FaceCrop, crop_radius, mouth_box
 from data_processing.landmarks import find_landmarks
-from data_processing.video import FPS, VideoWriter, check_readable, check_writable, read_frames
+from data_processing.video import FPS, check_readable, read_frames
+from data_processing.writing import VideoWriter, check_writable
 
 EXAMPLES = Path(__file__).parent
 NUM_FRAMES = 3 * FPS
@@ -65,7 +66,7 @@ def main() -> None:
     features = audio_features.extract(load_audio(audio), known["audio_features"])
 
     rows, columns = mouth_box(known["mouth_size"])
-    with VideoWriter(args.output, frames[0].shape[1], frames[0].shape[0], audio_path=audio) as writer:
+    with VideoWriter(args.output, frames[0].shape[1], frames[0].shape[0], sounds=[audio]) as writer:
         for start in range(0, NUM_FRAMES, BATCH_SIZE):
             batch = range(start, min(start + BATCH_SIZE, NUM_FRAMES))
             masked = to_input([extracted[index] for index in batch])

@@ -42,7 +42,8 @@ from data_processing.dataset import Batch
 from data_processing.errors import UserError, command_line
 from data_processing.geometry import FaceCrop, crop_radius, crop_size
 from data_processing.landmarks import find_landmarks, track
-from data_processing.video import VideoWriter, probe, read_frames, read_frames_backward
+from data_processing.video import probe, read_frames, read_frames_backward
+from data_processing.writing import VideoWriter, join
 from inference import EXAMPLE_VIDEO
 from losses.adversarial import discriminator_loss, generator_loss
 from models.adaat import AdaAT
@@ -188,26 +189,6 @@ def lengthen(video: Path, minutes: float, folder: Path) -> tuple[Path, Path]:
     join([turn] * ceil(minutes * 60 * info.fps / (2 * num_frames)), long)
     save_wav(sound, np.resize(load_audio(video), round(minutes * 60 * SAMPLE_RATE)))
     return long, sound
-
-
-def join(pieces: list[Path], output: Path) -> None:
-    """SCRATCH until writing.join is there."""
-    import av
-
-    with av.open(str(output), "w") as container:
-        target, offset = None, 0
-        for path in pieces:
-            with av.open(str(path)) as source:
-                stream = source.streams.video[0]
-                target = target or container.add_stream_from_template(stream)
-                length = 0
-                for packet in source.demux(stream):
-                    if packet.dts is None:
-                        continue
-                    length += packet.duration
-                    packet.pts, packet.dts, packet.stream = packet.pts + offset, packet.dts + offset, target
-                    container.mux(packet)
-                offset += length
 
 
 def weigh(command: list[str | Path]) -> np.ndarray:

@@ -42,7 +42,8 @@ from tqdm import tqdm
 
 from data_processing.audio import load_audio
 from data_processing.errors import UserError
-from data_processing.video import VideoWriter, first_frame_time, probe, read_frames
+from data_processing.video import first_frame_time, probe, read_frames
+from data_processing.writing import VideoWriter
 
 ROOT = Path(__file__).resolve().parents[1]
 LIMIT_S = 60
@@ -278,7 +279,7 @@ def _copy_sound(path: Path) -> None:
     output = path.with_name("copy.mp4")
     picture = np.zeros((SIZE[1], SIZE[0], 3), np.uint8)
     try:
-        with VideoWriter(output, *SIZE, audio_path=path) as writer:
+        with VideoWriter(output, *SIZE, sounds=[path]) as writer:
             for _ in range(NUM_FRAMES):
                 writer.write(picture)
         assert probe(output).width == SIZE[0]

@@ -18,7 +18,8 @@ from scipy.signal import butter, resample_poly, sosfiltfilt
 
 from data_processing.audio import SAMPLE_RATE, save_wav
 from data_processing.errors import UserError, command_line
-from data_processing.video import FPS, VideoWriter
+from data_processing.video import FPS
+from data_processing.writing import VideoWriter
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 PORTRAIT_WORDS = "Hello! I am a photograph that a small script has taught to talk. My voice is made up too."
@@ -191,7 +192,7 @@ def write_portrait(path: Path, voice: np.ndarray) -> None:
     with tempfile.TemporaryDirectory() as folder:
         sound = Path(folder) / "voice.wav"
         save_wav(sound, voice)
-        with VideoWriter(path, SIZE, SIZE, crf=18, audio_path=sound) as writer:
+        with VideoWriter(path, SIZE, SIZE, crf=18, sounds=[sound]) as writer:
             for index, (opening, blink) in enumerate(
                 zip(mouth_opening(voice, num_frames), blinking(num_frames), strict=True)
             ):

@@ -14,7 +14,7 @@ from torch import nn
 import evaluate
 from data_processing.dataset import REFERENCE_GAP, Clip
 from data_processing.geometry import crop_size
-from data_processing.video import VideoWriter
+from data_processing.writing import VideoWriter
 from evaluation import crops
 from evaluation.crops import Scores, mouth_boxes, score, validation_samples
 from evaluation.metrics import Measure, measures

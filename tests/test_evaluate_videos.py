@@ -14,7 +14,8 @@ from golden import golden_state, made_inception
 import evaluate
 from data_processing.errors import UserError
 from data_processing.landmarks import find_landmarks
-from data_processing.video import VideoWriter, read_frames
+from data_processing.video import read_frames
+from data_processing.writing import VideoWriter
 from evaluation import videos
 from evaluation.looks import LOOKS
 from evaluation.videos import COLUMNS, find_pairs, markdown_table

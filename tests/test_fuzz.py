@@ -8,7 +8,7 @@ import av
 import numpy as np
 import pytest
 from made_media import text_file, tone_wav
-from test_video import SIZE, click_time, open_files, write_numbered, write_sound, write_with
+from numbered_media import SIZE, click_time, open_files, write_numbered, write_sound, write_with
 
 from data_processing.audio import load_audio
 from data_processing.errors import Damaged, UserError
@@ -60,7 +60,7 @@ def test_a_title_in_another_encoding(tmp_path):
     assert probe(path).width == SIZE[0]
     assert len(list(read_frames(path, 10, 13))) == 3
     assert len(load_audio(path)) > 16000
-    assert click_time(write_with(tmp_path / "out.mp4", 50, audio_path=path)) == pytest.approx(0.5, abs=0.025)
+    assert click_time(write_with(tmp_path / "out.mp4", 50, sounds=[path])) == pytest.approx(0.5, abs=0.025)
 
 
 def test_what_is_no_media_file_has_no_first_frame(tmp_path):
@@ -106,7 +106,7 @@ def test_sound_that_cannot_be_used(tmp_path, make, name, words):
     with pytest.raises(UserError, match=words):
         load_audio(path)
     with pytest.raises(UserError, match=str(path)):
-        write_with(tmp_path / "out.mp4", 1, audio_path=path)
+        write_with(tmp_path / "out.mp4", 1, sounds=[path])
     assert not any(str(tmp_path) in name for name in open_files())
     assert list(tmp_path.iterdir()) == [path]
 
@@ -116,7 +116,7 @@ def test_sound_that_changes_its_rate(tmp_path):
     halves = [write_sound(tmp_path / f"{rate}.mp2", "mp2", rate) for rate in (44100, 48000)]
     path.write_bytes(b"".join(half.read_bytes() for half in halves))
     assert len(load_audio(path)) / 16000 == pytest.approx(4, abs=0.2)
-    copy = write_with(tmp_path / "out.mp4", 110, audio_path=path)
+    copy = write_with(tmp_path / "out.mp4", 110, sounds=[path])
     assert len(load_audio(copy)) / 16000 == pytest.approx(4, abs=0.2)
 
 
@@ -124,7 +124,7 @@ def test_a_damaged_packet_of_copied_sound_is_left_out(tmp_path):
     path = write_sound(tmp_path / "sound.ts", "aac", num_frames=50)
     parts = path.read_bytes().split(b"\xff\xf1")  # as every packet begins
     path.write_bytes(b"\xff\xf1".join(parts[:9]) + b"\0\0" + b"\xff\xf1".join(parts[9:]))
-    out = write_with(tmp_path / "out.mp4", 50, audio_path=path)
+    out = write_with(tmp_path / "out.mp4", 50, sounds=[path])
     assert len(list(read_frames(out))) == 50
     assert click_time(out) == pytest.approx(0.5, abs=0.025)
 

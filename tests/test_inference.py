@@ -24,7 +24,8 @@ from data_processing.errors import UserError
 from data_processing.footage import VideoFile, ahead
 from data_processing.geometry import crop_size, mouth_box, mouth_margin_top
 from data_processing.landmarks import Landmarks
-from data_processing.video import VideoWriter, read_frames
+from data_processing.video import read_frames
+from data_processing.writing import VideoWriter
 from models.checkpoint import LoadedModel, load_model, save_model
 from models.device import choose_device, choose_precision
 from models.dinet import DINet, DINetConfig

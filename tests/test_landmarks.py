@@ -24,7 +24,7 @@ from data_processing.landmarks import (
     lip_features,
     mouth_shape,
 )
-from data_processing.video import VideoWriter
+from data_processing.writing import VideoWriter
 
 FACE = skimage.data.astronaut()  # 512 x 512; the mouth's middle is at (223, 147)
 

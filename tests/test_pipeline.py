@@ -26,7 +26,8 @@ from data_processing.footage import LiveFrames, VideoFile
 from data_processing.geometry import FaceCrop, lips_box
 from data_processing.landmarks import find_landmarks, track
 from data_processing.limits import limits
-from data_processing.video import VideoWriter, probe, read_frames
+from data_processing.video import probe, read_frames
+from data_processing.writing import VideoWriter
 from pipeline import DubbingPipeline
 from redrawing import MOST_SHARPENING, Drawn, Redrawer, Speaker, sharpened, sharpening
 

@@ -27,7 +27,8 @@ from data_processing.prepare import (
     unfit_reason,
 )
 from data_processing.sync import Offset
-from data_processing.video import VideoWriter, read_frames
+from data_processing.video import read_frames
+from data_processing.writing import VideoWriter
 
 NOWHERE = Path("nowhere")  # an output folder that holds none of the inputs
 SETTINGS = Settings(mouth_size=64, landmarks="dlib", audio_features="whisper")
@@ -50,7 +51,7 @@ def with_sound(path: Path, portrait: Path, waveform: np.ndarray) -> Path:
     """The portrait's picture with another sound."""
     wav = path.with_suffix(".wav")
     save_wav(wav, waveform)
-    with VideoWriter(path, 256, 256, audio_path=wav) as writer:
+    with VideoWriter(path, 256, 256, sounds=[wav]) as writer:
         for frame in read_frames(portrait):
             writer.write(frame)
     wav.unlink()
@@ -326,7 +327,7 @@ def test_bad_files_do_not_stop_the_rest(tmp_path, capsys):
     with_noise = no_face_video(tmp_path / "gradient.mp4")
     wav = tmp_path / "noise.wav"
     save_wav(wav, burst(0.1, 0.4))
-    with VideoWriter(videos / "no_face.mp4", 256, 256, audio_path=wav) as writer:
+    with VideoWriter(videos / "no_face.mp4", 256, 256, sounds=[wav]) as writer:
         for frame in read_frames(with_noise):
             writer.write(frame)
     talking_portrait(videos / "short.mp4", num_frames=MIN_FRAMES - 5)

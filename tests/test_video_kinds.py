@@ -11,7 +11,8 @@ from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTr
 
 from data_processing.audio import SAMPLE_RATE, load_audio
 from data_processing.picture import deinterlaced, to_rgb, to_sdr
-from data_processing.video import VideoWriter, probe, read_frames
+from data_processing.video import probe, read_frames
+from data_processing.writing import VideoWriter
 from scripts.input_matrix import describe, dub
 
 SIZE = 64  # width of a patch, and height
@@ -344,7 +345,7 @@ def test_the_default_sound_is_taken(tmp_path, suffix, capsys):
     path = made_media.write_video(tmp_path / f"clip.{suffix}", grays(25), sounds=tones)
     assert pitch(load_audio(path)) == pytest.approx(1000, abs=5)
     assert capsys.readouterr().err == f"note: --audio {path}: of 3 audio tracks number 3 is taken\n"
-    with VideoWriter(tmp_path / "out.mp4", 64, 64, audio_path=path) as writer:
+    with VideoWriter(tmp_path / "out.mp4", 64, 64, sounds=[path]) as writer:
         for frame in grays(20):
             writer.write(frame)
     assert pitch(load_audio(tmp_path / "out.mp4")) == pytest.approx(1000, abs=5)

@@ -1,0 +1,184 @@
+"""A long video written in pieces, so that a job that was stopped can be continued (`--resume`)."""
+
+import json
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import av
+import numpy as np
+
+from data_processing.errors import UserError, reason_of
+from data_processing.files import write_whole
+from data_processing.soundtrack import check_sounds
+from data_processing.writing import VideoWriter, frame_packets, join, opened_piece
+
+PIECE_FRAMES = 512  # which a stopped job loses at most
+JOB = "job.json"
+
+
+def described(path: Path, flag: str) -> str:
+    """A file by its name, size and time of change, "speaker.mp4, 1234 bytes, 2026-11-23 06:00:00" (UTC).
+
+    Raises UserError, naming `flag`, if there is none.
+    """
+    try:
+        found = path.stat()
+    except OSError as error:
+        raise UserError(f"{flag}: cannot be read: {path}: {reason_of(error)}") from None
+    changed = datetime.fromtimestamp(int(found.st_mtime), UTC)
+    return f"{path.name}, {found.st_size} bytes, {changed:%Y-%m-%d %H:%M:%S}"
+
+
+def pieces_folder(output: Path) -> Path:
+    """Where the pieces of an output are kept."""
+    return output.with_name(f"{output.name}.pieces")
+
+
+class Pieces:
+    """Writes a video as VideoWriter does, and keeps what there is of it when it is stopped, by whatever.
+
+    Use as a context manager and write the frames from number `done` on. The folder "NAME.pieces" beside the output
+    holds job.json and 0000.mp4, 0001.mp4, … of PIECE_FRAMES frames each, which have these names only when they are
+    whole. Left normally, the rest becomes a shorter piece, all are joined with the sound into the output, and the
+    folder is removed. Left by an exception, the whole pieces stay. A shorter piece that is found can only be the
+    last of a job that was stopped while it joined: it is written again, as are pieces that cannot be read and those
+    after them.
+
+    Attributes:
+        done: frames in the whole pieces that earlier runs left.
+
+    Args:
+        output, width, height, fps, crf, sounds, pixel_aspect: as of VideoWriter.
+        job: what the frames depend on, by its flag: inputs (`described`) and options. It must be the same in
+            every run.
+
+    Raises:
+        UserError: the folder belongs to another job or cannot be written, or one of `sounds` cannot be used.
+    """
+
+    def __init__(
+        self,
+        output: Path,
+        job: dict[str, str],
+        width: int,
+        height: int,
+        fps: Fraction | int,
+        crf: int = 16,
+        sounds: Sequence[Path] = (),
+        pixel_aspect: Fraction = Fraction(1),
+    ) -> None:
+        check_sounds(sounds)  # not only after hours
+        self.output = output
+        self.sounds = sounds
+        self.folder = pieces_folder(output)
+        self._settings = {"width": width, "height": height, "fps": fps, "crf": crf, "pixel_aspect": pixel_aspect}
+        self._writer: VideoWriter | None = None
+        # another PyAV brings another x264, whose pieces may not fit
+        made_by = {**self._settings, "frames in a piece": PIECE_FRAMES, "PyAV": av.__version__}
+        self._claim(job | {key: str(value) for key, value in made_by.items()})
+        self._pieces = self._whole_pieces()
+        self.done = len(self._pieces) * PIECE_FRAMES
+        with _telling(self.folder):
+            for path in self.folder.iterdir():  # what writers left that were killed, and what is not whole
+                if path not in self._pieces and path.name != JOB:
+                    path.unlink()
+
+    def _claim(self, job: dict[str, str]) -> None:
+        """Make the folder this job's, or see that it is."""
+        path = self.folder / JOB
+        if path.exists():
+            _compare(path, job)
+            return
+        with _telling(self.folder):
+            self.folder.mkdir(exist_ok=True)
+            for piece in self.folder.glob("*.mp4"):  # nobody knows of what job
+                piece.unlink()
+            write_whole(path, lambda file: file.write(json.dumps(job, indent=1).encode()))
+
+    def _whole_pieces(self) -> list[Path]:
+        """Those from the first on that have all their frames."""
+        whole = []
+        while (path := self._piece(len(whole))).exists():
+            try:
+                with opened_piece(path) as stream:
+                    count = sum(1 for _ in frame_packets(stream))
+            except UserError as error:
+                print(f"warning: --resume: from this piece on all is made again: {error}", file=sys.stderr)
+                break
+            if count != PIECE_FRAMES:
+                break
+            whole.append(path)
+        return whole
+
+    def _piece(self, number: int) -> Path:
+        return self.folder / f"{number:04}.mp4"
+
+    def write(self, frame: np.ndarray) -> None:
+        """Append one (H, W, 3) uint8 RGB frame; the first is frame `done` of the video."""
+        with _telling(self.folder):
+            if self._writer is None:
+                self._writer = VideoWriter(self._piece(len(self._pieces)), **self._settings)
+            self._writer.write(frame)
+            if self._writer.num_frames == PIECE_FRAMES:
+                self._finish_piece()
+
+    def _finish_piece(self) -> None:
+        writer, self._writer = self._writer, None
+        with writer:
+            pass  # to leave it is to finish its file
+        self._pieces.append(writer.path)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        try:
+            if kind is None:
+                with _telling(self.folder):
+                    if self._writer:
+                        self._finish_piece()
+                    joined = self.folder / f"joined{self.output.suffix}"
+                    join(self._pieces, joined, self.sounds)
+                    joined.replace(self.output)
+                    self._pieces.clear()
+            elif self._writer:
+                self._writer.__exit__(kind, value, trace)
+        finally:
+            if not self._pieces:
+                shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _compare(path: Path, job: dict[str, str]) -> None:
+    """Raise UserError unless the file tells of this job."""
+    try:
+        before = json.loads(path.read_bytes())
+        differing = [
+            f"{key} was {before.get(key, 'not given')} and is {job.get(key, 'not given')}"
+            for key in dict.fromkeys([*job, *before])
+            if before.get(key) != job.get(key)
+        ]
+    except (OSError, ValueError, TypeError, AttributeError):
+        differing = [f"{path.name} cannot be read"]
+    if differing:
+        raise UserError(
+            f"--resume: {path.parent} is of another job: {'; '.join(differing)}. Give the arguments and files of "
+            "then, or delete the folder to begin anew"
+        )
+
+
+@contextmanager
+def _telling(folder: Path) -> Iterator[None]:
+    """Around what writes into the folder: what fails is told of --output."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"--output: {error}") from None
+    except OSError as error:
+        raise UserError(f"--output: cannot write into {folder}: {reason_of(error)}") from None

@@ -1,0 +1,246 @@
+"""pieces: jobs stopped at any place and continued, against the same frames written in one go."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from made_media import text_file, tone_wav
+from numbered_media import SIZE, decoded, numbered, numbers, write_with
+
+from data_processing import pieces
+from data_processing.audio import load_audio
+from data_processing.errors import UserError
+from data_processing.pieces import Pieces, described
+from data_processing.video import read_frames
+
+NUM_FRAMES = 34
+JOB = {"--video": "speaker.mp4, 1234 bytes, 2026-11-23 06:00:00", "--sharpen": "False"}
+
+
+@pytest.fixture(autouse=True)
+def short_pieces(monkeypatch):
+    monkeypatch.setattr(pieces, "PIECE_FRAMES", 10)
+
+
+def run(output: Path, stop: int | None = None, num_frames: int = NUM_FRAMES, **options) -> int:
+    """Write the frames that are missing, up to an exception before frame `stop`; how many there were already."""
+    with Pieces(output, options.pop("job", JOB), *SIZE, 25, **options) as written:
+        for index in range(written.done, num_frames):
+            if index == stop:
+                raise ZeroDivisionError
+            written.write(numbered(index))
+        if stop is not None:
+            raise ZeroDivisionError
+    return written.done
+
+
+def stopped(output: Path, stop: int, **options) -> None:
+    with pytest.raises(ZeroDivisionError):
+        run(output, stop, **options)
+
+
+def left(output: Path) -> list[str]:
+    folder = Path(f"{output}.pieces")
+    return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+
+
+@pytest.mark.parametrize("name", ["out.mp4", "out.mov", "out.mkv", "OUT.MP4"])
+def test_written_in_one_go(tmp_path, name):
+    tone, output = tone_wav(tmp_path / "tone.wav", 2), tmp_path / name
+    assert run(output, sounds=[tone]) == 0
+    assert numbers(read_frames(output)) == list(range(NUM_FRAMES))
+    assert len(load_audio(output)) / 16000 == pytest.approx(NUM_FRAMES / 25, abs=0.065)
+    assert set(tmp_path.iterdir()) == {tone, output}
+
+
+@pytest.mark.parametrize("stop", [0, 3, 9, 10, 11, 29, 30, 31, 34])
+def test_stopped_and_continued_is_the_same_file(tmp_path, stop):
+    tone, whole, output = tone_wav(tmp_path / "tone.wav", 2), tmp_path / "whole.mp4", tmp_path / "out.mp4"
+    run(whole, sounds=[tone])
+    output.write_bytes(b"the file before")
+    stopped(output, stop, sounds=[tone])
+    assert output.read_bytes() == b"the file before"
+    assert left(output) == ([f"000{n}.mp4" for n in range(stop // 10)] + ["job.json"] if stop >= 10 else [])
+    assert run(output, sounds=[tone]) == stop // 10 * 10
+    assert output.read_bytes() == whole.read_bytes()
+    assert set(tmp_path.iterdir()) == {tone, whole, output}
+
+
+def test_stopped_again_and_again(tmp_path):
+    for stop in (5, 12, 13, 28, 20, 34):
+        stopped(tmp_path / "out.mp4", stop)
+    run(tmp_path / "out.mp4")
+    run(tmp_path / "whole.mp4")
+    assert (tmp_path / "out.mp4").read_bytes() == (tmp_path / "whole.mp4").read_bytes()
+
+
+@pytest.mark.parametrize("num_frames", [30, 34])
+@pytest.mark.parametrize("step", ["join", "shutil.rmtree"])
+def test_stopped_after_the_last_frame(tmp_path, monkeypatch, num_frames, step):
+    run(tmp_path / "whole.mp4", num_frames=num_frames)
+
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(f"data_processing.pieces.{step}", interrupted)
+        run(tmp_path / "out.mp4", num_frames=num_frames)
+    assert len(left(tmp_path / "out.mp4")) == 1 + -(-num_frames // 10)
+    assert run(tmp_path / "out.mp4", num_frames=num_frames) == 30
+    assert (tmp_path / "out.mp4").read_bytes() == (tmp_path / "whole.mp4").read_bytes()
+    assert not left(tmp_path / "out.mp4")
+
+
+KILLED = """
+import sys, time
+sys.path[:0] = [{root!r}, {tests!r}]
+from pathlib import Path
+from numbered_media import SIZE, numbered
+from data_processing import pieces
+pieces.PIECE_FRAMES = 10
+with pieces.Pieces(Path({output!r}), {job!r}, *SIZE, 25) as written:
+    for index in range(10_000):
+        written.write(numbered(index % 256))
+        time.sleep(0.005)
+"""
+
+
+def test_killed_and_continued(tmp_path):
+    output, tests = tmp_path / "out.mp4", Path(__file__).parent
+    code = KILLED.format(root=str(tests.parent), tests=str(tests), output=str(output), job=JOB)
+    with subprocess.Popen([sys.executable, "-c", code]) as process:
+        try:
+            deadline = time.monotonic() + 60
+            while "0001.mp4" not in left(output) or not any(name.startswith(".") for name in left(output)):
+                assert process.poll() is None and time.monotonic() < deadline
+                time.sleep(0.01)
+        finally:
+            process.kill()
+    assert process.returncode == -signal.SIGKILL
+    assert any(name.startswith(".") for name in left(output))  # of the writer that was killed
+    num_frames = 10 * sum(name.startswith("0") for name in left(output)) + 7
+    assert run(output, num_frames=num_frames) == num_frames - 7
+    run(tmp_path / "whole.mp4", num_frames=num_frames)
+    assert output.read_bytes() == (tmp_path / "whole.mp4").read_bytes()
+    assert set(tmp_path.iterdir()) == {output, tmp_path / "whole.mp4"}
+
+
+def test_each_piece_shows_what_a_video_writer_writes(tmp_path):
+    run(tmp_path / "out.mp4", num_frames=20)
+    alone = decoded(write_with(tmp_path / "alone.mp4", 10))
+    assert [picture for _, picture in decoded(tmp_path / "out.mp4")[:10]] == [picture for _, picture in alone]
+
+
+# --- folders that are not as they were ----------------------------------------------------------------------
+
+
+def test_another_job(tmp_path):
+    output = tmp_path / "out.mp4"
+    stopped(output, 25)
+    before = left(output)
+    for change, words in [
+        ({"job": JOB | {"--sharpen": "True"}}, "--sharpen was False and is True"),
+        ({"job": JOB | {"--face": "left"}}, "--face was not given and is left"),
+        ({"job": {"--sharpen": "False"}}, "--video was speaker.mp4, .* and is not given"),
+        ({"crf": 20}, "crf was 16 and is 20"),
+    ]:
+        with pytest.raises(UserError, match=f"--resume: {output}.pieces .*{words}.*delete the folder") as error:
+            run(output, **change)
+        assert "\n" not in str(error.value)
+        assert left(output) == before
+    assert run(output) == 20
+
+
+def test_a_job_that_cannot_be_read(tmp_path):
+    output = tmp_path / "out.mp4"
+    for text in ("{", "[]", "\xff", ""):
+        stopped(output, 15)
+        (tmp_path / "out.mp4.pieces/job.json").write_text(text, "latin-1")
+        with pytest.raises(UserError, match=r"--resume: .*job\.json cannot be read"):
+            run(output)
+        (tmp_path / "out.mp4.pieces/job.json").unlink()  # then nobody knows what the pieces are
+        assert run(output) == 0
+
+
+def shorten(path: Path) -> None:
+    write_with(path, 7)
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def halve(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.mark.parametrize("harm", [halve, text_file, empty, shorten, Path.unlink])
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_a_piece_that_is_not_whole_is_made_again(tmp_path, capfd, harm, number):
+    output, folder = tmp_path / "out.mp4", tmp_path / "out.mp4.pieces"
+    stopped(output, 31)
+    harm(folder / f"000{number}.mp4")
+    (folder / ".0003.1234.partial.mp4").touch()
+    assert run(output) == 10 * number
+    assert numbers(read_frames(output)) == list(range(NUM_FRAMES))
+    said = f"warning: --resume: from this piece on all is made again: {folder}/000{number}.mp4 cannot be read" in (
+        capfd.readouterr().err
+    )
+    assert said == (harm not in (shorten, Path.unlink))
+
+
+def test_folders_that_cannot_be_written(tmp_path):
+    (tmp_path / "out.mp4.pieces").touch()
+    for output in (tmp_path / "out.mp4", tmp_path / "absent" / "out.mp4", Path("/proc/out.mp4")):
+        with pytest.raises(UserError, match=f"--output: cannot write into {output}.pieces"):
+            run(output)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's always full device")
+@pytest.mark.parametrize("at", [".0001", ".joined"])
+def test_a_full_disk_keeps_the_whole_pieces(tmp_path, at):
+    output, folder = tmp_path / "out.mp4", tmp_path / "out.mp4.pieces"
+    with (
+        pytest.raises(UserError, match=f"--output: .*{at[1:]}.*the disk is full"),
+        Pieces(output, JOB, *SIZE, 25) as written,
+    ):
+        (folder / f"{at}.{os.getpid()}.partial.mp4").symlink_to("/dev/full")
+        for index in range(NUM_FRAMES):
+            written.write(numbered(index))
+    assert left(output) == ["0000.mp4", *(["0001.mp4", "0002.mp4", "0003.mp4"] if "j" in at else []), "job.json"]
+    run(output)
+    assert numbers(read_frames(output)) == list(range(NUM_FRAMES))
+
+
+def test_unusable_sound_is_told_before_anything_is_written(tmp_path):
+    sound = text_file(tmp_path / "sound.wav")
+    with pytest.raises(UserError, match=str(sound)):
+        run(tmp_path / "out.mp4", sounds=[sound])
+    assert list(tmp_path.iterdir()) == [sound]
+
+
+def test_no_frame(tmp_path):
+    with pytest.raises(UserError, match=r"--output: .*there is no frame"):
+        run(tmp_path / "out.mp4", num_frames=0)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_described(tmp_path):
+    path = tmp_path / "speaker.mp4"
+    path.write_bytes(bytes(1234))
+    os.utime(path, (1795413600, 1795413600.9))
+    assert described(path, "--video") == "speaker.mp4, 1234 bytes, 2026-11-23 06:00:00"
+    with pytest.raises(UserError, match=f"--video: .*{tmp_path}/absent.mp4"):
+        described(tmp_path / "absent.mp4", "--video")
+
+
+def test_what_the_job_file_says(tmp_path):
+    stopped(tmp_path / "out.mp4", 12)
+    said = json.loads((tmp_path / "out.mp4.pieces/job.json").read_text())
+    assert said.items() > JOB.items()
+    assert (said["width"], said["height"], said["fps"]) == (str(SIZE[0]), str(SIZE[1]), "25")
