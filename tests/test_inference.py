@@ -24,6 +24,7 @@ from data_processing.errors import UserError
 from data_processing.footage import VideoFile, ahead
 from data_processing.geometry import crop_size, mouth_box, mouth_margin_top
 from data_processing.landmarks import Landmarks
+from data_processing.pieces import Pieces
 from data_processing.video import read_frames
 from data_processing.writing import VideoWriter
 from models.checkpoint import LoadedModel, load_model, save_model
@@ -552,3 +553,42 @@ def test_interrupted_dubbing_keeps_what_was_there(portrait_clip, speech, checkpo
     assert caught.value.code == 130
     assert output.read_text() == "an earlier one"
     assert list(tmp_path.iterdir()) == [output]
+
+
+def test_stopped_dubbing_goes_on(portrait_clip, speech, checkpoint, tmp_path, monkeypatch, capfd):
+    """51 frames in pieces of 16, stopped after 37: the same file as in one go, the first 32 not drawn again."""
+    monkeypatch.setattr("data_processing.pieces.PIECE_FRAMES", 16)
+    whole, output = tmp_path / "whole.mp4", tmp_path / "dubbed.mp4"
+    given = ("--video", portrait_clip, "--audio", speech, "--checkpoint", checkpoint, "--resume", "--sharpen")
+    dub(*given, "--output", whole)
+
+    stopping, writing = 37, Pieces.write
+
+    def interrupted(self: Pieces, frame: np.ndarray) -> None:
+        nonlocal stopping
+        stopping -= 1
+        if stopping < 0:
+            raise KeyboardInterrupt
+        writing(self, frame)
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as caught:
+        patch.setattr(Pieces, "write", interrupted)
+        dub(*given, "--output", output)
+    assert caught.value.code == 130
+    folder = tmp_path / "dubbed.mp4.pieces"
+    assert f"interrupted; what is done is kept in {folder}; the same command goes on" in capfd.readouterr().err
+    assert sorted(path.name for path in folder.iterdir()) == ["0000.mp4", "0001.mp4", "job.json"]
+    assert not output.exists()
+
+    with pytest.raises(SystemExit):
+        dub(*given, "--output", output, "--when-short", "keep")
+    assert "--when-short was stop and is keep" in capfd.readouterr().err
+
+    drawn, redraw = [], Dubber.redraw
+    monkeypatch.setattr(
+        Dubber, "redraw", lambda self, crops, *rest: drawn.append(len(crops)) or redraw(self, crops, *rest)
+    )
+    dub(*given, "--output", output)
+    assert not folder.exists()
+    assert output.read_bytes() == whole.read_bytes()
+    assert sum(drawn) < 51 - 32 + 2 * 8 + 8  # the batch that holds frame 32, and one to see how sharp
