@@ -377,7 +377,7 @@ class VideoWriter:
         self._video = self._container.add_stream("libx264", rate=self.fps)
         self._video.width, self._video.height = width + width % 2, height + height % 2
         self._video.pix_fmt = "yuv420p"
-        self._video.options = {"crf": str(crf), "preset": "medium"}
+        self._video.options = {"crf": str(crf), "preset": "veryfast"}
         context = self._video.codec_context
         context.sample_aspect_ratio = pixel_aspect
         context.color_range = ColorRange.MPEG
@@ -403,7 +403,8 @@ class VideoWriter:
         """Append one (H, W, 3) uint8 RGB frame."""
         if frame.shape != (*self.size, 3) or frame.dtype != np.uint8:
             raise ValueError(f"expected (H, W, 3) = {(*self.size, 3)} uint8, found {frame.shape} {frame.dtype}")
-        frame = np.pad(frame, ((0, frame.shape[0] % 2), (0, frame.shape[1] % 2), (0, 0)), mode="edge")
+        if frame.shape[0] % 2 or frame.shape[1] % 2:  # it copies in any case
+            frame = np.pad(frame, ((0, frame.shape[0] % 2), (0, frame.shape[1] % 2), (0, 0)), mode="edge")
         picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24").reformat(
             format="yuv420p",
             dst_colorspace=Colorspace.ITU709,
