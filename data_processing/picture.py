@@ -57,7 +57,8 @@ def to_rgb(frame: av.VideoFrame) -> np.ndarray:
             table.push(frame.reformat(format="gbrp16le", **options))
             picture = table.pull().reformat(format="rgb24", interpolation=EXACT).to_ndarray()
     else:
-        picture = frame.reformat(format="rgb24", **options).to_ndarray()
+        # the same numbers as by way of rgb24, in half the time
+        picture = frame.reformat(format="gbrp", **options).to_ndarray()
     if frame.format.name.startswith("gray") and frame.color_range == ColorRange.MPEG:
         picture = cv2.LUT(picture, LIMITED_GRAY)  # swscale takes every gray for full range
     alpha = _alpha(frame)

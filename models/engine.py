@@ -1,10 +1,12 @@
 """The generator as inference runs it: the same function as `DINet`, with less arithmetic.
 
 What depends on the references alone is computed once a video, batch norms are folded into the convolutions beside
-them, enlarging and convolving is one convolution of the small map, and on processors wide kernels are multiplied as
-spectra. In float32 the output is that of `DINet` to rounding (tests/test_engine.py).
+them, and enlarging and convolving is one transposed convolution of the small map. Processors draw frame by frame,
+multiply wide kernels as spectra, and find two rows of residual blocks at a time. In float32 the output is that of
+`DINet` to rounding (tests/test_engine.py).
 """
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -17,7 +19,7 @@ from models.blocks import ConvBlock, ResBlock, UpBlock
 from models.dinet import DINet
 
 WIDE_KERNEL, MANY_CHANNELS = 9, 64  # from which on spectra are faster on processors
-REFINEMENT_REACH, DECODER_REACH = 8, 4  # rows of the feature maps that the last two parts look beyond
+BLOCK_REACH, DECODER_REACH = 2, 4  # rows of the feature maps that a residual block and the decoder look beyond
 TILE = 30  # results along one side of a tile at most: larger ones cost memory, smaller ones overlap more
 
 
@@ -56,14 +58,24 @@ class Engine(nn.Module):
     def encode_references(self, references: torch.Tensor) -> EncodedReferences:
         """Encode the stacked references (1, 3N, H, W) of a video."""
         encoded = self.reference_encoder(references.to(self.dtype))
-        return EncodedReferences(self.reference_pose(encoded), self.appearance_before(encoded).float())
+        return EncodedReferences(self.reference_pose(encoded).float(), self.appearance_before(encoded).float())
 
     def generate(
         self, masked_source: torch.Tensor, references: EncodedReferences, audio_window: torch.Tensor
     ) -> torch.Tensor:
         """As `DINet.generate`, for frames (B, 3, H, W) of one video; rows above `mouth_margin_top` as they came."""
+        if masked_source.device.type != "cpu":
+            return self._generate(masked_source, references, audio_window)
+        # Frame by frame, because maps of several are so large that malloc asks the system for each of them, and the
+        # system clears every page before: a sixth of the time.
+        frames = zip(masked_source.split(1), audio_window.split(1), strict=True)
+        return torch.cat([self._generate(source, references, window) for source, window in frames])
+
+    def _generate(
+        self, masked_source: torch.Tensor, references: EncodedReferences, audio_window: torch.Tensor
+    ) -> torch.Tensor:
         source = self.source_encoder(masked_source.to(self.dtype))
-        pose = F.relu(self.source_pose(source).add_(references.pose))
+        pose = F.relu(self.source_pose(source).float().add_(references.pose))
         code = torch.cat([self.alignment_encoder(pose).float(), self.audio_encoder(audio_window)], dim=1)
         appearance = references.appearance.expand(len(source), -1, -1, -1)
         deformed = self.deformation(appearance, code, source.float())
@@ -71,9 +83,11 @@ class Engine(nn.Module):
         # from here on look so many rows of their maps beyond what they draw.
         first = mouth_margin_top(mouth_size_of(masked_source.shape[-2]))
         decoded_from = max(0, first // 4 - DECODER_REACH)
-        refined_from = max(0, decoded_from - REFINEMENT_REACH)
-        refined = deformed[:, :, refined_from:].to(self.dtype, memory_format=torch.channels_last)
-        refined = self.appearance_after(refined)[:, :, decoded_from - refined_from :]
+        blocks = len(self.appearance_after)
+        needed_from = [max(0, decoded_from - BLOCK_REACH * left) for left in range(blocks, -1, -1)]
+        refined = deformed[:, :, needed_from[0] :].to(self.dtype, memory_format=torch.channels_last)
+        for block, (start, stop) in zip(self.appearance_after, pairwise(needed_from), strict=True):
+            refined = block(refined)[:, :, stop - start :]
         if self.config.inpainting:
             refined = torch.cat([source[:, :, decoded_from:], refined], dim=1)
         drawn = self.decoder(refined).float().sigmoid()
@@ -97,35 +111,61 @@ class Conv(nn.Module):
         self.stride, self.relu = stride, relu
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x.to(self.kernel.dtype, memory_format=torch.channels_last)
         y = F.conv2d(x, self.kernel, self.bias, self.stride, padding=self.kernel.shape[-1] // 2)
         return y.relu_() if self.relu else y
 
 
-class UpConv(nn.Module):
-    """Nearest-neighbour upsampling by two, 3-wide convolution, ReLU, on the small map.
+class RowPairConv(nn.Module):
+    """Convolution with a kernel three rows high, at will with ReLU, two rows of results at a time.
 
-    Of nine neighbours on the large map only four differ, and which depends on the row and column being even or odd:
-    four kernels of 2×2, as one convolution with four times the channels.
+    Of the four rows that these see, four sums are convolved with kernels one row high, where one row after the
+    other would need six (Winograd's F(2, 3), along the columns only: both ways would round bfloat16 too often).
+    """
+
+    def __init__(self, kernel: torch.Tensor, bias: torch.Tensor, dtype: torch.dtype, relu: bool = True) -> None:
+        super().__init__()
+        above, middle, below = kernel.split(1, dim=2)
+        rows = above, (above + middle + below) / 2, (above - middle + below) / 2, below
+        for index, row in enumerate(rows):
+            self.register_buffer(f"row{index}", row.to(dtype, memory_format=torch.channels_last))
+        self.register_buffer("bias", bias.to(dtype))
+        self.relu = relu
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        batch, _, height, width = x.shape
+        x = F.pad(x, (0, 0, 1, 1 + height % 2))
+        x0, x1, x2, x3 = x[:, :, :-2:2], x[:, :, 1:-1:2], x[:, :, 2::2], x[:, :, 3::2]
+        reach = (0, self.row0.shape[3] // 2)
+        y0 = F.conv2d(x0 - x2, self.row0, padding=reach)
+        y1 = F.conv2d(x1 + x2, self.row1, self.bias, padding=reach)  # counts in both rows, as the bias does
+        y2 = F.conv2d(x2 - x1, self.row2, padding=reach)
+        y3 = F.conv2d(x1 - x3, self.row3, padding=reach)
+        size = (batch, len(self.bias), height + height % 2, width)
+        y = torch.empty(size, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+        torch.add(y0, y1, out=y[:, :, ::2]).add_(y2)
+        torch.sub(y1, y2, out=y[:, :, 1::2]).sub_(y3)
+        return (y.relu_() if self.relu else y)[:, :, :height]
+
+
+class UpConv(nn.Module):
+    """Nearest-neighbour upsampling by two, 3-wide convolution, ReLU, as one transposed convolution.
+
+    A pixel of the small map is two rows and columns of the large one, from where it reaches one further: 4 × 4.
     """
 
     def __init__(self, kernel: torch.Tensor, bias: torch.Tensor, dtype: torch.dtype) -> None:
         super().__init__()
-        # Results in even rows (0) see the row above once and their own twice, in odd rows (1) the other way about.
-        seen = torch.tensor(
-            [[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]], dtype=kernel.dtype, device=kernel.device
+        # The pixel reaches the row before its two through the kernel's last row, its first through the last two, …
+        reached = torch.tensor(
+            [[0, 0, 1], [0, 1, 1], [1, 1, 0], [1, 0, 0]], dtype=kernel.dtype, device=kernel.device
         )
-        phases = torch.einsum("pyi,qxj,ocij->pqocyx", seen, seen, kernel)
-        self.conv = Conv(phases.flatten(0, 2), bias.repeat(4), dtype)
+        spread = torch.einsum("yi,xj,ocij->coyx", reached, reached, kernel)
+        self.register_buffer("kernel", spread.to(dtype, memory_format=torch.channels_last))
+        self.register_buffer("bias", bias.to(dtype))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        batch, _, height, width = x.shape
-        phases = self.conv(x).unflatten(1, (2, 2, -1))  # each (height + 1, width + 1)
-        size = (batch, phases.shape[3], 2 * height, 2 * width)
-        large = torch.empty(size, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
-        for p in range(2):
-            for q in range(2):
-                large[:, :, p::2, q::2] = phases[:, p, q, :, p : p + height, q : q + width]
-        return large
+        return F.conv_transpose2d(x, self.kernel, self.bias, stride=2, padding=1).relu_()
 
 
 class ToImage(nn.Module):
@@ -171,7 +211,7 @@ class FourierConv(nn.Module):
         product = product.reshape(tile_h, -1, batch, rows, columns, len(self.bias)).permute(2, 5, 3, 4, 0, 1)
         valid = torch.fft.irfft2(product, (tile_h, tile_w))[..., :valid_h, :valid_w]
         joined = valid.transpose(3, 4).reshape(batch, -1, rows * valid_h, columns * valid_w)[..., :height, :width]
-        return (joined + self.bias[:, None, None]).relu_().to(x.dtype, memory_format=torch.channels_last)
+        return (joined + self.bias[:, None, None]).relu_()
 
     def _tiling(self, size: int) -> tuple[int, int, int]:
         """(number of tiles, results of each, samples read by each) along one side of a map."""
@@ -188,8 +228,9 @@ class Residual(nn.Module):
         scale, shift = _scale_and_shift(block.norm1)
         self.register_buffer("scale", scale.to(dtype)[:, None, None])
         self.register_buffer("shift", shift.to(dtype)[:, None, None])
-        self.conv1 = Conv(*_folded(block.conv1, block.norm2), dtype)
-        self.conv2 = Conv(block.conv2.weight.detach(), block.conv2.bias.detach(), dtype, relu=False)
+        conv = RowPairConv if scale.device.type == "cpu" else Conv
+        self.conv1 = conv(*_folded(block.conv1, block.norm2), dtype)
+        self.conv2 = conv(block.conv2.weight.detach(), block.conv2.bias.detach(), dtype, relu=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = torch.addcmul(self.shift, x, self.scale).relu_()
