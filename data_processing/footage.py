@@ -41,7 +41,7 @@ class VideoFile:
         try:
             yield from read_frames(self.path, fps=self.fps)
         except Damaged as error:
-            print(f"warning: --video: {error}; using what came before", file=sys.stderr)
+            print(f"warning: {error}; using what came before", file=sys.stderr)
 
     def again(self) -> Iterator[np.ndarray]:
         with suppress(Damaged):
