@@ -5,6 +5,7 @@ import csv
 import hashlib
 import io
 import json
+import re
 from contextlib import nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -125,8 +126,13 @@ def evaluate_dubs(args: argparse.Namespace, device: torch.device) -> None:
     report["without_partner"] = [path for path in report["without_partner"] if Path(path).stem not in failed]
     report |= {"checkpoint": _identified(args.checkpoint), "mouth_size_drawn": pipeline.dubber.mouth_size}
     report["driven_by"] = "another's sound" if args.cross else "their own sound"
-    report["failed"] = failed | report["failed"]
+    report["failed"] = failed | {name: _of_videos(reason) for name, reason in report["failed"].items()}
     _report_videos(report, args)
+
+
+def _of_videos(reason: str) -> str:
+    """What was wrong with a file of --videos, which dubbing and comparing know by other flags."""
+    return re.sub("--(video|audio|generated|reference):", "--videos:", reason)
 
 
 def dub_folder(pipeline: DubbingPipeline, videos: Path, output: Path, *, cross: bool) -> dict[str, str]:
@@ -151,9 +157,10 @@ def dub_folder(pipeline: DubbingPipeline, videos: Path, output: Path, *, cross: 
         try:
             pipeline.dub(found[name], sound, output / f"{name}.mp4", crf=10)
         except UserError as error:
-            failed[name] = str(error)
+            failed[name] = _of_videos(str(error))
     if len(failed) == len(found):
-        raise UserError(f"--videos: no video of {videos} could be dubbed: {next(iter(failed.values()))}")
+        why = next(iter(failed.values())).removeprefix("--videos: ")
+        raise UserError(f"--videos: no video of {videos} could be dubbed: {why}")
     return failed
 
 

@@ -18,6 +18,7 @@ from data_processing.limits import limits
 from data_processing.pieces import pieces_folder
 from data_processing.video import check_readable
 from data_processing.writing import check_writable
+from models.device import share_one_heap
 from pipeline import BUNDLED_CHECKPOINT, ROOT, DubbingPipeline
 from redrawing import DTYPES
 
@@ -76,6 +77,7 @@ def dub(args: argparse.Namespace) -> None:
 
 @command_line
 def main() -> None:
+    share_one_heap()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--video", type=Path, default=EXAMPLE_VIDEO, help="video of a speaking face (default: the bundled example)")

@@ -20,6 +20,7 @@ from scipy.signal import lfilter
 
 from data_processing.audio import SAMPLE_RATE
 from data_processing.errors import UserError
+from data_processing.silence import Closing
 from data_processing.video import FPS
 from data_processing.weights import weight_path
 from data_processing.whisper import WIDTH, whisper_rows
@@ -85,6 +86,8 @@ def windows(features: np.ndarray, indices: np.ndarray, radius: int = WINDOW_RADI
 class Sound:
     """Audio features of a sound that is read as it goes on: of a long one only a minute is held.
 
+    In silence, Whisper's are moved to where lips close (silence.py); elsewhere they are those of `extract`.
+
     Args:
         pieces: (n,) float in [-1, 1], 16 kHz, as data_processing.audio.read_audio gives them.
         name: a key of `FEATURE_DIMS`.
@@ -106,6 +109,7 @@ class Sound:
         self._ended = False
         self._rows = np.zeros((0, FEATURE_DIMS[name]), np.float32)  # from row `_first` on
         self._first = 0
+        self._closing = Closing()
 
     def left(self, time_s: float, most_s: float) -> float:
         """Seconds that the sound goes on after a time, at most `most_s`; it is read so far."""
@@ -150,7 +154,10 @@ class Sound:
             stop = self._read
         self._waveform, self._new = np.concatenate([self._waveform, *self._new]), []
         start = max(0, self._done - self._before)
-        heard = extract(self._waveform[start - self._start : stop + self._after - self._start], self._name)
+        waveform = self._waveform[start - self._start : stop + self._after - self._start]
+        heard = extract(waveform, self._name)
+        if self._name == "whisper":  # of others nobody knows
+            heard = self._closing(heard, waveform)
         skipped = (self._done - start) // SAMPLES_PER_FRAME
         new = heard[skipped : skipped + max(1, -(-(stop - self._done) // SAMPLES_PER_FRAME))]
         kept = self._rows[-KEPT_ROWS:]

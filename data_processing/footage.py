@@ -43,7 +43,7 @@ class VideoFile:
             yield from read_frames(self.path, fps=self.fps)
         except Damaged as error:
             if not self._told:  # to everybody who looks
-                print(f"warning: --video: {error}; using what came before", file=sys.stderr)
+                print(f"warning: {error}; using what came before", file=sys.stderr)
             self._told = True
 
     def again(self) -> Iterator[np.ndarray]:

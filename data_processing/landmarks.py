@@ -26,7 +26,7 @@ BACKENDS = ("dlib", "face_alignment", "openface")
 MAX_GAP = 12  # frames at 25 per second without a face that are interpolated: about half a second
 SMOOTHING = 1.2  # frames at 25 per second, deviation of the zero-lag Gaussian
 FADE_S = 0.2  # seconds in which redrawing sets in or out where a face appears or is lost
-MIN_RUN_S = 0.4  # a face seen for less between two gaps is left alone, so that nothing flickers
+MIN_RUN_S = 0.4  # a face seen for less beside a gap is left alone, so that nothing flickers
 DETECT_EVERY = 5  # frames between face detections; landmarks are tracked between them
 TURNED = 0.1  # share of the face's width that the nose's tip must be away from either ear
 CUT_LEVEL = 35.0  # mean grey-level change of a thumbnail that makes a shot cut
@@ -195,7 +195,7 @@ def follow(tracked: Iterator[tuple[np.ndarray, bool]], fps: Fraction | int, leng
             if offset + first >= stop or offset + last <= start:
                 continue
             appears, is_lost = first > 0 and first not in cuts, last < len(raw) and last not in cuts
-            if appears and is_lost and last - first < MIN_RUN_S * fps:
+            if (appears or is_lost) and last - first < MIN_RUN_S * fps:
                 continue
             number += offset + first >= start or number < 0
             numbers[first:last] = number

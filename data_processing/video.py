@@ -106,7 +106,7 @@ def probe(path: Path, flag: str = "--video") -> VideoInfo:
     """
     with _open(path, flag) as container:
         stream = _picture(container)
-        _, first = next(_timed_frames(container, stream), (0.0, None))
+        _, first = next(_timed_frames(container, stream, flag), (0.0, None))
         if first is None:
             raise UserError(f"{flag}: no frame of {path} can be decoded")
         turned = is_turned(first)
@@ -187,13 +187,13 @@ def read_frames(
     rate = float(fps)
     with _open(path, flag) as container:
         stream = _picture(container)
-        frames = deinterlaced(_timed_frames(container, stream))
+        frames = deinterlaced(_timed_frames(container, stream, flag))
         first = next(frames, None)
         if first is None:
             raise UserError(f"{flag}: no frame of {path} can be decoded")
         origin = first[0]
         if start > 0:
-            landed = _seek(container, stream, origin + start / rate, 1 / rate)
+            landed = _seek(container, stream, flag, origin + start / rate, 1 / rate)
             if landed is None:  # some containers cannot seek: read from the beginning
                 yield from itertools.islice(read_frames(path, 0, stop, flag, fps), start, None)
                 return
@@ -237,7 +237,7 @@ def read_frames_backward(
         yield from reversed(list(read_frames(path, max(0, stop - chunk), stop, flag, fps)))
 
 
-def _timed_frames(container, stream, after_seek: bool = False) -> Iterator[tuple[float, av.VideoFrame]]:
+def _timed_frames(container, stream, flag: str, after_seek: bool = False) -> Iterator[tuple[float, av.VideoFrame]]:
     """Decoded frames with strictly growing times in seconds; damaged packets are stepped over.
 
     Raises UserError at a picture of over `limits.side` pixels, Damaged at one over `limits.gap_s` after the last.
@@ -250,20 +250,21 @@ def _timed_frames(container, stream, after_seek: bool = False) -> Iterator[tuple
         decode = av.CodecContext.create(ALPHA_DECODERS[stream.name], "r").decode
     packets = container.demux(stream)
     if stream.codec_context is not None:
-        _check_size(stream.codec_context, container)
+        _check_size(stream.codec_context, container, flag)
     while True:
         try:
             packet = next(packets)
         except (StopIteration, av.error.EOFError, av.error.InvalidDataError):
             return
         except av.error.FFmpegError as error:
-            raise Damaged(f"reading stopped at {last or 0:.2f} s of {container.name}: {reason_of(error)}") from None
+            where = f"{last or 0:.2f} s of {container.name}"
+            raise Damaged(f"{flag}: reading stopped at {where}: {reason_of(error)}") from None
         try:
             decoded = decode(packet)
         except av.error.FFmpegError:
             continue
         for frame in decoded:
-            _check_size(frame, container)
+            _check_size(frame, container, flag)
             stamp = frame.dts if only_dts and frame.dts is not None else frame.pts
             if stamp is None and last is None and after_seek:
                 continue  # nobody can say which frame this is
@@ -272,29 +273,29 @@ def _timed_frames(container, stream, after_seek: bool = False) -> Iterator[tuple
                 time = 0.0 if last is None else last + period
             if last is not None and time - last > limits.gap_s:
                 raise Damaged(
-                    f"expected at most {limits.gap_s:g} s between two pictures, found {time - last:.0f} s "
+                    f"{flag}: expected at most {limits.gap_s:g} s between two pictures, found {time - last:.0f} s "
                     f"after {last:.2f} s of {container.name} ({HOW_TO_LIFT})"
                 )
             last = time
             yield time, frame
 
 
-def _check_size(picture: av.VideoFrame | av.VideoCodecContext, container) -> None:
+def _check_size(picture: av.VideoFrame | av.VideoCodecContext, container, flag: str) -> None:
     if max(picture.width, picture.height) > limits.side:
         raise UserError(
-            f"expected pictures of at most {limits.side:g} pixels on a side, found {picture.width} x "
+            f"{flag}: expected pictures of at most {limits.side:g} pixels on a side, found {picture.width} x "
             f"{picture.height} in {container.name} ({HOW_TO_LIFT})"
         )
 
 
-def _seek(container, stream, time: float, period: float):
+def _seek(container, stream, flag: str, time: float, period: float):
     """The frame shown at `time` and the iterator of those after it, by seeking to the key frame before it."""
     try:
         # two frames early: an interlaced one needs the one before it
         container.seek(int((time - 2 * period) / stream.time_base), stream=stream, backward=True)
     except av.error.FFmpegError:
         return None
-    frames = deinterlaced(_timed_frames(container, stream, after_seek=True), after_seek=True)
+    frames = deinterlaced(_timed_frames(container, stream, flag, after_seek=True), after_seek=True)
     current = next(frames, None)
     if current is None or current[0] > time - 0.5 * period:
         return None

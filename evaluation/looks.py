@@ -6,19 +6,17 @@ cut out by the source's landmarks. A video beside itself scores 0, in sharpness 
 
 import cv2
 import numpy as np
-from scipy.ndimage import binary_opening
+from scipy.ndimage import binary_erosion
 from skimage.color import deltaE_ciede2000, rgb2lab
 
-from data_processing.audio_features import SAMPLES_PER_FRAME
 from data_processing.geometry import FaceCrop, lips_box, mouth_box, sample_region
+from data_processing.silence import MIN_SILENCE
 
 PIECES = 8  # of each side of the mouth box, averaged along it: a seam goes on, the skin's texture does not
 RING_SIZE = 64  # mouth size at which flicker is measured: fine enough for skin, too coarse for a camera's noise
 HEAD = [27, 28, 29, *range(36, 48)]  # eyes and upper nose: outside of the mouth box
 LOWER_FACE = [*range(6, 11), *range(48, 68)]  # chin and lips
-SILENCE_DB = 35.0  # below the loud parts
-LOUD_PERCENTILE = 95  # of the frames' loudness: the loud parts
-MIN_SILENCE = 5  # frames: 0.2 s
+OPENINGS = (5, 95)  # percentiles of the source's: closed and open
 MEDIAN_SIZE = 0.6745 * 6**0.5  # of second differences of normal noise with a deviation of 1
 
 # What is measured; the number of decimals; whether more is better.
@@ -28,7 +26,7 @@ LOOKS = {
     "tremble": ("tremble of lips and chin, pixels of the face crop", 2, False),
     "flicker": ("flicker, grey levels", 2, False),
     "sharpness": ("sharpness of the lips, 1 is the source's", 2, None),
-    "opening_in_silence": ("mouth opening in silence, of the source's in speech", 2, None),
+    "opening_in_silence": ("mouth opening in silence, 0 is the source's closed, 1 its open", 2, None),
     "opening_in_silence_real": ("the source's in silence", 2, None),
     "silent_frames": ("silent frames", 1, None),
 }
@@ -161,16 +159,13 @@ def flicker(dubbed: list[np.ndarray], source: list[np.ndarray]) -> float:
     return float(np.sqrt(np.square(np.maximum(size[0] - size[1], 0)).mean()))
 
 
-def silent_frames(waveform: np.ndarray) -> np.ndarray:
-    """(T,) bool, of a sound (N,) at 16 kHz: frames at 25/s more than SILENCE_DB below its loud parts for 0.2 s."""
-    whole = len(waveform) // SAMPLES_PER_FRAME * SAMPLES_PER_FRAME
-    level = np.sqrt(np.square(waveform[:whole].reshape(-1, SAMPLES_PER_FRAME)).mean(axis=1))
-    loud = np.percentile(level, LOUD_PERCENTILE) if len(level) else 0
-    return binary_opening(level < loud * 10 ** (-SILENCE_DB / 20), np.ones(MIN_SILENCE))
-
-
 def opening_in_silence(dubbed: np.ndarray, source: np.ndarray, silent: np.ndarray) -> dict[str, float | None]:
-    """How far the mouth is open in silence, in parts of how far the source's is while somebody speaks.
+    """How far the mouth is open in silence, between the source's closed (0, its 5th percentile) and open mouth (1,
+    its 95th).
+
+    Of a silence the first and last MIN_SILENCE frames are left out: lips need time to close, and open before they
+    are heard. The source need not be silent where the dub is, so a dub with another sound is measured too; only its
+    'opening_in_silence_real' then says nothing.
 
     Args:
         dubbed, source: (T,) mouth openings, NaN without a face.
@@ -178,13 +173,13 @@ def opening_in_silence(dubbed: np.ndarray, source: np.ndarray, silent: np.ndarra
 
     Returns:
         'opening_in_silence', 'opening_in_silence_real' and 'silent_frames' (those with a face) of LOOKS; the first
-        two are None if there are none, or if nobody speaks.
+        two are None if there are none, or if the source's mouth does not move.
     """
     seen = ~np.isnan(dubbed + source)
-    quiet, speaking = seen & silent, seen & ~silent
+    quiet = seen & binary_erosion(silent, np.ones(2 * MIN_SILENCE + 1), border_value=1)
     found: dict[str, float | None] = {"opening_in_silence": None, "opening_in_silence_real": None}
-    if quiet.any() and speaking.any():
-        usual = source[speaking].mean()
-        found["opening_in_silence"] = float(dubbed[quiet].mean() / usual)
-        found["opening_in_silence_real"] = float(source[quiet].mean() / usual)
+    closed, opened = np.percentile(source[seen], OPENINGS) if seen.any() else (0, 0)
+    if quiet.any() and opened > closed:
+        found["opening_in_silence"] = float((dubbed[quiet].mean() - closed) / (opened - closed))
+        found["opening_in_silence_real"] = float((source[quiet].mean() - closed) / (opened - closed))
     return found | {"silent_frames": int(quiet.sum())}

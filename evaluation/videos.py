@@ -23,6 +23,7 @@ from data_processing.faces import Identity
 from data_processing.geometry import FaceCrop, crop_radius, face_tracks, mouth_box, track_crop
 from data_processing.landmarks import Landmarks, find_landmarks, mouth_opening
 from data_processing.prepare import MIN_SYNC_FRAMES
+from data_processing.silence import silent_frames
 from data_processing.sync import measure_offset
 from data_processing.video import VIDEO_SUFFIXES, read_frames
 from data_processing.weights import cached_path, is_cached
@@ -37,7 +38,6 @@ from evaluation.looks import (
     ring_levels,
     seam,
     sharpness,
-    silent_frames,
     still_head,
     tremble,
 )

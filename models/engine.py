@@ -1,9 +1,9 @@
 """The generator as inference runs it: the same function as `DINet`, with less arithmetic.
 
 What depends on the references alone is computed once a video, batch norms are folded into the convolutions beside
-them, and enlarging and convolving is one transposed convolution of the small map. Processors draw frame by frame,
-multiply wide kernels as spectra, and find two rows of residual blocks at a time. In float32 the output is that of
-`DINet` to rounding (tests/test_engine.py).
+them, and enlarging and convolving is one transposed convolution of the small map. Processors draw few frames at
+once, multiply wide kernels as spectra, and find two rows of residual blocks at a time. In float32 the output is
+that of `DINet` to rounding (tests/test_engine.py).
 """
 
 from itertools import pairwise
@@ -20,6 +20,9 @@ from models.dinet import DINet
 
 WIDE_KERNEL, MANY_CHANNELS = 9, 64  # from which on spectra are faster on processors
 BLOCK_REACH, DECODER_REACH = 2, 4  # rows of the feature maps that a residual block and the decoder look beyond
+# Bytes of the maps of a layer on processors: malloc asks the system for each of larger ones, and the system clears
+# every page of it first, a sixth of the time.
+LARGEST_MAPS = 20_000_000
 TILE = 30  # results along one side of a tile at most: larger ones cost memory, smaller ones overlap more
 
 
@@ -66,10 +69,11 @@ class Engine(nn.Module):
         """As `DINet.generate`, for frames (B, 3, H, W) of one video; rows above `mouth_margin_top` as they came."""
         if masked_source.device.type != "cpu":
             return self._generate(masked_source, references, audio_window)
-        # Frame by frame, because maps of several are so large that malloc asks the system for each of them, and the
-        # system clears every page before: a sixth of the time.
-        frames = zip(masked_source.split(1), audio_window.split(1), strict=True)
-        return torch.cat([self._generate(source, references, window) for source, window in frames])
+        height, width = masked_source.shape[-2:]
+        largest = height * width * self.decoder[-1].kernel.shape[1] * self.dtype.itemsize  # map of a frame
+        few = max(1, LARGEST_MAPS // largest)
+        parts = zip(masked_source.split(few), audio_window.split(few), strict=True)
+        return torch.cat([self._generate(source, references, window) for source, window in parts])
 
     def _generate(
         self, masked_source: torch.Tensor, references: EncodedReferences, audio_window: torch.Tensor

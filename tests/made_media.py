@@ -148,6 +148,7 @@ def write_video(
     sounds: Sequence[np.ndarray] = (),
     field_order: str = "prog",
     prepare: Callable[[av.VideoStream], None] = lambda stream: None,
+    container_options: dict[str, str] | None = None,
 ) -> Path:
     """Any video: picture k at k / fps seconds or at times[k] (whole milliseconds), sounds at 16 kHz.
 
@@ -159,7 +160,7 @@ def write_video(
     first = next(pictures)
     rate = Fraction(fps).limit_denominator(1001)
     time_base = 1 / rate if times is None else Fraction(1, 1000)
-    with av.open(str(path), "w") as container:
+    with av.open(str(path), "w", container_options=container_options) as container:
         video = container.add_stream(codec, rate=rate)
         video.height, video.width = (len(first) * 2 // 3, first.shape[1]) if first.ndim == 2 else first.shape[:2]
         video.pix_fmt = pix_fmt
@@ -406,6 +407,12 @@ def avi(path: Path, pictures: Iterable[np.ndarray] | None = None) -> Path:
 def h264(path: Path, pictures: Iterable[np.ndarray] | None = None) -> Path:
     """In whatever container the suffix names."""
     return write_video(path, _frames(pictures), sounds=[speech_like(1.0)])
+
+
+def fragmented(path: Path, pictures: Iterable[np.ndarray]) -> Path:
+    """A video that can be read while it is written, .mkv, .ts or .mp4, with a key frame every half second."""
+    options = {"movflags": "frag_keyframe+empty_moov+default_base_moof"} if path.suffix == ".mp4" else {}
+    return write_video(path, pictures, options={"g": "12"}, container_options=options)
 
 
 def gif(path: Path, pictures: Iterable[np.ndarray] | None = None) -> Path:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from golden import golden_state, made_inception
+from made_media import speech_like, write_video
 
 import evaluate
 from data_processing.errors import UserError
@@ -18,7 +19,7 @@ from data_processing.video import read_frames
 from data_processing.writing import VideoWriter
 from evaluation import videos
 from evaluation.looks import LOOKS
-from evaluation.videos import COLUMNS, find_pairs, markdown_table
+from evaluation.videos import COLUMNS, compare, find_pairs, markdown_table
 from pipeline import BUNDLED_CHECKPOINT
 
 
@@ -160,6 +161,13 @@ def test_talking_heads_of_another_framing(size: int, folders: tuple[Path, Path],
         videos.compare(tmp_path / "wide.mp4", real, judges, 3)
 
 
+def damaged_at_its_end(path: Path, clip: Path) -> Path:
+    """A clip's first pictures, the last one an hour after the one before it."""
+    frames = list(read_frames(clip))[:16]
+    times = np.append(np.arange(15) / 25, 3600)
+    return write_video(path, frames, times=times, sounds=[speech_like(0.6, 0)])
+
+
 def run(*flags: object) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(videos, "MIN_SYNC_FRAMES", 20)
@@ -174,10 +182,13 @@ def test_a_checkpoint_on_videos(portrait_clip: Path, tmp_path: Path, capsys: pyt
     for name in ("ann", "bob"):
         (real / f"{name}.mp4").write_bytes(portrait_clip.read_bytes())
     (real / "broken.mp4").write_text("no video")
+    damaged_at_its_end(real / "damaged.mkv", portrait_clip)  # dubbed as far as it can be read, but not compared
     run("--checkpoint", checkpoint, "--videos", real, "--output", tmp_path / "self")
     report = json.loads((tmp_path / "self" / "evaluation.json").read_text())
     assert report["videos"].keys() == {"ann", "bob"}
-    assert report["failed"].keys() == {"broken"}
+    assert report["failed"].keys() == {"broken", "damaged"}
+    assert report["failed"]["broken"].startswith("--videos: expected a video, found something else")
+    assert report["failed"]["damaged"].startswith("--videos: expected at most 60 s between two pictures")
     assert report["without_partner"] == []
     assert report["driven_by"] == "their own sound"
     assert (
@@ -189,6 +200,7 @@ def test_a_checkpoint_on_videos(portrait_clip: Path, tmp_path: Path, capsys: pyt
     assert "FID is missing" in shown
     assert "What shows that they are dubs:" in shown
     (real / "broken.mp4").unlink()
+    (real / "damaged.mkv").unlink()
     run("--checkpoint", checkpoint, "--videos", real, "--cross", "--output", tmp_path / "cross")
     report = json.loads((tmp_path / "cross" / "evaluation.json").read_text())
     assert report["driven_by"] == "another's sound"
@@ -223,6 +235,14 @@ def test_refusals(
         evaluate.main()
     assert caught.value.code == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("damaged", ["generated", "reference"])
+def test_a_damaged_file_is_named_with_its_flag(damaged: str, portrait_clip: Path, tmp_path: Path) -> None:
+    bad = damaged_at_its_end(tmp_path / "bad.mkv", portrait_clip)
+    pair = (bad, portrait_clip) if damaged == "generated" else (portrait_clip, bad)
+    with pytest.raises(UserError, match=f"^--{damaged}: expected at most 60 s between .* of {bad}"):
+        compare(*pair, None, 2)
 
 
 def test_folders_without_a_common_name(folders: tuple[Path, Path], tmp_path: Path) -> None:

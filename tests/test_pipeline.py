@@ -1,5 +1,6 @@
 """The library: frame rates, ends, fades, and frames that come one by one."""
 
+import threading
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -10,7 +11,9 @@ import pytest
 import skimage.data
 from conftest import MOUTH, SECONDS
 from made_media import (
+    fragmented,
     no_face_video,
+    portraits,
     silent_video_without_audio,
     speech_like,
     speech_like_wav,
@@ -264,7 +267,45 @@ def test_damaged_video_is_played_as_far_as_it_goes(pipeline, portrait_clip, spee
     write_video(video, [*frames, frames[0]], times=np.array([*np.arange(20) / 25, 3600]))
     done = pipeline.dub(video, speech, tmp_path / "dubbed.mp4")
     assert (done.frames, done.redrawn) == (51, 51)
-    assert "using what came before" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert said.startswith("warning: --video: expected at most 60 s")
+    assert "using what came before" in said
+
+
+@pytest.mark.parametrize("suffix", [".mkv", ".ts", ".mp4"])
+def test_video_that_still_grows_is_dubbed_as_far_as_it_could_be_read(suffix, pipeline, speech, tmp_path) -> None:
+    """Another program writes on while it is read twice: what is shown are its frames, forward and backward."""
+    frames = list(portraits(np.arange(75) / 25))
+    for number, frame in enumerate(frames):  # in bits of 16 pixels
+        for bit in range(7):
+            frame[:16, 16 * bit : 16 * bit + 16] = 255 * (number >> bit & 1)
+    content = fragmented(tmp_path / f"whole{suffix}", frames).read_bytes()
+    video, written = tmp_path / f"growing{suffix}", len(content) // 2
+    video.write_bytes(content[:written])
+    done = threading.Event()
+
+    def record() -> None:
+        with video.open("ab", buffering=0) as file:
+            for start in range(written, len(content), 1000):
+                if done.wait(0.02):
+                    return
+                file.write(content[start : start + 1000])
+
+    recorder = threading.Thread(target=record)
+    recorder.start()
+    try:
+        dubbed = pipeline.dub(video, speech, tmp_path / "dubbed.mp4")
+    finally:
+        done.set()
+        recorder.join()
+    assert (dubbed.frames, dubbed.redrawn) == (51, 51)
+    shown = [
+        sum(int(frame[8, 16 * bit + 8].mean() > 127) << bit for bit in range(7))
+        for frame in read_frames(tmp_path / "dubbed.mp4")
+    ]
+    last = max(shown)
+    assert last >= 25
+    assert shown == [*range(last + 1), *range(last, -1, -1)][:51]
 
 
 def test_long_silence_of_the_face_costs_nothing() -> None:

@@ -1,0 +1,64 @@
+"""Where a sound is silent, and what becomes of its features there."""
+
+import numpy as np
+import pytest
+from made_media import speech_like
+
+from data_processing.audio_features import Sound, extract, windows
+from data_processing.silence import CLOSED_LIPS, Closing, closing, silent_frames
+
+
+def sound(*parts: tuple[float, float]) -> np.ndarray:
+    """Noise of given (seconds, level in dB)."""
+    rng = np.random.default_rng(4)
+    return np.concatenate([rng.normal(0, 0.1 * 10 ** (db / 20), round(16000 * s)) for s, db in parts])
+
+
+def test_silence_is_quiet_for_a_while() -> None:
+    silent = silent_frames(sound((1, 0), (0.2, -60), (1, 0), (0.16, -60), (1, -25), (0.4, -40)))
+    assert np.flatnonzero(silent).tolist() == [*range(25, 30), *range(84, 94)]
+    assert not silent_frames(np.zeros(16000)).any()  # silent beside what?
+    assert silent_frames(np.zeros(10)).shape == (0,)
+
+
+def test_mouth_closes_in_silence_and_opens_before_speech() -> None:
+    silent = np.zeros(40, bool)
+    silent[:8] = silent[20:32] = silent[36:] = True
+    found = closing(silent)
+    np.testing.assert_array_equal(found[:10], [1, 1, 1, 0.75, 0.5, 0.25, 0, 0, 0, 0])
+    np.testing.assert_array_equal(found[20:32], [0, 0, 0.25, 0.5, 0.75, 1, 1, 0.75, 0.5, 0.25, 0, 0])
+    np.testing.assert_array_equal(found[36:], [0, 0, 0.25, 0.5])
+    assert not closing(np.zeros(5, bool)).any()
+    assert closing(np.ones(5, bool)).all()
+
+
+def test_only_features_of_silence_are_moved() -> None:
+    waveform = sound((0.4, 0), (0.8, -60), (0.41, 0))
+    features = np.random.default_rng(0).standard_normal((41, 384)).astype(np.float32)
+    moved = Closing()(features, waveform) - features
+    np.testing.assert_allclose(moved[15:25], np.tile(np.load(CLOSED_LIPS), (10, 1)), atol=1e-5)
+    assert np.flatnonzero(moved.any(axis=1)).tolist() == [*range(12, 28)]
+
+
+@pytest.mark.parametrize("level", [0, 1e-3])  # nothing, and a quiet room's noise at −60 dB of full scale
+def test_windows_of_speech_are_as_they_were(level: float) -> None:
+    pause = level * np.random.default_rng(0).standard_normal(24000)
+    speech = 0.25 * np.random.default_rng(1).standard_normal(24000)
+    waveform = np.concatenate([speech, pause, speech]).astype(np.float32)
+    times = np.arange(112)
+    plain = windows(extract(waveform, "whisper"), times)
+    found = Sound(iter([waveform]), "whisper").windows(times / 25)
+    changed = np.flatnonzero((found != plain).any(axis=(1, 2)))
+    assert (changed.min(), changed.max()) == (38, 74)  # of 37 or 38 to 74 in silence
+    np.testing.assert_allclose((found - plain)[56], np.tile(np.load(CLOSED_LIPS), (5, 1)).T, atol=1e-4)
+
+
+def test_a_long_silence_stays_one() -> None:
+    """Longer than what is heard at once: the mouth stays closed, however quiet all around is."""
+    waveform = np.concatenate([speech_like(3), 1e-4 * np.random.default_rng(0).standard_normal(16000 * 14)])
+    heard = Sound(iter(np.split(waveform.astype(np.float32), 170)), "whisper", block_s=0.4, after_s=0.6)
+    plain = Sound(iter(np.split(waveform.astype(np.float32), 170)), "whisper", block_s=0.4, after_s=0.6)
+    plain._closing = lambda features, waveform: features
+    times = np.arange(4 * 25, 16 * 25) / 25
+    moved = heard.windows(times) - plain.windows(times)
+    np.testing.assert_allclose(moved, np.broadcast_to(np.load(CLOSED_LIPS)[:, None], moved.shape), atol=1e-4)
