@@ -3,7 +3,8 @@
     python inference.py --video speaker.mp4 --audio speech.wav --output dubbed.mp4
 
 Without arguments the bundled example is dubbed. The result has the resolution and the frame rate of the video, and
-the sound's length: a shorter video is played forward and backward. Frames without a face pass through unchanged.
+the length of the longest sound: a shorter video is played forward and backward. Frames without a face pass through
+unchanged.
 """
 
 import argparse

@@ -26,7 +26,7 @@ from data_processing.errors import UserError
 from data_processing.faces import Choice, choice_of
 from data_processing.footage import LiveFrames, VideoFile, ahead
 from data_processing.geometry import FaceCrop, crop_radius
-from data_processing.landmarks import FADE_S, track
+from data_processing.landmarks import track
 from data_processing.limits import HOW_TO_LIFT, limits
 from data_processing.pieces import Pieces, described
 from data_processing.video import FPS, probe, read_frames
@@ -36,6 +36,7 @@ from redrawing import READ_AHEAD, Dubber, Redrawer, Speaker, load_hearing
 
 ROOT = Path(__file__).parent
 BUNDLED_CHECKPOINT = ROOT / "checkpoints/dinet_64.safetensors"
+LEVEL_S = 120  # of a sound, by which it is known how loud it is
 LOOK_AHEAD_S = 8  # of a file, before its first frame is drawn: long enough to choose references from
 
 
@@ -72,7 +73,8 @@ class DubbingPipeline:
         landmarks: str = "dlib",
     ) -> None:
         chosen = choose_device(device)
-        self.dubber = Dubber(load_hearing(checkpoint, chosen), chosen, choose_precision(precision, chosen))
+        self.precision = choose_precision(precision, chosen)
+        self.dubber = Dubber(load_hearing(checkpoint, chosen), chosen, self.precision)
         self.checkpoint, self.landmarks = checkpoint, landmarks
 
     def dub(
@@ -125,7 +127,9 @@ class DubbingPipeline:
         expected_s = max([*map(media_seconds, audios), info.duration_s if when_short == "keep" else 0])
         if expected_s > limits.length_s:
             longest, found = limits.length_s / 3600, expected_s / 3600
-            raise UserError(f"--audio: expected at most {longest:g} h, found {found:.1f} h ({HOW_TO_LIFT})")
+            raise UserError(
+                f"--audio, --video: expected at most {longest:g} h, found {found:.1f} h ({HOW_TO_LIFT})"
+            )
         expected = round(expected_s * info.fps)
         redrawer = self._redrawer(VideoFile(video, info.fps), audios, faces, references, sharpen)
         width = info.width * (2 if side_by_side else 1)
@@ -143,21 +147,22 @@ class DubbingPipeline:
                 frames = 0
             stack.enter_context(writer)
             drawing = redrawer.frames(keep_rest=when_short == "keep", first=frames)
-            made = stack.enter_context(closing(ahead(drawing, READ_AHEAD)))
-            stack.callback(redrawer.stop)
-            if frames and progress:
-                progress(frames, expected)
+            made = stack.enter_context(closing(ahead(drawing, READ_AHEAD, redrawer.stop)))
+            if frames:
+                print(f"note: --resume: {frames} frames are there; looking for the face in them", file=sys.stderr)
             for drawn in made:
                 writer.write(np.concatenate(drawn, axis=1) if side_by_side else drawn.dubbed)
                 frames += 1
                 first_s = first_s or time.monotonic() - began
                 if progress:
                     progress(frames, max(expected, frames))
-            for name, redrawn in zip(faces, redrawer.redrawn, strict=True):
-                if not redrawn:
-                    which = "no face" if len(faces) == 1 else f"no face of its own for --face {name}"
-                    where = f"any of the {redrawer.seen} frames of {video} ({self.landmarks})"
-                    raise UserError(f"--video: {which} found in {where}")
+            where = f"any of the {redrawer.seen} frames of {video} ({self.landmarks})"
+            if not redrawer.changed:
+                raise UserError(f"--video: no face found in {where}")
+        for name, redrawn in zip(faces, redrawer.redrawn, strict=True):
+            if not redrawn:
+                said = f"no face of its own found in {where}; its sound is heard all the same"
+                print(f"warning: --face {name}: {said}", file=sys.stderr)
         if redrawer.contested:
             said = f"{redrawer.contested} times two sounds had the same face; the first one spoke"
             print(f"warning: --face: {said}", file=sys.stderr)
@@ -174,8 +179,7 @@ class DubbingPipeline:
         speakers = []
         for path, name in zip(audios, faces, strict=True):
             choose = choice_of(name)
-            sound = Sound(read_audio(path, "--audio"), self.dubber.audio_features)
-            sound.left(0, FADE_S)
+            sound = Sound(read_audio(path, "--audio"), self.dubber.audio_features, level_s=LEVEL_S)
             given = self._given_references(footage, references, choose)
             where = (self.dubber, footage, sound, self.landmarks, choose, LOOK_AHEAD_S)
             speakers.append(Speaker(*where, given=given, sharpen=sharpen))
@@ -183,7 +187,7 @@ class DubbingPipeline:
 
     def _described(self, video: Path, audios: list[Path], faces: list[str]) -> dict[str, str]:
         """What a dub is made of, by flags."""
-        pictures = [Path(name) for name in faces]
+        pictures, table = [Path(name) for name in faces], video.with_suffix(".csv")  # which OpenFace wrote
         return {
             "--video": described(video, "--video"),
             "--audio": "; ".join(described(path, "--audio") for path in audios),
@@ -192,7 +196,9 @@ class DubbingPipeline:
                 for path, name in zip(pictures, faces, strict=True)
             ),
             "--checkpoint": described(self.checkpoint, "--checkpoint"),
-            "--landmarks": self.landmarks,
+            "--landmarks": self.landmarks + (f"; {described(table, '--landmarks')}" if table.is_file() else ""),
+            "--device": self.dubber.device.type,
+            "--precision": self.precision,
         }
 
     def stream(

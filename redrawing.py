@@ -5,13 +5,13 @@ where the face is a few seconds before it gets to it, and has the `Dubber`, the 
 """
 
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing, nullcontext
 from functools import lru_cache
 from itertools import groupby, islice
 from os import SEEK_END
 from pathlib import Path
-from tempfile import TemporaryFile
+from tempfile import TemporaryFile, gettempdir
 from typing import Any, BinaryIO, NamedTuple
 
 import cv2
@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from data_processing.audio_features import FEATURE_DIMS, Sound
-from data_processing.errors import UserError
+from data_processing.errors import UserError, reason_of
 from data_processing.faces import Choice, largest
 from data_processing.footage import Footage, VideoFile, ahead
 from data_processing.geometry import FaceCrop, crop_radius, lips_box
@@ -181,7 +181,10 @@ def _same(place: Place, other: Place) -> bool:
 
 
 class KeptPlaces:
-    """The places of `count` speakers in every frame, in a file: those of an hour would take 70 MB of memory."""
+    """The places of `count` speakers in every frame, in a file: those of an hour would take 70 MB of memory.
+
+    Raises UserError where that has no room.
+    """
 
     def __init__(self, file: BinaryIO, count: int) -> None:
         self._file, self._shape = file, (count, 68 * 2 + 3)
@@ -189,17 +192,17 @@ class KeptPlaces:
     def append(self, places: list[Place]) -> None:
         """The places of the next frame, as many as there are speakers."""
         rows = [[*at.points.ravel(), at.radius_px, at.shot, at.strength] for at in places]
-        self._file.seek(0, SEEK_END)
-        self._file.write(np.array(rows, np.float64).tobytes())
+        try:
+            self._file.seek(0, SEEK_END)
+            self._file.write(np.array(rows, np.float32).tobytes())
+        except OSError as error:
+            raise UserError(f"{gettempdir()}: no temporary file can be written: {reason_of(error)}") from None
 
     def __getitem__(self, index: int) -> list[Place]:
-        rows = np.zeros(self._shape)
+        rows = np.zeros(self._shape, np.float32)
         self._file.seek(index * rows.nbytes)
         self._file.readinto(rows)
-        return [
-            Place(row[:136].reshape(68, 2).astype(np.float32), float(row[136]), int(row[137]), float(row[138]))
-            for row in rows
-        ]
+        return [Place(row[:136].reshape(68, 2), float(row[136]), int(row[137]), float(row[138])) for row in rows]
 
 
 class Moment(NamedTuple):
@@ -325,10 +328,12 @@ class Redrawer:
         self.seen = 0  # frames of the footage so far
         self.redrawn = [0] * len(speakers)  # frames in which each of them was
         self.changed = 0  # frames in which any of them was
+        self.stopped = threading.Event()
         self.contested = 0  # times that one was where another was already
 
     def stop(self) -> None:
-        """Have the threads that look ahead end."""
+        """Have `frames` and what looks ahead for it end soon."""
+        self.stopped.set()
         for speaker in self.speakers:
             speaker.stopped.set()
 
@@ -342,6 +347,8 @@ class Redrawer:
             for shots, run in groupby(moments, key=lambda moment: tuple(at.shot for at in moment.places)):
                 # in the same batches wherever one begins, so that the same is drawn
                 while batch := list(islice(run, BATCH_SIZE)):
+                    if self.stopped.is_set():
+                        return
                     speaking = [index for index, shot in enumerate(shots) if shot >= 0]
                     for index in speaking:
                         self.redrawn[index] += len(batch)
@@ -373,7 +380,7 @@ class Redrawer:
                 if not any(left_s) and not rest_follows:
                     return
                 for index, own_s in enumerate(left_s):
-                    contested = any(_same(places[index], other) for other in places[:index])
+                    contested = own_s > 0 and any(_same(places[index], other) for other in places[:index])
                     self.contested += contested
                     if own_s == 0 or contested:
                         places[index] = places[index]._replace(shot=-1)
@@ -389,18 +396,19 @@ class Redrawer:
             kept = KeptPlaces(file, len(self.speakers))
             with ExitStack() as open_ones:
 
-                def made(items: Iterator, count: int) -> Iterator:
-                    return open_ones.enter_context(closing(ahead(items, count) if from_file else items))
+                def made(items: Iterator, count: int, stop: Callable[[], None] = lambda: None) -> Iterator:
+                    return open_ones.enter_context(closing(ahead(items, count, stop) if from_file else items))
 
                 again = made(self.footage.again(), READ_AHEAD)
-                looked_at = [made(speaker.places(), speaker.look_ahead) for speaker in self.speakers]
-                open_ones.callback(self.stop)
+                looked_at = [
+                    made(speaker.places(), speaker.look_ahead, speaker.stopped.set) for speaker in self.speakers
+                ]
                 # first the places: live frames are not there again before they were looked at
                 for *places, frame in zip(*looked_at, again, strict=False):
                     self.seen += 1
                     if from_file:
                         kept.append(places)
                     yield places, frame
-            if from_file and any(speaker.chosen for speaker in self.speakers):
+            if from_file and any(speaker.chosen for speaker in self.speakers) and not self.stopped.is_set():
                 for index, frame in self.footage.back_and_forth(self.seen):
                     yield kept[index], frame

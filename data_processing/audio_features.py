@@ -20,7 +20,7 @@ from scipy.signal import lfilter
 
 from data_processing.audio import SAMPLE_RATE
 from data_processing.errors import UserError
-from data_processing.silence import Closing
+from data_processing.silence import MouthCloser
 from data_processing.video import FPS
 from data_processing.weights import weight_path
 from data_processing.whisper import WIDTH, whisper_rows
@@ -94,10 +94,19 @@ class Sound:
         block_s: seconds of which features are found at a time, each with CONTEXT_S before and after it. A sound
             that is no longer than one of these is heard in one, as `extract` hears it.
         after_s: seconds after a block, if fewer.
+        level_s: seconds that are read at once, to know how loud the sound is; 0 to find out as it goes on.
+
+    Raises:
+        UserError: by `level_s`, what is wrong with the beginning of the sound.
     """
 
     def __init__(
-        self, pieces: Iterator[np.ndarray], name: str, block_s: float = 60, after_s: float = CONTEXT_S
+        self,
+        pieces: Iterator[np.ndarray],
+        name: str,
+        block_s: float = 60,
+        after_s: float = CONTEXT_S,
+        level_s: float = 0,
     ) -> None:
         self._pieces, self._name = pieces, name
         self._block, self._before, self._after = (
@@ -109,7 +118,11 @@ class Sound:
         self._ended = False
         self._rows = np.zeros((0, FEATURE_DIMS[name]), np.float32)  # from row `_first` on
         self._first = 0
-        self._closing = Closing()
+        while not self._ended and self._read < level_s * SAMPLE_RATE:
+            self._take()
+        self._close_mouth = None
+        if name == "whisper":  # of others nobody knows
+            self._close_mouth = MouthCloser(np.concatenate(self._new) if self._new else None)
 
     def left(self, time_s: float, most_s: float) -> float:
         """Seconds that the sound goes on after a time, at most `most_s`; it is read so far."""
@@ -156,8 +169,8 @@ class Sound:
         start = max(0, self._done - self._before)
         waveform = self._waveform[start - self._start : stop + self._after - self._start]
         heard = extract(waveform, self._name)
-        if self._name == "whisper":  # of others nobody knows
-            heard = self._closing(heard, waveform)
+        if self._close_mouth:
+            heard = self._close_mouth(heard, waveform)
         skipped = (self._done - start) // SAMPLES_PER_FRAME
         new = heard[skipped : skipped + max(1, -(-(stop - self._done) // SAMPLES_PER_FRAME))]
         kept = self._rows[-KEPT_ROWS:]

@@ -4,7 +4,7 @@ import queue
 import sys
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
@@ -83,8 +83,11 @@ class LiveFrames:
         return self._held[index - self._gone]
 
 
-def ahead(items: Iterable[Any], count: int) -> Iterator[Any]:
-    """The same items, made up to `count` ahead in a thread of their own; what they raise is raised here."""
+def ahead(items: Iterable[Any], count: int, stop: Callable[[], None] = lambda: None) -> Iterator[Any]:
+    """The same items, made up to `count` ahead in a thread of their own; what they raise is raised here.
+
+    If they are not wanted to the end, `stop` is to have the making of the next one end soon.
+    """
     waiting: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue(count)
     ended, stopped = object(), threading.Event()
 
@@ -124,4 +127,5 @@ def ahead(items: Iterable[Any], count: int) -> Iterator[Any]:
             yield item
     finally:
         stopped.set()
+        stop()
         thread.join()

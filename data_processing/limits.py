@@ -8,7 +8,7 @@ from math import inf
 @dataclass
 class Limits:
     """Pixels on a side of a picture; seconds between two pictures; seconds of the sound after the picture; seconds
-    of a dub."""
+    of a dub, as its files say."""
 
     side: float = 8192
     gap_s: float = 60

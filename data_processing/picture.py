@@ -57,8 +57,9 @@ def to_rgb(frame: av.VideoFrame) -> np.ndarray:
             table.push(frame.reformat(format="gbrp16le", **options))
             picture = table.pull().reformat(format="rgb24", interpolation=EXACT).to_ndarray()
     else:
-        # the same numbers as by way of rgb24, in half the time
-        picture = frame.reformat(format="gbrp", **options).to_ndarray()
+        # the same numbers as by way of rgb24, in half the time; but not of fewer than 8 bits
+        whole = all(component.bits >= 8 for component in frame.format.components)
+        picture = frame.reformat(format="gbrp" if whole else "rgb24", **options).to_ndarray()
     if frame.format.name.startswith("gray") and frame.color_range == ColorRange.MPEG:
         picture = cv2.LUT(picture, LIMITED_GRAY)  # swscale takes every gray for full range
     alpha = _alpha(frame)

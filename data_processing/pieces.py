@@ -1,6 +1,7 @@
 """A long video written in pieces, so that a job that was stopped can be continued (`--resume`)."""
 
 import json
+import re
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
@@ -21,6 +22,7 @@ from data_processing.writing import VideoWriter, frame_packets, join, opened_pie
 
 PIECE_FRAMES = 512  # which a stopped job loses at most
 JOB = "job.json"
+OURS = re.compile(rf"\d+\.mp4|joined\.\w+|{JOB}|\..*partial.*")  # names of files in a folder of pieces
 
 
 def described(path: Path, flag: str) -> str:
@@ -98,6 +100,10 @@ class Pieces:
             return
         with _telling(self.folder):
             self.folder.mkdir(exist_ok=True)
+            if strange := [path.name for path in self.folder.iterdir() if not OURS.fullmatch(path.name)]:
+                raise UserError(
+                    f"expected {self.folder} to be of an earlier run, found {strange[0]} in it; move it"
+                )
             for piece in self.folder.glob("*.mp4"):  # nobody knows of what job
                 piece.unlink()
             write_whole(path, lambda file: file.write(json.dumps(job, indent=1).encode()))

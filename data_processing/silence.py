@@ -4,7 +4,6 @@ Driven by Whisper's features of silence many mouths stay half open: people do no
 are can be read from the features linearly; moved along that direction, they close (figures: checkpoints/README.md).
 """
 
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -43,7 +42,7 @@ def silent_frames(waveform: np.ndarray, loud: float | None = None) -> np.ndarray
     return binary_opening(level < loud * 10 ** (-SILENCE_DB / 20), np.ones(MIN_SILENCE))
 
 
-def closing(silent: np.ndarray) -> np.ndarray:
+def how_closed(silent: np.ndarray) -> np.ndarray:
     """How far the mouth is to be closed: silent frames (T,) bool -> (T,) in [0, 1].
 
     0 in speech and up to REACH frames from it, then rising to 1; at the ends of the sound nothing is opened for.
@@ -55,21 +54,23 @@ def closing(silent: np.ndarray) -> np.ndarray:
     return np.clip((distance - REACH) / (FADE + 1), 0, 1).astype(np.float32)
 
 
-class Closing:
-    """Moves the features of a sound's silences to where lips close, as it is heard piece by piece."""
+class MouthCloser:
+    """Moves the features of a sound's silences to where lips close, as it is heard piece by piece.
 
-    def __init__(self) -> None:
-        self._loud = 0.0  # of the loudest piece so far
+    Args:
+        beginning: (N,) at 16 kHz, by which it is known how loud the sound is; None to go by the loudest piece.
+    """
+
+    def __init__(self, beginning: np.ndarray | None = None) -> None:
+        self._known = beginning is not None
+        self._loud = loud_level(loudness(beginning)) if self._known else 0.0
+        self._closed_lips = np.load(CLOSED_LIPS)
 
     def __call__(self, features: np.ndarray, waveform: np.ndarray) -> np.ndarray:
         """Whisper's features (T, 384) of a piece (N,) at 16 kHz, T = ceil(N / 640), as they were but in silence."""
-        self._loud = max(self._loud, loud_level(loudness(waveform)))
+        if not self._known:
+            self._loud = max(self._loud, loud_level(loudness(waveform)))
         silent = silent_frames(waveform, self._loud)
         # a part of a frame at the end is as what comes before it
         silent = np.pad(silent, (0, len(features) - len(silent)), "edge" if len(silent) else "constant")
-        return features + closing(silent)[:, None] * _closed_lips()
-
-
-@cache
-def _closed_lips() -> np.ndarray:
-    return np.load(CLOSED_LIPS)
+        return features + how_closed(silent)[:, None] * self._closed_lips

@@ -1,7 +1,7 @@
 """The encoder of Whisper (Radford et al. 2022), as far as it serves the lips: 16 kHz sound -> 50 rows a second.
 
 Only the first blocks are here: the last ones turn what was pronounced into what was meant. On held-out people the
-third block's output explains more of the lips than any other's (README, "What the generator hears").
+third block's output explains more of the lips than any other's (checkpoints/README.md).
 """
 
 import struct

@@ -16,7 +16,7 @@ def share_one_heap() -> None:
     With a heap for each, what one thread gives back another cannot take: a dub takes a twelfth more, and goes on
     taking more for minutes.
     """
-    with suppress(OSError, AttributeError):
+    with suppress(OSError, AttributeError, TypeError):
         ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)
 
 

@@ -4,6 +4,7 @@ import os
 import pickle
 import subprocess
 import sys
+import threading
 import wave
 from collections.abc import Callable, Iterator
 from itertools import islice
@@ -230,6 +231,20 @@ def test_ahead_gives_the_same_and_raises_the_same():
         next(found)
 
 
+def test_ahead_has_the_next_one_end_soon():
+    asked, enough = threading.Event(), threading.Event()
+
+    def slow() -> Iterator[int]:
+        yield 1
+        asked.set()
+        enough.wait()
+
+    found = ahead(slow(), 3, enough.set)
+    assert next(found) == 1
+    asked.wait()
+    found.close()  # would wait for ever
+
+
 def test_ahead_stops_when_nobody_listens():
     made, closed = [], []
 
@@ -337,8 +352,8 @@ def test_side_by_side(dubbed, portrait_clip, speech, checkpoint, tmp_path):
     for both, alone in zip(read_frames(output), read_frames(dubbed), strict=True):
         assert both.shape == (256, 512, 3)
         if count < 40:
-            assert np.abs(both[:, :256].astype(int) - source[count]).mean() < 2
-        assert np.abs(both[:, 256:].astype(int) - alone).mean() < 2
+            assert np.abs(both[:, :256].astype(int) - source[count]).mean() < 2.5
+        assert np.abs(both[:, 256:].astype(int) - alone).mean() < 2.5
         count += 1
     assert count == 51
 

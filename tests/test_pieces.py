@@ -156,6 +156,15 @@ def test_another_job(tmp_path):
     assert run(output) == 20
 
 
+def test_a_folder_of_somebody_else_is_left_alone(tmp_path):
+    folder = tmp_path / "out.mp4.pieces"
+    folder.mkdir()
+    notes = text_file(folder / "notes.txt")
+    with pytest.raises(UserError, match=f"--output: expected {folder} to be of an earlier run, found notes.txt"):
+        run(tmp_path / "out.mp4")
+    assert list(folder.iterdir()) == [notes]
+
+
 def test_a_job_that_cannot_be_read(tmp_path):
     output = tmp_path / "out.mp4"
     for text in ("{", "[]", "\xff", ""):

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from made_media import speech_like
 
-from data_processing.audio_features import Sound, extract, windows
-from data_processing.silence import CLOSED_LIPS, Closing, closing, silent_frames
+from data_processing.audio_features import Sound, count_frames, extract, windows
+from data_processing.silence import CLOSED_LIPS, MouthCloser, how_closed, silent_frames
 
 
 def sound(*parts: tuple[float, float]) -> np.ndarray:
@@ -24,18 +24,18 @@ def test_silence_is_quiet_for_a_while() -> None:
 def test_mouth_closes_in_silence_and_opens_before_speech() -> None:
     silent = np.zeros(40, bool)
     silent[:8] = silent[20:32] = silent[36:] = True
-    found = closing(silent)
+    found = how_closed(silent)
     np.testing.assert_array_equal(found[:10], [1, 1, 1, 0.75, 0.5, 0.25, 0, 0, 0, 0])
     np.testing.assert_array_equal(found[20:32], [0, 0, 0.25, 0.5, 0.75, 1, 1, 0.75, 0.5, 0.25, 0, 0])
     np.testing.assert_array_equal(found[36:], [0, 0, 0.25, 0.5])
-    assert not closing(np.zeros(5, bool)).any()
-    assert closing(np.ones(5, bool)).all()
+    assert not how_closed(np.zeros(5, bool)).any()
+    assert how_closed(np.ones(5, bool)).all()
 
 
 def test_only_features_of_silence_are_moved() -> None:
     waveform = sound((0.4, 0), (0.8, -60), (0.41, 0))
     features = np.random.default_rng(0).standard_normal((41, 384)).astype(np.float32)
-    moved = Closing()(features, waveform) - features
+    moved = MouthCloser()(features, waveform) - features
     np.testing.assert_allclose(moved[15:25], np.tile(np.load(CLOSED_LIPS), (10, 1)), atol=1e-5)
     assert np.flatnonzero(moved.any(axis=1)).tolist() == [*range(12, 28)]
 
@@ -53,12 +53,42 @@ def test_windows_of_speech_are_as_they_were(level: float) -> None:
     np.testing.assert_allclose((found - plain)[56], np.tile(np.load(CLOSED_LIPS), (5, 1)).T, atol=1e-4)
 
 
-def test_a_long_silence_stays_one() -> None:
+@pytest.fixture
+def deaf(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All features are 0, so that those of silence show how far the mouth is closed."""
+    monkeypatch.setattr(
+        "data_processing.audio_features.extract",
+        lambda sound, name: np.zeros((count_frames(sound), 384), np.float32),
+    )
+
+
+def how_far(windows: np.ndarray) -> np.ndarray:
+    """(T, 5): how far the mouth is closed in windows (T, 384, 5) of a sound that is heard by the `deaf`."""
+    closed_lips = np.load(CLOSED_LIPS)
+    return np.einsum("tdk,d->tk", windows, closed_lips) / (closed_lips @ closed_lips)
+
+
+def test_a_long_silence_stays_one(deaf: None) -> None:
     """Longer than what is heard at once: the mouth stays closed, however quiet all around is."""
     waveform = np.concatenate([speech_like(3), 1e-4 * np.random.default_rng(0).standard_normal(16000 * 14)])
-    heard = Sound(iter(np.split(waveform.astype(np.float32), 170)), "whisper", block_s=0.4, after_s=0.6)
-    plain = Sound(iter(np.split(waveform.astype(np.float32), 170)), "whisper", block_s=0.4, after_s=0.6)
-    plain._closing = lambda features, waveform: features
-    times = np.arange(4 * 25, 16 * 25) / 25
-    moved = heard.windows(times) - plain.windows(times)
-    np.testing.assert_allclose(moved, np.broadcast_to(np.load(CLOSED_LIPS)[:, None], moved.shape), atol=1e-4)
+    sound = Sound(iter(np.split(waveform.astype(np.float32), 170)), "whisper", block_s=0.4, after_s=0.6)
+    np.testing.assert_allclose(how_far(sound.windows(np.arange(4 * 25, 16 * 25) / 25)), 1, atol=1e-4)
+
+
+def test_what_is_silence_does_not_depend_on_where_one_begins(deaf: None) -> None:
+    """Three minutes that grow quieter, heard from the start and from the third minute on, as when a dub goes on."""
+    at = np.arange(180 * 16000)
+    decibels = np.interp(at, [0, len(at)], [0, -20]) - 30 * (at // 8000 % 4 == 3)  # half a second every two seconds
+    noise = np.random.default_rng(0).standard_normal(len(at))
+    waveform = (0.1 * noise * 10 ** (decibels / 20)).astype(np.float32)
+
+    def last_seconds(*times_s: float) -> np.ndarray:
+        sound = Sound(iter(np.split(waveform, 180)), "whisper", 10, level_s=120)
+        for time_s in times_s:
+            sound.left(time_s, 0.2)
+            heard = how_far(sound.windows(time_s + np.arange(250) / 25))
+        return heard
+
+    found = last_seconds(165)
+    assert found.max() > 0.9
+    np.testing.assert_allclose(found, last_seconds(20, 60, 100, 140, 165), atol=1e-4)
