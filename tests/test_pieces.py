@@ -10,15 +10,17 @@ from pathlib import Path
 
 import pytest
 from made_media import text_file, tone_wav
-from numbered_media import SIZE, decoded, numbered, numbers, write_with
+from numbered_media import decoded, numbered, numbers, write_with
 
 from data_processing import pieces
 from data_processing.audio import load_audio
 from data_processing.errors import UserError
 from data_processing.pieces import Pieces, described
 from data_processing.video import read_frames
+from data_processing.writing import VideoWriter
 
 NUM_FRAMES = 34
+SIZE = (128, 96)  # of pictures of 64 × 48 x264 does not always make the same bytes
 JOB = {"--video": "speaker.mp4, 1234 bytes, 2026-11-23 06:00:00", "--sharpen": "False"}
 
 
@@ -33,7 +35,7 @@ def run(output: Path, stop: int | None = None, num_frames: int = NUM_FRAMES, **o
         for index in range(written.done, num_frames):
             if index == stop:
                 raise ZeroDivisionError
-            written.write(numbered(index))
+            written.write(numbered(index, SIZE))
         if stop is not None:
             raise ZeroDivisionError
     return written.done
@@ -100,19 +102,19 @@ KILLED = """
 import sys, time
 sys.path[:0] = [{root!r}, {tests!r}]
 from pathlib import Path
-from numbered_media import SIZE, numbered
+from numbered_media import numbered
 from data_processing import pieces
 pieces.PIECE_FRAMES = 10
-with pieces.Pieces(Path({output!r}), {job!r}, *SIZE, 25) as written:
+with pieces.Pieces(Path({output!r}), {job!r}, *{size!r}, 25) as written:
     for index in range(10_000):
-        written.write(numbered(index % 256))
+        written.write(numbered(index % 256, {size!r}))
         time.sleep(0.005)
 """
 
 
 def test_killed_and_continued(tmp_path):
     output, tests = tmp_path / "out.mp4", Path(__file__).parent
-    code = KILLED.format(root=str(tests.parent), tests=str(tests), output=str(output), job=JOB)
+    code = KILLED.format(root=str(tests.parent), tests=str(tests), output=str(output), job=JOB, size=SIZE)
     with subprocess.Popen([sys.executable, "-c", code]) as process:
         try:
             deadline = time.monotonic() + 60
@@ -132,7 +134,10 @@ def test_killed_and_continued(tmp_path):
 
 def test_each_piece_shows_what_a_video_writer_writes(tmp_path):
     run(tmp_path / "out.mp4", num_frames=20)
-    alone = decoded(write_with(tmp_path / "alone.mp4", 10))
+    with VideoWriter(tmp_path / "alone.mp4", *SIZE) as writer:
+        for index in range(10):
+            writer.write(numbered(index, SIZE))
+    alone = decoded(tmp_path / "alone.mp4")
     assert [picture for _, picture in decoded(tmp_path / "out.mp4")[:10]] == [picture for _, picture in alone]
 
 
@@ -220,7 +225,7 @@ def test_a_full_disk_keeps_the_whole_pieces(tmp_path, at):
     ):
         (folder / f"{at}.{os.getpid()}.partial.mp4").symlink_to("/dev/full")
         for index in range(NUM_FRAMES):
-            written.write(numbered(index))
+            written.write(numbered(index, SIZE))
     assert left(output) == ["0000.mp4", *(["0001.mp4", "0002.mp4", "0003.mp4"] if "j" in at else []), "job.json"]
     run(output)
     assert numbers(read_frames(output)) == list(range(NUM_FRAMES))
