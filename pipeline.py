@@ -31,13 +31,12 @@ from data_processing.limits import HOW_TO_LIFT, limits
 from data_processing.pieces import Pieces, described
 from data_processing.video import FPS, probe, read_frames
 from data_processing.writing import VideoWriter
-from models.device import choose_device, choose_precision, give_back_memory
+from models.device import choose_device, choose_precision
 from redrawing import READ_AHEAD, Dubber, Redrawer, Speaker, load_hearing
 
 ROOT = Path(__file__).parent
 BUNDLED_CHECKPOINT = ROOT / "checkpoints/dinet_64.safetensors"
 LEVEL_S = 120  # of a sound, by which it is known how loud it is
-FRAMES_BETWEEN_TRIMS = 100  # of the heap
 LOOK_AHEAD_S = 8  # of a file, before its first frame is drawn: long enough to choose references from
 
 
@@ -154,8 +153,6 @@ class DubbingPipeline:
             for drawn in made:
                 writer.write(np.concatenate(drawn, axis=1) if side_by_side else drawn.dubbed)
                 frames += 1
-                if frames % FRAMES_BETWEEN_TRIMS == 0:
-                    give_back_memory()
                 first_s = first_s or time.monotonic() - began
                 if progress:
                     progress(frames, max(expected, frames))

@@ -20,16 +20,6 @@ def share_one_heap() -> None:
         ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)
 
 
-def give_back_memory() -> None:
-    """Give pages of the heap that are free back to the system, in some milliseconds. (glibc; elsewhere nothing
-    happens.)
-
-    Left to itself a dub's heap has ever more holes: a tenth more memory after minutes, and it goes on growing.
-    """
-    with suppress(OSError, AttributeError, TypeError):
-        ctypes.CDLL(None).malloc_trim(0)
-
-
 def choose_device(name: str) -> torch.device:
     """`--device`: a torch device that is there; auto prefers a GPU."""
     if name == "auto":
