@@ -605,5 +605,6 @@ def test_stopped_dubbing_goes_on(portrait_clip, speech, checkpoint, tmp_path, mo
     )
     dub(*given, "--output", output)
     assert not folder.exists()
-    assert output.read_bytes() == whole.read_bytes()
+    for found, expected in zip(read_frames(output), read_frames(whole), strict=True):
+        assert np.abs(found.astype(int) - expected).mean() < 0.5  # x264 need not make the same bytes
     assert sum(drawn) < 51 - 32 + 2 * 8 + 8  # the batch that holds frame 32, and one to see how sharp
