@@ -13,6 +13,7 @@ import numpy as np
 
 from data_processing.dataset import load_features, read_jsonl
 from data_processing.errors import UserError, command_line
+from data_processing.files import write_whole
 from data_processing.landmarks import mouth_opening
 from data_processing.silence import CLOSED_LIPS
 
@@ -48,7 +49,8 @@ def main() -> None:
     penalty = RIDGE * x.var(axis=0).mean() * np.eye(x.shape[1])
     slope = np.linalg.solve(x.T @ (weights[:, None] * x) + penalty, x.T @ (weights * y))
     print(f"{len(y)} frames of {len(counts)} people; correlation {np.corrcoef(x @ slope, y)[0, 1]:.3f}")
-    np.save(CLOSED_LIPS, (-SHIFT * slope / (slope @ slope)).astype(np.float32))
+    closed_lips = (-SHIFT * slope / (slope @ slope)).astype(np.float32)
+    write_whole(CLOSED_LIPS, lambda file: np.save(file, closed_lips))
 
 
 if __name__ == "__main__":

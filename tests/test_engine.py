@@ -21,6 +21,8 @@ def shaken(module: nn.Module) -> nn.Module:
             nn.init.uniform_(part.running_var, 0.5, 1.5)
         elif hasattr(part, "weight") and part.weight.ndim > 1:
             nn.init.normal_(part.weight, 0, part.weight[0].numel() ** -0.5)
+            if getattr(part, "bias", None) is not None:  # else that of before the seed
+                nn.init.uniform_(part.bias, -0.1, 0.1)
     return module.eval()
 
 
@@ -62,12 +64,14 @@ def test_engine_draws_what_the_generator_draws(options: dict) -> None:
     audio = torch.randn(3, 29, 5, generator=random)
     with torch.no_grad():
         expected = model(masked, references, audio)
-        for dtype, tolerance in ((torch.float32, 1e-4), (torch.bfloat16, 0.025), (torch.float16, 0.005)):
+        for dtype, tolerance in ((torch.float32, 1e-4), (torch.bfloat16, 0.02), (torch.float16, 0.005)):
             engine = Engine(model, dtype)
             found = engine.generate(masked, engine.encode_references(references), audio)
             assert found.dtype == torch.float32
             first = mouth_margin_top(size)
-            assert (found - expected)[:, :, first:].abs().max() < tolerance
+            error = (found - expected)[:, :, first:]
+            assert error.abs().max() < tolerance
+            assert error.square().mean().sqrt() < tolerance / 6
             assert torch.equal(found[:, :, :first], masked[:, :, :first])
             if options.get("deformation") != "adain":  # which sees the references in a code only
                 other = engine.generate(masked, engine.encode_references(references.flip(1)), audio)
