@@ -14,6 +14,7 @@ from typing import Self
 
 import av
 import numpy as np
+from filelock import FileLock, Timeout
 
 from data_processing.errors import UserError, reason_of
 from data_processing.files import write_whole
@@ -22,7 +23,8 @@ from data_processing.writing import VideoWriter, frame_packets, join, opened_pie
 
 PIECE_FRAMES = 512  # which a stopped job loses at most
 JOB = "job.json"
-OURS = re.compile(rf"\d+\.mp4|joined\.\w+|{JOB}|\..*partial.*")  # names of files in a folder of pieces
+LOCK = "lock"  # held while a run is at work, and let go of by the system when that is killed
+OURS = re.compile(rf"\d+\.mp4|joined\.\w+|{JOB}|{LOCK}|\..*partial.*")  # names of files in a folder of pieces
 
 
 def described(path: Path, flag: str) -> str:
@@ -62,7 +64,8 @@ class Pieces:
             every run.
 
     Raises:
-        UserError: the folder belongs to another job or cannot be written, or one of `sounds` cannot be used.
+        UserError: the folder belongs to another job, another run is at work in it, or it cannot be written; or one
+            of `sounds` cannot be used.
     """
 
     def __init__(
@@ -85,11 +88,17 @@ class Pieces:
         # another PyAV brings another x264, whose pieces may not fit
         made_by = {**self._settings, "frames in a piece": PIECE_FRAMES, "PyAV": av.__version__}
         self._claim(job | {key: str(value) for key, value in made_by.items()})
+        self._lock = FileLock(self.folder / LOCK)
+        with _telling(self.folder):
+            try:
+                self._lock.acquire(blocking=False)
+            except Timeout:
+                raise UserError(f"another run is at work in {self.folder}; wait for it, or stop it") from None
         self._pieces = self._whole_pieces()
         self.done = len(self._pieces) * PIECE_FRAMES
         with _telling(self.folder):
             for path in self.folder.iterdir():  # what writers left that were killed, and what is not whole
-                if path not in self._pieces and path.name != JOB:
+                if path not in self._pieces and path.name not in (JOB, LOCK):
                     path.unlink()
 
     def _claim(self, job: dict[str, str]) -> None:
@@ -157,6 +166,8 @@ class Pieces:
             elif self._writer:
                 self._writer.__exit__(kind, value, trace)
         finally:
+            self._lock.release()
+            (self.folder / LOCK).unlink(missing_ok=True)
             if not self._pieces:
                 shutil.rmtree(self.folder, ignore_errors=True)
 

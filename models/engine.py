@@ -2,11 +2,14 @@
 
 What depends on the references alone is computed once a video, batch norms are folded into the convolutions beside
 them, and enlarging and convolving is one transposed convolution of the small map. Processors draw few frames at
-once, multiply wide kernels as spectra, and find two rows of residual blocks at a time. In float32 the output is
-that of `DINet` to rounding (tests/test_engine.py).
+once, each core its own, multiply wide kernels as spectra, and find two rows of residual blocks at a time. In float32
+the output is that of `DINet` to rounding (tests/test_engine.py).
 """
 
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from itertools import pairwise
+from threading import Barrier
 from typing import NamedTuple
 
 import torch
@@ -23,6 +26,7 @@ BLOCK_REACH, DECODER_REACH = 2, 4  # rows of the feature maps that a residual bl
 # Bytes of the maps of a layer on processors: malloc asks the system for each of larger ones, and the system clears
 # every page of it first, a sixth of the time.
 LARGEST_MAPS = 20_000_000
+MOST_DRAWERS = 8  # threads that draw frames, as many as come at once
 TILE = 30  # results along one side of a tile at most: larger ones cost memory, smaller ones overlap more
 
 
@@ -71,10 +75,12 @@ class Engine(nn.Module):
             return self._generate(masked_source, references, audio_window)
         height, width = masked_source.shape[-2:]
         largest = height * width * self.decoder[-1].kernel.shape[1] * self.dtype.itemsize  # map of a frame
-        few = max(1, LARGEST_MAPS // largest)
+        drawers, count = _drawers()
+        few = min(max(1, LARGEST_MAPS // largest), -(-len(masked_source) // count))
         parts = zip(masked_source.split(few), audio_window.split(few), strict=True)
-        return torch.cat([self._generate(source, references, window) for source, window in parts])
+        return torch.cat(list(drawers.map(lambda part: self._generate(part[0], references, part[1]), parts)))
 
+    @torch.inference_mode()  # threads do not have it of those they work for
     def _generate(
         self, masked_source: torch.Tensor, references: EncodedReferences, audio_window: torch.Tensor
     ) -> torch.Tensor:
@@ -96,6 +102,29 @@ class Engine(nn.Module):
             refined = torch.cat([source[:, :, decoded_from:], refined], dim=1)
         drawn = self.decoder(refined).float().sigmoid()
         return torch.cat([masked_source[:, :, :first], drawn[:, :, first - 4 * decoded_from :]], dim=2)
+
+
+@cache
+def _drawers() -> tuple[ThreadPoolExecutor, int]:
+    """Threads that draw frames, each on cores of its own, and their number.
+
+    One frame on one core needs no waiting for other cores, which all cores do after every layer that they share.
+    """
+    cores = torch.get_num_threads()
+    count = min(cores, MOST_DRAWERS)
+    ready = Barrier(count + 1)
+
+    def begin() -> None:
+        torch.get_num_threads()  # settles this thread's; else it would take those of the others when it computes
+        torch.set_num_threads(-(-cores // count))
+        ready.wait()
+
+    drawers = ThreadPoolExecutor(count, "drawer", begin)
+    for _ in range(count):
+        drawers.submit(int)
+    ready.wait()
+    torch.set_num_threads(cores)  # which counts for threads that begin later: back to what it was
+    return drawers, count
 
 
 class Conv(nn.Module):

@@ -142,6 +142,19 @@ def test_killed_and_continued(tmp_path):
     assert set(tmp_path.iterdir()) == {output, tmp_path / "whole.mp4"}
 
 
+def test_two_runs_at_once(tmp_path):
+    output = tmp_path / "out.mp4"
+    with Pieces(output, JOB, *SIZE, 25) as written:
+        for index in range(NUM_FRAMES):
+            if index == 25:
+                with pytest.raises(UserError, match=r"--output: another run is at work in .*out\.mp4\.pieces"):
+                    run(output)
+            written.write(numbered(index, SIZE))
+    run(tmp_path / "whole.mp4")
+    assert_same(output, tmp_path / "whole.mp4")
+    assert set(tmp_path.iterdir()) == {output, tmp_path / "whole.mp4"}
+
+
 def test_each_piece_shows_what_a_video_writer_writes(tmp_path):
     run(tmp_path / "out.mp4", num_frames=20)
     with VideoWriter(tmp_path / "alone.mp4", *SIZE) as writer:
