@@ -22,6 +22,7 @@ from pathlib import Path
 import av
 import cv2
 import numpy as np
+from av.sidedata.sidedata import SideDataContainer
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc, Interpolation
 
 # without these flags swscale darkens every conversion by one level and halves the colour resolution
@@ -219,7 +220,9 @@ def _shape(frame: av.VideoFrame) -> tuple[int, int, str]:
 def _display_matrix(frame: av.VideoFrame) -> tuple[float, float, float, float]:
     """(a, b, c, d): a pixel at (x, y) is to be shown at (a·x + c·y, b·x + d·y), but for a shift and a scale."""
     try:
-        matrix = frame.side_data.get("DISPLAYMATRIX")
+        # not frame.side_data: frame and container would hold each other until the garbage collector comes, which is
+        # after hundreds of frames
+        matrix = SideDataContainer(frame).get("DISPLAYMATRIX")
     except ValueError:  # PyAV stumbles over kinds of side data it has no name for
         turn = radians(frame.rotation)
         return cos(turn), -sin(turn), sin(turn), cos(turn)
