@@ -1,5 +1,7 @@
 """The generator rewritten for inference gives what the generator gives."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from torch import nn
@@ -77,6 +79,18 @@ def test_engine_draws_what_the_generator_draws(options: dict) -> None:
                 other = engine.generate(masked, engine.encode_references(references.flip(1)), audio)
                 assert (other - expected).abs().max() > 2 * tolerance
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_drawing_leaves_other_threads_their_cores() -> None:
+    engine = Engine(shaken(DINet(DINetConfig(29))))
+    cores = torch.get_num_threads()
+    with torch.no_grad():
+        references = engine.encode_references(torch.zeros(1, 15, *crop_size(32)))
+        drawn = engine.generate(torch.zeros(3, 3, *crop_size(32)), references, torch.zeros(3, 29, 5))
+    assert not drawn.requires_grad
+    assert torch.get_num_threads() == cores
+    with ThreadPoolExecutor(1) as another:
+        assert another.submit(torch.get_num_threads).result() == cores
 
 
 def test_spectra_are_made_once_for_a_size() -> None:
