@@ -9,7 +9,7 @@ the output is that of `DINet` to rounding (tests/test_engine.py).
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from itertools import pairwise
-from threading import Barrier
+from threading import Barrier, Lock
 from typing import NamedTuple
 
 import torch
@@ -223,13 +223,19 @@ class FourierConv(nn.Module):
         super().__init__()
         self.kernel, self.bias = kernel.float(), bias.float()
         self.spectra: dict[tuple[int, int], torch.Tensor] = {}
+        self.finding = Lock()
 
     def _spectrum(self, height: int, width: int) -> torch.Tensor:
         """(height · (width // 2 + 1), in, out) spectrum of the kernel for tiles of this size, found once."""
-        if (height, width) not in self.spectra:
-            found = torch.fft.rfft2(self.kernel, (height, width)).conj()
-            self.spectra[height, width] = found.permute(2, 3, 1, 0).flatten(0, 1).resolve_conj().contiguous()
-        return self.spectra[height, width]
+        with self.finding:  # by whichever thread comes first
+            if (height, width) not in self.spectra:
+                outputs, inputs = self.kernel.shape[:2]
+                spectrum = torch.empty(height * (width // 2 + 1), inputs, outputs, dtype=torch.complex64)
+                for part in torch.arange(outputs).split(16):  # all at once would take several times its memory
+                    found = torch.fft.rfft2(self.kernel[part], (height, width)).conj()
+                    spectrum[:, :, part] = found.permute(2, 3, 1, 0).flatten(0, 1)
+                self.spectra[height, width] = spectrum
+            return self.spectra[height, width]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         batch, channels, height, width = x.shape
