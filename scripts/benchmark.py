@@ -197,7 +197,8 @@ def weigh(command: list[str | Path]) -> np.ndarray:
     with subprocess.Popen(command) as process:
         while process.poll() is None:
             pages = int((Path("/proc") / str(process.pid) / "statm").read_text().split()[1])
-            found.append((time.monotonic() - began, pages * os.sysconf("SC_PAGE_SIZE") / 1e6))
+            if pages:  # none once it has ended
+                found.append((time.monotonic() - began, pages * os.sysconf("SC_PAGE_SIZE") / 1e6))
             time.sleep(0.5)
     if process.returncode:
         raise UserError(f"{' '.join(map(str, command))}: ended with {process.returncode}")
