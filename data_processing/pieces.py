@@ -2,10 +2,9 @@
 
 import json
 import re
-import shutil
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from fractions import Fraction
 from pathlib import Path
@@ -23,8 +22,8 @@ from data_processing.writing import VideoWriter, frame_packets, join, opened_pie
 
 PIECE_FRAMES = 512  # which a stopped job loses at most
 JOB = "job.json"
-LOCK = "lock"  # held while a run is at work, and let go of by the system when that is killed
-OURS = re.compile(rf"\d+\.mp4|joined\.\w+|{JOB}|{LOCK}|\..*partial.*")  # names of files in a folder of pieces
+LOCK = ".lock"  # held while a run is at work, and let go of by the system when that is killed
+OURS = re.compile(rf"\d+\.mp4|joined\.\w+|{JOB}|\{LOCK}|\..*partial.*")  # names of files in a folder of pieces
 
 
 def described(path: Path, flag: str) -> str:
@@ -49,11 +48,11 @@ class Pieces:
     """Writes a video as VideoWriter does, and keeps what there is of it when it is stopped, by whatever.
 
     Use as a context manager and write the frames from number `done` on. The folder "NAME.pieces" beside the output
-    holds job.json and 0000.mp4, 0001.mp4, … of PIECE_FRAMES frames each, which have these names only when they are
-    whole. Left normally, the rest becomes a shorter piece, all are joined with the sound into the output, and the
-    folder is removed. Left by an exception, the whole pieces stay. A shorter piece that is found can only be the
-    last of a job that was stopped while it joined: it is written again, as are pieces that cannot be read and those
-    after them.
+    holds job.json, a lock, and 0000.mp4, 0001.mp4, … of PIECE_FRAMES frames each, which have these names only when
+    they are whole. Left normally, the rest becomes a shorter piece, all are joined with the sound into the output,
+    and the folder is removed. Left by an exception, the whole pieces stay. A shorter piece that is found can only
+    be the last of a job that was stopped while it joined: it is written again, as are pieces that cannot be read
+    and those after them.
 
     Attributes:
         done: frames in the whole pieces that earlier runs left.
@@ -87,19 +86,33 @@ class Pieces:
         self._writer: VideoWriter | None = None
         # another PyAV brings another x264, whose pieces may not fit
         made_by = {**self._settings, "frames in a piece": PIECE_FRAMES, "PyAV": av.__version__}
-        self._claim(job | {key: str(value) for key, value in made_by.items()})
-        self._lock = FileLock(self.folder / LOCK)
+        self._lock = self._locked()
+        try:
+            self._claim(job | {key: str(value) for key, value in made_by.items()})
+            self._pieces = self._whole_pieces()
+            self.done = len(self._pieces) * PIECE_FRAMES
+            with _telling(self.folder):
+                for path in self.folder.iterdir():  # what writers left that were killed, and what is not whole
+                    if path not in self._pieces and path.name not in (JOB, LOCK):
+                        path.unlink()
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def _locked(self) -> FileLock:
+        """The folder for this run alone, made if need be."""
         with _telling(self.folder):
+            self.folder.mkdir(exist_ok=True)
+            if strange := [path.name for path in self.folder.iterdir() if not OURS.fullmatch(path.name)]:
+                raise UserError(
+                    f"expected {self.folder} to be of an earlier run, found {strange[0]} in it; move it"
+                )
+            lock = FileLock(self.folder / LOCK)
             try:
-                self._lock.acquire(blocking=False)
+                lock.acquire(blocking=False)
             except Timeout:
                 raise UserError(f"another run is at work in {self.folder}; wait for it, or stop it") from None
-        self._pieces = self._whole_pieces()
-        self.done = len(self._pieces) * PIECE_FRAMES
-        with _telling(self.folder):
-            for path in self.folder.iterdir():  # what writers left that were killed, and what is not whole
-                if path not in self._pieces and path.name not in (JOB, LOCK):
-                    path.unlink()
+        return lock
 
     def _claim(self, job: dict[str, str]) -> None:
         """Make the folder this job's, or see that it is."""
@@ -108,11 +121,6 @@ class Pieces:
             _compare(path, job)
             return
         with _telling(self.folder):
-            self.folder.mkdir(exist_ok=True)
-            if strange := [path.name for path in self.folder.iterdir() if not OURS.fullmatch(path.name)]:
-                raise UserError(
-                    f"expected {self.folder} to be of an earlier run, found {strange[0]} in it; move it"
-                )
             for piece in self.folder.glob("*.mp4"):  # nobody knows of what job
                 piece.unlink()
             write_whole(path, lambda file: file.write(json.dumps(job, indent=1).encode()))
@@ -166,10 +174,20 @@ class Pieces:
             elif self._writer:
                 self._writer.__exit__(kind, value, trace)
         finally:
-            self._lock.release()
-            (self.folder / LOCK).unlink(missing_ok=True)
-            if not self._pieces:
-                shutil.rmtree(self.folder, ignore_errors=True)
+            try:
+                if not self._pieces:
+                    self._remove_folder()
+            finally:
+                self._lock.release()
+
+    def _remove_folder(self) -> None:
+        """As far as that goes. The lock last: who comes now makes another one, in a folder that then stays."""
+        with suppress(OSError):
+            for path in self.folder.iterdir():
+                if path.name != LOCK:
+                    path.unlink()
+            (self.folder / LOCK).unlink()
+            self.folder.rmdir()
 
 
 def _compare(path: Path, job: dict[str, str]) -> None:

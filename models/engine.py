@@ -2,8 +2,8 @@
 
 What depends on the references alone is computed once a video, batch norms are folded into the convolutions beside
 them, and enlarging and convolving is one transposed convolution of the small map. Processors draw few frames at
-once, each core its own, multiply wide kernels as spectra, and find two rows of residual blocks at a time. In float32
-the output is that of `DINet` to rounding (tests/test_engine.py).
+once, each core its own, multiply wide kernels as spectra, and find two rows of residual blocks at a time. In
+float32 the output is that of `DINet` to rounding (tests/test_engine.py).
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +27,7 @@ BLOCK_REACH, DECODER_REACH = 2, 4  # rows of the feature maps that a residual bl
 # every page of it first, a sixth of the time.
 LARGEST_MAPS = 20_000_000
 MOST_DRAWERS = 8  # threads that draw frames, as many as come at once
+_STARTING = Lock()
 TILE = 30  # results along one side of a tile at most: larger ones cost memory, smaller ones overlap more
 
 
@@ -104,26 +105,37 @@ class Engine(nn.Module):
         return torch.cat([masked_source[:, :, :first], drawn[:, :, first - 4 * decoded_from :]], dim=2)
 
 
-@cache
 def _drawers() -> tuple[ThreadPoolExecutor, int]:
-    """Threads that draw frames, each on cores of its own, and their number.
+    """Threads that draw frames, each with its share of the cores as they were at the first call, and their number.
 
-    One frame on one core needs no waiting for other cores, which all cores do after every layer that they share.
+    A frame that one core draws waits for no other core; those that draw one together wait after every layer.
     """
+    with _STARTING:
+        return _started_drawers()
+
+
+@cache
+def _started_drawers() -> tuple[ThreadPoolExecutor, int]:
     cores = torch.get_num_threads()
     count = min(cores, MOST_DRAWERS)
     ready = Barrier(count + 1)
 
     def begin() -> None:
         torch.get_num_threads()  # settles this thread's; else it would take those of the others when it computes
-        torch.set_num_threads(-(-cores // count))
+        torch.set_num_threads(cores // count)
         ready.wait()
 
     drawers = ThreadPoolExecutor(count, "drawer", begin)
-    for _ in range(count):
-        drawers.submit(int)
-    ready.wait()
-    torch.set_num_threads(cores)  # which counts for threads that begin later: back to what it was
+    try:
+        for _ in range(count):
+            drawers.submit(int)
+        ready.wait()
+    except BaseException:  # those that began would wait for the others for ever
+        ready.abort()
+        drawers.shutdown(wait=False)
+        raise
+    finally:
+        torch.set_num_threads(cores)  # which counts for threads that begin later: back to what it was
     return drawers, count
 
 
@@ -231,9 +243,10 @@ class FourierConv(nn.Module):
             if (height, width) not in self.spectra:
                 outputs, inputs = self.kernel.shape[:2]
                 spectrum = torch.empty(height * (width // 2 + 1), inputs, outputs, dtype=torch.complex64)
-                for part in torch.arange(outputs).split(16):  # all at once would take several times its memory
-                    found = torch.fft.rfft2(self.kernel[part], (height, width)).conj()
-                    spectrum[:, :, part] = found.permute(2, 3, 1, 0).flatten(0, 1)
+                # part by part: all at once would take several times its memory
+                for part, kernel in zip(spectrum.split(16, dim=2), self.kernel.split(16), strict=True):
+                    found = torch.fft.rfft2(kernel, (height, width)).conj()
+                    part.copy_(found.permute(2, 3, 1, 0).flatten(0, 1))
                 self.spectra[height, width] = spectrum
             return self.spectra[height, width]
 

@@ -1,5 +1,6 @@
 """The generator rewritten for inference gives what the generator gives."""
 
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from torch import nn
 
 from data_processing.geometry import crop_size, mouth_margin_top
+from models import engine as module
 from models.blocks import ConvBlock, ResBlock, UpBlock
 from models.dinet import DINet, DINetConfig
 from models.engine import Conv, Engine, FourierConv, Residual, RowPairConv, ToImage, UpConv, _folded
@@ -81,16 +83,33 @@ def test_engine_draws_what_the_generator_draws(options: dict) -> None:
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
 
-def test_drawing_leaves_other_threads_their_cores() -> None:
-    engine = Engine(shaken(DINet(DINetConfig(29))))
+@pytest.fixture
+def three_cores() -> Iterator[None]:
     cores = torch.get_num_threads()
+    torch.set_num_threads(3)
+    module._started_drawers.cache_clear()
+    yield
+    torch.set_num_threads(cores)
+    module._started_drawers.cache_clear()
+
+
+def test_each_core_draws_frames_of_its_own(three_cores) -> None:
+    engine = Engine(shaken(DINet(DINetConfig(29))))
     with torch.no_grad():
         references = engine.encode_references(torch.zeros(1, 15, *crop_size(32)))
-        drawn = engine.generate(torch.zeros(3, 3, *crop_size(32)), references, torch.zeros(3, 29, 5))
-    assert not drawn.requires_grad
-    assert torch.get_num_threads() == cores
+        drawn = engine.generate(torch.zeros(4, 3, *crop_size(32)), references, torch.zeros(4, 29, 5))
+    assert drawn.shape == (4, 3, *crop_size(32)) and not drawn.requires_grad
+    drawers, count = module._drawers()
+    assert count == 3 and drawers.submit(torch.get_num_threads).result() == 1
+    assert torch.get_num_threads() == 3
     with ThreadPoolExecutor(1) as another:
-        assert another.submit(torch.get_num_threads).result() == cores
+        assert another.submit(torch.get_num_threads).result() == 3
+
+
+def test_who_draws_first_at_once_shares_the_drawers(three_cores) -> None:
+    with ThreadPoolExecutor(8) as callers:
+        found = list(callers.map(lambda _: module._drawers(), range(8)))
+    assert all(drawers is found[0][0] and count == 3 for drawers, count in found)
 
 
 def test_spectra_are_made_once_for_a_size() -> None:
