@@ -23,10 +23,10 @@ import numpy as np
 from data_processing.audio import media_seconds, read_audio
 from data_processing.audio_features import Sound
 from data_processing.errors import UserError
-from data_processing.faces import Choice, choice_of
+from data_processing.faces import choice_of
 from data_processing.footage import LiveFrames, VideoFile, ahead
 from data_processing.geometry import FaceCrop, crop_radius
-from data_processing.landmarks import track
+from data_processing.landmarks import Choice, track
 from data_processing.limits import HOW_TO_LIFT, limits
 from data_processing.pieces import Pieces, described
 from data_processing.video import FPS, probe, read_frames

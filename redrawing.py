@@ -20,10 +20,19 @@ import torch
 
 from data_processing.audio_features import FEATURE_DIMS, Sound
 from data_processing.errors import UserError, reason_of
-from data_processing.faces import Choice, largest
 from data_processing.footage import Footage, VideoFile, ahead
 from data_processing.geometry import FaceCrop, crop_radius, lips_box
-from data_processing.landmarks import FADE_S, Landmarks, Stretch, follow, in_view, mouth_opening, track
+from data_processing.landmarks import (
+    FADE_S,
+    Choice,
+    Landmarks,
+    Stretch,
+    follow,
+    in_view,
+    largest,
+    mouth_opening,
+    track,
+)
 from models.checkpoint import LoadedModel, load_model
 from models.dinet import DINet
 from models.engine import Engine

@@ -8,12 +8,10 @@ import cv2
 import numpy as np
 
 from data_processing.errors import UserError
+from data_processing.landmarks import Choice, largest, track
 from data_processing.weights import weight_path
 
 SAME_PERSON = 0.6  # distance of two of dlib's vectors up to which its author takes them for one person's
-# Boxes (K, 4) of faces, left, top, right, bottom, K > 0; function that finds the landmarks (68, 2) in one; frame
-# (H, W, 3) uint8 RGB -> the number of the one meant, None if it is not among them.
-Choice = Callable[[np.ndarray, Callable[[np.ndarray], np.ndarray], np.ndarray], int | None]
 
 
 class Identity:
@@ -45,11 +43,6 @@ class Identity:
         return np.array(self.network.compute_face_descriptor(np.ascontiguousarray(frame), found))
 
 
-def largest(boxes: np.ndarray, fit: Callable, frame: np.ndarray) -> int:
-    """The Choice where nobody chose."""
-    return int(np.argmax(boxes[:, 2] - boxes[:, 0]))
-
-
 def choice_of(text: str) -> Choice:
     """The face that `--face` names: largest, left, right, a place in the picture as "X,Y", or a picture of it.
 
@@ -70,8 +63,6 @@ def choice_of(text: str) -> Choice:
 
 
 def _person_in(path: Path) -> Choice:
-    from data_processing.landmarks import track  # which imports this module
-
     if not path.is_file():
         raise UserError(f"--face: expected largest, left, right, X,Y or a picture, found {str(path)!r}")
     picture = cv2.imread(str(path), cv2.IMREAD_COLOR_RGB)

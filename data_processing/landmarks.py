@@ -17,7 +17,6 @@ import numpy as np
 from scipy.ndimage import gaussian_filter1d
 
 from data_processing.errors import UserError
-from data_processing.faces import Choice, largest
 from data_processing.geometry import sample_region
 from data_processing.video import FPS, read_frames
 from data_processing.weights import weight_path
@@ -31,6 +30,14 @@ DETECT_EVERY = 5  # frames between face detections; landmarks are tracked betwee
 TURNED = 0.1  # share of the face's width that the nose's tip must be away from either ear
 CUT_LEVEL = 35.0  # mean grey-level change of a thumbnail that makes a shot cut
 DETECTION_SIDES = (640, 1280)  # longer side in pixels of the reduced frame: first try, second try
+# Boxes (K, 4) of faces, left, top, right, bottom, K > 0; function that finds the landmarks (68, 2) in one; frame
+# (H, W, 3) uint8 RGB -> the number of the one meant, None if it is not among them.
+Choice = Callable[[np.ndarray, Callable[[np.ndarray], np.ndarray], np.ndarray], int | None]
+
+
+def largest(boxes: np.ndarray, fit: Callable, frame: np.ndarray) -> int:
+    """The Choice where nobody chose."""
+    return int(np.argmax(boxes[:, 2] - boxes[:, 0]))
 
 
 @dataclass(frozen=True)
