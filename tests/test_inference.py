@@ -592,7 +592,7 @@ def test_stopped_dubbing_goes_on(portrait_clip, speech, checkpoint, tmp_path, mo
     assert caught.value.code == 130
     folder = tmp_path / "dubbed.mp4.pieces"
     assert f"interrupted; what is done is kept in {folder}; the same command goes on" in capfd.readouterr().err
-    assert sorted(path.name for path in folder.iterdir()) == ["0000.mp4", "0001.mp4", "job.json"]
+    assert sorted(path.name for path in folder.iterdir()) == [".lock", "0000.mp4", "0001.mp4", "job.json"]
     assert not output.exists()
 
     with pytest.raises(SystemExit):
