@@ -13,8 +13,7 @@ M_ARENA_MAX = -8  # as malloc.h has it
 def share_one_heap() -> None:
     """Have threads take memory from one heap, before any is started. (glibc; elsewhere nothing happens.)
 
-    With a heap for each, what one thread gives back another cannot take: a dub takes a twelfth more, and goes on
-    taking more for minutes.
+    With a heap for each, what one thread gives back another cannot take: a dub takes a tenth more.
     """
     with suppress(OSError, AttributeError, TypeError):
         ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)
