@@ -50,7 +50,7 @@ def test_number_of_frames_is_duration(tmp_path, num_frames):
 
 
 def test_frames_do_not_wait_for_the_garbage_collector(tmp_path):
-    """Those of an hour would be as many gigabytes as the collector comes late."""
+    """A frame of 1080 lines is three megabytes, and the collector comes after hundreds of them."""
     path = write_numbered(tmp_path / "clip.mp4", 60)
     gc.collect()
     gc.disable()
