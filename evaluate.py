@@ -15,33 +15,27 @@ import cv2
 import torch
 
 from data_processing.dataset import load_clips, load_features
-from data_processing.errors import UserError, command_line
-from data_processing.files import write_whole
-from data_processing.sync import BUNDLED
-from data_processing.video import FPS
-from data_processing.weights import is_cached
-from evaluation.crops import AUDIO_SHIFT, SYNC_FRAMES, evaluate, sync_check
-from evaluation.looks import LOOKS
-from evaluation.metrics import measures
-from evaluation.videos import (
-    COLUMNS,
-    SYNCHRONY,
-    compare_folders,
-    find_videos,
-    judge_synchrony,
-    markdown_table,
-    with_interval,
-    worst_and_best,
-)
+from dubbing.generator import DTYPES
+from dubbing.pipeline import DubbingPipeline
+from evaluation.artifacts import ARTIFACTS
+from evaluation.clips import AUDIO_SHIFT, SYNC_FRAMES, evaluate, sync_check
+from evaluation.metrics import image_metrics
+from evaluation.reports import COLUMNS, SYNC_COLUMNS, markdown_table, print_clip_report, worst_and_best
+from evaluation.videos import compare_folders, find_videos, score_synchrony
 from models.checkpoint import SYNCNET, load_model
-from models.device import choose_device, choose_precision
-from pipeline import DubbingPipeline
-from redrawing import DTYPES
+from utils.bundled import BUNDLED_SYNCNET
+from utils.command_line import run_command
+from utils.device import choose_device, choose_precision
+from utils.errors import UserError
+from utils.files import write_atomically
+from utils.weights import is_cached
 
 
-@command_line
 def main() -> None:
-    args = _arguments()
+    run_command(_arguments(), run)
+
+
+def run(args: argparse.Namespace) -> None:
     if args.frames_per_clip < 1:
         raise UserError(f"--frames-per-clip: expected at least 1, found {args.frames_per_clip}")
     ways = {
@@ -85,16 +79,16 @@ def evaluate_clips(args: argparse.Namespace, device: torch.device) -> None:
         raise UserError(f"--sync: expected clips of {SYNC_FRAMES} frames or more, found none")
     precision_name = choose_precision(args.precision, device)
     precision = None if precision_name == "fp32" else DTYPES[precision_name]
-    report = evaluate(loaded, clips, args.frames_per_clip, measures(device, with_vgg=True), device, precision)
+    report = evaluate(loaded, clips, args.frames_per_clip, image_metrics(device, with_vgg=True), device, precision)
     report["precision"] = precision_name
     if args.sync:
-        judge = load_model(BUNDLED, device, kinds=SYNCNET)
+        judge = load_model(BUNDLED_SYNCNET, device, kinds=SYNCNET)
         heard = load_features(args.data, args.split, judge.audio_features)
         if size != loaded.mouth_size:
             clips = load_clips(args.data, args.split, loaded.mouth_size, loaded.audio_features)
         report["sync"] = sync_check(loaded, judge, clips, heard, device, precision)
     report = {"checkpoint": _identified(args.checkpoint), "data": str(args.data), "split": args.split, **report}
-    _print_report(report)
+    print_clip_report(report)
     if args.output:
         _save(args.output / "evaluation.json", _json(report))
 
@@ -119,11 +113,11 @@ def evaluate_dubs(args: argparse.Namespace, device: torch.device) -> None:
             raise UserError(f"--output: expected another folder than that of {args.videos}, found {folder}")
         failed = dub_folder(pipeline, args.videos, dubbed, cross=args.cross)
         if args.cross:
-            report = judge_synchrony(dubbed, device)
+            report = score_synchrony(dubbed, device)
         else:
             report = compare_folders(dubbed, args.videos, args.frames_per_clip, device)
     # what could not be dubbed has no partner, and is named once
-    report["without_partner"] = [path for path in report["without_partner"] if Path(path).stem not in failed]
+    report["unmatched"] = [path for path in report["unmatched"] if Path(path).stem not in failed]
     report |= {"checkpoint": _identified(args.checkpoint), "mouth_size_drawn": pipeline.dubber.mouth_size}
     report["driven_by"] = "another's sound" if args.cross else "their own sound"
     report["failed"] = failed | {name: _of_videos(reason) for name, reason in report["failed"].items()}
@@ -166,27 +160,27 @@ def dub_folder(pipeline: DubbingPipeline, videos: Path, output: Path, *, cross: 
 
 def _report_videos(report: dict[str, Any], args: argparse.Namespace) -> None:
     strips = report.pop("strips", {})
-    columns = SYNCHRONY if args.cross else tuple(COLUMNS)
+    columns = SYNC_COLUMNS if args.cross else tuple(COLUMNS)
     if args.own_crops:
         columns = tuple(column for column in columns if not column.endswith("_frame"))
     table = markdown_table(report, columns)
     if not (args.cross or args.own_crops):  # these need the source in the dub's framing
-        table += f"\nWhat shows that they are dubs:\n\n{markdown_table(report, LOOKS)}"
+        table += f"\nWhat shows that they are dubs:\n\n{markdown_table(report, ARTIFACTS)}"
     print(f"\n{table}")
     looked_at = "" if args.cross else f", {args.frames_per_clip} frames each at most"
     print(
         f"{len(report['videos'])} videos scored at 25 frames/s{looked_at}; {len(report['failed'])} failed, "
-        f"{len(report['without_partner'])} without a partner"
+        f"{len(report['unmatched'])} without a partner"
     )
     for name, reason in report["failed"].items():
         print(f"failed: {name}: {reason}")
-    for path in report["without_partner"]:
+    for path in report["unmatched"]:
         print(f"without a partner: {path}")
     if not is_cached("syncnet_v2"):
-        fetch = "python scripts/download_weights.py syncnet_v2"
+        fetch = "python -m scripts.download_weights syncnet_v2"
         print(f"LSE-D and LSE-C are missing: they need the official SyncNet ({fetch})")
     if not args.cross and not is_cached("fid_inception"):
-        print("FID is missing: it needs Inception (python scripts/download_weights.py fid_inception)")
+        print("FID is missing: it needs Inception (python -m scripts.download_weights fid_inception)")
     if args.output:
         rows = [{"video": name, **scores} for name, scores in report["videos"].items()]
         listed = io.StringIO()
@@ -201,7 +195,7 @@ def _report_videos(report: dict[str, Any], args: argparse.Namespace) -> None:
             _save(args.output / "worst_and_best.png", cv2.imencode(".png", picture)[1].tobytes())
 
 
-def _arguments() -> argparse.Namespace:
+def _arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description=f"""\
@@ -251,47 +245,7 @@ Intervals are 95 %, by bootstrap over clips or videos.""",
     add(
         "--precision", choices=["auto", *DTYPES], default="fp32", help="with --data: the generator's (default fp32)"
     )
-    return parser.parse_args()
-
-
-def _print_report(report: dict[str, Any]) -> None:
-    size, seconds = report["compared_at"], report["audio_shift_frames"] / FPS
-    print(
-        f"checkpoint {report['checkpoint']['path']} (sha256 {report['checkpoint']['sha256'][:12]}), "
-        f"S = {report['mouth_size']}"
-    )
-    print(
-        f"{report['data']}, {report['split']}: {report['num_frames']} frames of {report['num_clips']} clips of "
-        f"{report['num_people']} people; mouth box {size} × {size}, 95 % intervals over clips\n"
-    )
-    print(f"{'':24}{'PSNR ↑':26}{'SSIM ↑':26}{'LPIPS ↓':26}{'LPIPS (VGG) ↓'}")
-    rows = {"matched": "matched sound", "shifted": f"sound ± {seconds:.2f} s", "difference": "difference"}
-    digits = {"psnr": 2, "ssim": 4, "lpips": 4, "lpips_vgg": 4}
-    for sound, label in rows.items():
-        cells = []
-        for name, count in digits.items():
-            found = report[sound][name]
-            cells.append(f"{with_interval(found['mean'], found['interval'], count):26}")
-        print(f"{label:24}{''.join(cells)}".rstrip())
-
-    if "sync" in report:
-        sync = report["sync"]
-        print(f"\nbundled SyncNet (not LSE), {sync['num_clips']} clips of {SYNC_FRAMES} frames")
-        for name in ("real", "generated"):
-            print(
-                f"{name:24}score {sync[name]['score']:.3f}   confidence {sync[name]['confidence']:.3f}   "
-                f"{sync[name]['within_one_frame']:.0%} within a frame of step"
-            )
-
-    width = max(24, *(len(person) + 2 for person in report["people"]))
-    print(f"\n{'by person':{width}}{'frames':>6}   PSNR    SSIM   LPIPS   the same, sound ± {seconds:.2f} s")
-    for person, found in report["people"].items():
-        cells = [
-            f"{found[sound][name]:6.{digits[name]}f}"
-            for sound in ("matched", "shifted")
-            for name in ("psnr", "ssim", "lpips")
-        ]
-        print(f"{person:{width}}{found['frames']:>6}  {'  '.join(cells)}")
+    return parser
 
 
 def _json(report: dict[str, Any]) -> bytes:
@@ -299,7 +253,7 @@ def _json(report: dict[str, Any]) -> bytes:
 
 
 def _save(path: Path, content: bytes) -> None:
-    write_whole(path, lambda file: file.write(content))
+    write_atomically(path, lambda file: file.write(content))
 
 
 if __name__ == "__main__":

@@ -12,27 +12,26 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from data_processing.audio_features import FEATURE_DIMS
-from data_processing.errors import UserError, command_line
-from data_processing.landmarks import BACKENDS
-from data_processing.limits import limits
-from data_processing.pieces import pieces_folder
-from data_processing.video import check_readable
-from data_processing.writing import check_writable
-from models.device import share_one_heap
-from pipeline import BUNDLED_CHECKPOINT, ROOT, DubbingPipeline
-from redrawing import DTYPES
-
-EXAMPLE_VIDEO, EXAMPLE_AUDIO = ROOT / "examples/portrait.mp4", ROOT / "examples/speech.wav"
+from data_processing.audio.features import FEATURE_DIMS
+from data_processing.face.detectors import BACKENDS
+from data_processing.media.video_reader import check_readable
+from data_processing.media.video_writer import check_writable
+from dubbing.generator import DTYPES
+from dubbing.pipeline import DubbingPipeline
+from dubbing.segments import segments_folder
+from utils.bundled import BUNDLED_GENERATOR, EXAMPLE_AUDIO, EXAMPLE_VIDEO
+from utils.command_line import run_command
+from utils.device import limit_malloc_arenas
+from utils.errors import UserError
 
 
 def dub(args: argparse.Namespace) -> None:
     """Check the arguments, dub, and say what was done."""
-    check_readable(args.video, "--video")
+    check_readable(args.video)
     for audio in args.audio:
-        check_readable(audio, "--audio")
-    check_readable(args.checkpoint, "--checkpoint")
-    check_writable(args.output, "--output")
+        check_readable(audio)
+    check_readable(args.checkpoint)
+    check_writable(args.output)
     if args.output.exists() and any(args.output.samefile(given) for given in (args.video, *args.audio)):
         raise UserError(f"--output: expected another file than the input {args.output}")
     pipeline = DubbingPipeline(
@@ -64,7 +63,7 @@ def dub(args: argparse.Namespace) -> None:
                 progress=progress,
             )
         except KeyboardInterrupt:
-            kept = pieces_folder(args.output)
+            kept = segments_folder(args.output)
             if args.resume and kept.exists():
                 raise KeyboardInterrupt(f"what is done is kept in {kept}; the same command goes on") from None
             raise
@@ -76,9 +75,14 @@ def dub(args: argparse.Namespace) -> None:
     )
 
 
-@command_line
+def run(args: argparse.Namespace) -> None:
+    if not 0 <= args.crf <= 51:
+        raise UserError(f"--crf: expected 0 to 51, found {args.crf}")
+    dub(args)
+
+
 def main() -> None:
-    share_one_heap()
+    limit_malloc_arenas()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--video", type=Path, default=EXAMPLE_VIDEO, help="video of a speaking face (default: the bundled example)")
@@ -90,7 +94,7 @@ def main() -> None:
         help="sound or video file to speak, or several, each for a --face of its own (default: the example)",
     )
     add("--output", type=Path, default=Path("dubbed.mp4"), help=".mp4, .mov or .mkv to write (default dubbed.mp4)")
-    add("--checkpoint", type=Path, default=BUNDLED_CHECKPOINT, help="generator (default: the bundled one)")
+    add("--checkpoint", type=Path, default=BUNDLED_GENERATOR, help="generator (default: the bundled one)")
     add("--landmarks", choices=BACKENDS, default="dlib", help="landmark detector (default dlib)")
     add(
         "--face",
@@ -117,12 +121,7 @@ def main() -> None:
         help="keep what is done when stopped, in OUTPUT.pieces, and go on from there when started again like this",
     )
     add("--no-limits", action="store_true", help="dub what is over 8192 pixels wide or high or over 12 hours long")
-    args = parser.parse_args()
-    if args.no_limits:
-        limits.lift()
-    if not 0 <= args.crf <= 51:
-        raise UserError(f"--crf: expected 0 to 51, found {args.crf}")
-    dub(args)
+    run_command(parser, run)
 
 
 if __name__ == "__main__":

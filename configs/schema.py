@@ -8,12 +8,12 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
 
-from data_processing.audio_features import FEATURE_DIMS
-from data_processing.dataset import LIPS
-from data_processing.errors import UserError
+from data_processing.audio.features import FEATURE_DIMS
+from data_processing.face.lips import LIPS
 from models.dinet import DEFORMATIONS
 from models.syncnet import CLIP_LENGTH
 from models.wav2lip import DOUBLINGS
+from utils.errors import UserError
 
 GENERATOR_NAMES = ("dinet", *(f"wav2lip_{size}" for size in DOUBLINGS))
 LOSSES = ("pixel", "lips", "perceptual", "adversarial", "clip_adversarial", "sync")
@@ -28,9 +28,9 @@ class TrainConfig:
     deformation, inpainting: of dinet (models.dinet.DINetConfig); others than adaat and true are ablations.
     audio_features: what the generator hears; or lips: it is driven by the real lips' movements, to be taught to
         hear in a next run.
-    person_power: how much long recordings of one person count (data_processing.dataset.TrainingBatches).
+    speaker_sampling_exponent: how much long recordings of one person count (data_processing.dataset.TrainingBatches).
     clip_length: consecutive frames a sample: 1 in the frame stage, 5 in the clip stage.
-    frozen_norms: the generator's batch norms keep the statistics of `init_from`: where a batch holds few people, as
+    freeze_bn: the generator's batch norms keep the statistics of `init_from`: where a batch holds few people, as
         in the clip stage, its own would make everybody look like these few.
     audio_warmup_steps: steps for which the audio encoder alone learns, before anything else, to give the codes that
         the lips gave in `init_from`, which must be a generator driven by lips.
@@ -52,9 +52,9 @@ class TrainConfig:
     deformation: str
     inpainting: bool
     audio_features: str
-    person_power: float
+    speaker_sampling_exponent: float
     clip_length: int
-    frozen_norms: bool
+    freeze_bn: bool
     audio_warmup_steps: int
     syncnet: str | None
     sync_target: str
@@ -80,7 +80,7 @@ class TrainConfig:
 class SyncNetConfig:
     """One training run of SyncNet; as TrainConfig, over base_syncnet.yaml.
 
-    wrong_sounds: how many each moment is compared with; together they weigh as much as its own sound.
+    num_negatives: how many each moment is compared with; together they weigh as much as its own sound.
     negative_gap: frames, at least, between a moment and a wrong sound taken from the same clip.
     contrast_weight: weight of telling, by their codes alone, a moment's own sound among the wrong ones.
     shape_warmup_steps: steps for which both encoders learn mouth shapes, through heads that are thrown away, before
@@ -91,8 +91,8 @@ class SyncNetConfig:
     seed: int
     mouth_size: int
     audio_features: str
-    person_power: float
-    wrong_sounds: int
+    speaker_sampling_exponent: float
+    num_negatives: int
     negative_gap: int
     contrast_weight: float
     shape_warmup_steps: int

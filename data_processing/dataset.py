@@ -19,19 +19,17 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from data_processing.audio import load_audio
-from data_processing.audio_features import FEATURE_DIMS, WINDOW_RADIUS, extract, windows
-from data_processing.errors import UserError
-from data_processing.files import write_whole
-from data_processing.geometry import crop_size, mouth_box, mouth_size_of
-from data_processing.landmarks import lip_features
-from data_processing.prepare import read_jsonl
-from data_processing.video import read_frames
+from data_processing.audio.features import FEATURE_DIMS, extract_features
+from data_processing.audio.framing import WINDOW_RADIUS, audio_windows
+from data_processing.face.lips import LIP_FEATURES, LIPS, lip_features
+from data_processing.media.audio_io import load_audio
+from data_processing.media.video_reader import read_frames
+from models.crop_layout import crop_size, mouth_box, mouth_size_of
 from models.syncnet import SYNC_WINDOW
+from utils.errors import UserError
+from utils.files import read_jsonl, write_atomically
 
 SYNC_RADIUS = SYNC_WINDOW // 2  # steps of audio features around the middle of the five frames SyncNet judges
-LIPS = "lips"  # in place of audio features: the real lips' own movements, which nothing needs to guess
-LIP_FEATURES = 29
 ALL = slice(None)
 REFERENCE_GAP = 5  # frames: references nearer to the drawn frame than this would show the answer
 
@@ -41,7 +39,7 @@ class Clip:
     """One clip in memory: frames (T, 13S/8, 5S/4, 3) uint8 RGB, features (T, D), landmarks (T, 68, 2) float32."""
 
     id: str
-    person: str
+    speaker: str
     frames: np.ndarray
     features: np.ndarray
     landmarks: np.ndarray
@@ -188,7 +186,7 @@ def _extract_missing(data: Path, lines: list[dict], audio_features: str) -> None
 
 
 def _extract_one(clip: Path, audio_features: str, num_frames: int, path: Path) -> None:
-    _keep(path, extract(load_audio(clip, "--data"), audio_features, num_frames))
+    _keep(path, extract_features(load_audio(clip), audio_features, num_frames))
 
 
 def _keep(path: Path, array: np.ndarray) -> None:
@@ -196,7 +194,7 @@ def _keep(path: Path, array: np.ndarray) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--data: cannot make the folder {path.parent}: {error.strerror}") from None
-    write_whole(path, lambda file: np.save(file, array))
+    write_atomically(path, lambda file: np.save(file, array))
 
 
 def _read(path: Path) -> np.ndarray:
@@ -212,7 +210,7 @@ def _decode(data: Path, line: dict, mouth_size: int) -> np.ndarray:
     path = data / "clips" / f"{line['id']}.mp4"
     frames = np.empty((line["num_frames"], height, width, 3), np.uint8)
     count = 0
-    for count, frame in enumerate(read_frames(path, flag="--data"), 1):
+    for count, frame in enumerate(read_frames(path), 1):
         if count > len(frames):
             break
         shrink = cv2.INTER_AREA if frame.shape[0] > height else cv2.INTER_CUBIC
@@ -241,7 +239,7 @@ def reference_indices(
 class TrainingBatches(torch.utils.data.Dataset):
     """Item k is the batch of training step k: random frames with random references from their clips.
 
-    A person with n frames is drawn with probability ∝ n ** person_power: 1 draws evenly over all frames, more leans
+    A person with n frames is drawn with probability ∝ n ** speaker_sampling_exponent: 1 draws evenly over all frames, more leans
     to the long recordings of few people, from which the sound is learned sooner, less to the many faces.
 
     Half of the samples are mirrored, and all have their brightness and contrast changed a little: people and
@@ -257,7 +255,7 @@ class TrainingBatches(torch.utils.data.Dataset):
         num_references: int,
         num_steps: int,
         seed: int,
-        person_power: float = 1.0,
+        speaker_sampling_exponent: float = 1.0,
         clip_length: int = 1,
         share: slice = ALL,
     ) -> None:
@@ -268,7 +266,7 @@ class TrainingBatches(torch.utils.data.Dataset):
         self.seed = seed
         self.clip_length = clip_length
         self.share = share
-        self.probabilities = draw_probabilities(clips, person_power)
+        self.probabilities = clip_probabilities(clips, speaker_sampling_exponent)
 
     def __len__(self) -> int:
         return self.num_steps
@@ -280,7 +278,7 @@ class TrainingBatches(torch.utils.data.Dataset):
             clip = self.clips[number]
             indices = rng.integers(len(clip.frames) - self.clip_length + 1) + np.arange(self.clip_length)
             references = reference_indices(rng, len(clip.frames), indices, self.num_references)
-            samples.append((clip, indices, references, *random_looks(rng)))
+            samples.append((clip, indices, references, *sample_augmentation(rng)))
         ids = [clip.id for clip, *_ in samples]
         return make_batch(samples[self.share])._replace(clip_ids=ids)
 
@@ -299,20 +297,20 @@ class SyncBatches(torch.utils.data.Dataset):
         batch_size: int,
         num_steps: int,
         seed: int,
-        wrong_sounds: int,
+        num_negatives: int,
         negative_gap: int,
-        person_power: float = 1.0,
+        speaker_sampling_exponent: float = 1.0,
         share: slice = ALL,
     ) -> None:
         self.clips = clips
         self.batch_size = batch_size
         self.num_steps = num_steps
         self.seed = seed
-        self.wrong_sounds = wrong_sounds
+        self.num_negatives = num_negatives
         self.negative_gap = negative_gap
         self.share = share
-        self.probabilities = draw_probabilities(clips, person_power)
-        self.people = np.array([clip.person for clip in clips])
+        self.probabilities = clip_probabilities(clips, speaker_sampling_exponent)
+        self.people = np.array([clip.speaker for clip in clips])
 
     def __len__(self) -> int:
         return self.num_steps
@@ -325,40 +323,42 @@ class SyncBatches(torch.utils.data.Dataset):
             middle = int(rng.integers(2, len(clip.frames) - 2))
             heard = [(clip, middle), *self._wrong(rng, clip, middle)]
             reach = mouth_size_of(clip.frames.shape[1]) // 16
-            moments.append((heard, *random_looks(rng), *rng.integers(-reach, reach + 1, 2)))
+            moments.append((heard, *sample_augmentation(rng), *rng.integers(-reach, reach + 1, 2)))
             ids.append(clip.id)
         mouths = [mouth_stack(*heard[0], *looks) for heard, *looks in moments[self.share]]
         sounds = [
-            [windows(of.features, np.array([when]), SYNC_RADIUS)[0] for of, when in heard]
+            [audio_windows(of.features, np.array([when]), SYNC_RADIUS)[0] for of, when in heard]
             for heard, *_ in moments[self.share]
         ]
         return SyncBatch(torch.from_numpy(np.stack(mouths)), torch.from_numpy(np.array(sounds)), ids)
 
     def _wrong(self, rng: np.random.Generator, clip: Clip, middle: int) -> list[tuple[Clip, int]]:
-        """Clips and frames of `wrong_sounds` sounds."""
+        """Clips and frames of `num_negatives` sounds."""
         candidates = np.arange(2, len(clip.frames) - 2)
         candidates = candidates[np.abs(candidates - middle) >= self.negative_gap]
-        own = rng.binomial(self.wrong_sounds, 0.5) if len(candidates) else 0
+        own = rng.binomial(self.num_negatives, 0.5) if len(candidates) else 0
         found = [(clip, int(when)) for when in rng.choice(candidates, own)] if own else []
-        weights = np.where(self.people != clip.person, self.probabilities, 0)
+        weights = np.where(self.people != clip.speaker, self.probabilities, 0)
         if not weights.any():  # a dataset of one person: any other moment has to do
             weights = self.probabilities
-        for number in rng.choice(len(self.clips), self.wrong_sounds - own, p=weights / weights.sum()):
+        for number in rng.choice(len(self.clips), self.num_negatives - own, p=weights / weights.sum()):
             other = self.clips[number]
             found.append((other, int(rng.integers(2, len(other.frames) - 2))))
         return found
 
 
-def draw_probabilities(clips: list[Clip], person_power: float) -> np.ndarray:
-    """(number of clips,) probabilities with which clips are drawn: of a person ∝ (their frames) ** person_power."""
+def clip_probabilities(clips: list[Clip], speaker_sampling_exponent: float) -> np.ndarray:
+    """(number of clips,) probabilities with which clips are drawn: of a person ∝ (their frames) ** speaker_sampling_exponent."""
     frames_of = Counter()
     for clip in clips:
-        frames_of[clip.person] += len(clip.frames)
-    weights = np.array([len(clip.frames) * frames_of[clip.person] ** (person_power - 1) for clip in clips])
+        frames_of[clip.speaker] += len(clip.frames)
+    weights = np.array(
+        [len(clip.frames) * frames_of[clip.speaker] ** (speaker_sampling_exponent - 1) for clip in clips]
+    )
     return weights / weights.sum()
 
 
-def random_looks(rng: np.random.Generator) -> tuple[float, float, bool]:
+def sample_augmentation(rng: np.random.Generator) -> tuple[float, float, bool]:
     """Gain, bias and whether to mirror."""
     return rng.uniform(0.85, 1.15), rng.uniform(-0.06, 0.06), rng.random() < 0.5
 
@@ -368,12 +368,12 @@ def make_batch(samples: list[Sample]) -> Batch:
     targets, references, audio, sync_audio = [], [], [], []
     for clip, indices, reference, gain, bias, mirror in samples:
         indices = np.atleast_1d(indices)
-        images = _changed(clip.frames[[*indices, *reference]], gain, bias, mirror)
+        images = _augment(clip.frames[[*indices, *reference]], gain, bias, mirror)
         targets.append(images[: len(indices)])
         references.append(images[len(indices) :].reshape(-1, *images.shape[2:]))
-        audio.append(windows(clip.features, indices))
+        audio.append(audio_windows(clip.features, indices))
         middle = indices[len(indices) // 2]
-        sync_audio.append(windows(clip.features, np.array([middle]), WINDOW_RADIUS + len(indices) // 2)[0])
+        sync_audio.append(audio_windows(clip.features, np.array([middle]), WINDOW_RADIUS + len(indices) // 2)[0])
     return Batch(
         torch.from_numpy(np.concatenate(targets)),
         torch.from_numpy(np.stack(references)),
@@ -383,7 +383,7 @@ def make_batch(samples: list[Sample]) -> Batch:
     )
 
 
-def _changed(frames: np.ndarray, gain: float, bias: float, mirror: bool) -> np.ndarray:
+def _augment(frames: np.ndarray, gain: float, bias: float, mirror: bool) -> np.ndarray:
     """uint8 (T, H, W, 3) -> float32 (T, 3, H, W) in [0, 1] with other looks."""
     images = np.clip(frames.astype(np.float32) / 255 * gain + bias, 0, 1)
     images = images[:, :, ::-1] if mirror else images
@@ -403,4 +403,4 @@ def mouth_stack(
     rows, columns = mouth_box(mouth_size_of(clip.frames.shape[1]))
     rows, columns = slice(rows.start + down, rows.stop + down), slice(columns.start + right, columns.stop + right)
     frames = clip.frames[middle - 2 : middle + 3, rows, columns]
-    return np.ascontiguousarray(_changed(frames, gain, bias, mirror).reshape(-1, *frames.shape[1:3]))
+    return np.ascontiguousarray(_augment(frames, gain, bias, mirror).reshape(-1, *frames.shape[1:3]))

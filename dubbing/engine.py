@@ -17,16 +17,16 @@ import torch.nn.functional as F
 from scipy.fft import next_fast_len
 from torch import nn
 
-from data_processing.geometry import mouth_margin_top, mouth_size_of
 from models.blocks import ConvBlock, ResBlock, UpBlock
+from models.crop_layout import mouth_margin_top, mouth_size_of
 from models.dinet import DINet
 
 WIDE_KERNEL, MANY_CHANNELS = 9, 64  # from which on spectra are faster on processors
 BLOCK_REACH, DECODER_REACH = 2, 4  # rows of the feature maps that a residual block and the decoder look beyond
 # Bytes of the maps of a layer on processors: malloc asks the system for each of larger ones, and the system clears
 # every page of it first, a sixth of the time.
-LARGEST_MAPS = 20_000_000
-MOST_DRAWERS = 8  # threads that draw frames, as many as come at once
+MAX_MAP_BYTES = 20_000_000
+MAX_WORKERS = 8  # threads that draw frames, as many as come at once
 _STARTING = Lock()
 TILE = 30  # results along one side of a tile at most: larger ones cost memory, smaller ones overlap more
 
@@ -76,8 +76,8 @@ class Engine(nn.Module):
             return self._generate(masked_source, references, audio_window)
         height, width = masked_source.shape[-2:]
         largest = height * width * self.decoder[-1].kernel.shape[1] * self.dtype.itemsize  # map of a frame
-        drawers, count = _drawers()
-        few = min(max(1, LARGEST_MAPS // largest), -(-len(masked_source) // count))
+        drawers, count = _worker_pool()
+        few = min(max(1, MAX_MAP_BYTES // largest), -(-len(masked_source) // count))
         parts = zip(masked_source.split(few), audio_window.split(few), strict=True)
         return torch.cat(list(drawers.map(lambda part: self._generate(part[0], references, part[1]), parts)))
 
@@ -105,19 +105,19 @@ class Engine(nn.Module):
         return torch.cat([masked_source[:, :, :first], drawn[:, :, first - 4 * decoded_from :]], dim=2)
 
 
-def _drawers() -> tuple[ThreadPoolExecutor, int]:
+def _worker_pool() -> tuple[ThreadPoolExecutor, int]:
     """Threads that draw frames, each with its share of the cores as they were at the first call, and their number.
 
     A frame that one core draws waits for no other core; those that draw one together wait after every layer.
     """
     with _STARTING:
-        return _started_drawers()
+        return _started_workers()
 
 
 @cache
-def _started_drawers() -> tuple[ThreadPoolExecutor, int]:
+def _started_workers() -> tuple[ThreadPoolExecutor, int]:
     cores = torch.get_num_threads()
-    count = min(cores, MOST_DRAWERS)
+    count = min(cores, MAX_WORKERS)
     ready = Barrier(count + 1)
 
     def begin() -> None:

@@ -1,22 +1,20 @@
 """Where the frames of a dub come from: a file, read twice, or a camera, held for a while; and making them ahead."""
 
-import queue
 import sys
-import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
-from data_processing.errors import Damaged
-from data_processing.video import read_frames, read_frames_backward
+from data_processing.media.video_reader import read_frames, read_frames_backward
+from utils.errors import TruncatedMediaError
 
 
-class Footage(Protocol):
+class FrameSource(Protocol):
     """Frames that are looked at twice: once for the face in them, later to redraw it."""
 
     fps: Fraction | int
@@ -31,7 +29,7 @@ class Footage(Protocol):
         """One that `look` has given and `again` has not."""
 
 
-class VideoFile:
+class VideoFileSource:
     """Footage that is read twice, so that none of it need be held."""
 
     def __init__(self, path: Path, fps: Fraction | int) -> None:
@@ -41,13 +39,13 @@ class VideoFile:
     def look(self) -> Iterator[np.ndarray]:
         try:
             yield from read_frames(self.path, fps=self.fps)
-        except Damaged as error:
+        except TruncatedMediaError as error:
             if not self._told:  # to everybody who looks
                 print(f"warning: {error}; using what came before", file=sys.stderr)
             self._told = True
 
     def again(self) -> Iterator[np.ndarray]:
-        with suppress(Damaged):
+        with suppress(TruncatedMediaError):
             yield from read_frames(self.path, fps=self.fps)
 
     def frame(self, index: int) -> np.ndarray:
@@ -61,7 +59,7 @@ class VideoFile:
             yield from enumerate(read_frames(self.path, 0, num_frames, fps=self.fps))
 
 
-class LiveFrames:
+class LiveFrameSource:
     """Footage that comes once: frames are held from when they are looked at to when they are drawn."""
 
     def __init__(self, frames: Iterable[np.ndarray], fps: Fraction | int) -> None:
@@ -81,51 +79,3 @@ class LiveFrames:
 
     def frame(self, index: int) -> np.ndarray:
         return self._held[index - self._gone]
-
-
-def ahead(items: Iterable[Any], count: int, stop: Callable[[], None] = lambda: None) -> Iterator[Any]:
-    """The same items, made up to `count` ahead in a thread of their own; what they raise is raised here.
-
-    If they are not wanted to the end, `stop` is to have the making of the next one end soon.
-    """
-    waiting: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue(count)
-    ended, stopped = object(), threading.Event()
-
-    def put(item: Any, error: BaseException | None = None) -> bool:
-        while not stopped.is_set():
-            try:
-                waiting.put((item, error), timeout=0.1)
-                return True
-            except queue.Full:
-                continue
-        return False
-
-    def make() -> None:
-        try:
-            for item in items:
-                if not put(item):
-                    break
-            put(ended)
-        except BaseException as error:
-            put(ended, error)
-        finally:
-            if hasattr(items, "close"):
-                items.close()
-
-    thread = threading.Thread(target=make, daemon=True)
-    thread.start()
-    try:
-        while True:
-            item, error = waiting.get()
-            if error is not None:
-                try:
-                    raise error
-                finally:
-                    del error  # or its traceback would keep this frame, and this frame it
-            if item is ended:
-                return
-            yield item
-    finally:
-        stopped.set()
-        stop()
-        thread.join()

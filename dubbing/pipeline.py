@@ -20,27 +20,29 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data_processing.audio import media_seconds, read_audio
-from data_processing.audio_features import Sound
-from data_processing.errors import UserError
-from data_processing.faces import choice_of
-from data_processing.footage import LiveFrames, VideoFile, ahead
-from data_processing.geometry import FaceCrop, crop_radius
-from data_processing.landmarks import Choice, track
-from data_processing.limits import HOW_TO_LIFT, limits
-from data_processing.pieces import Pieces, described
-from data_processing.video import FPS, probe, read_frames
-from data_processing.writing import VideoWriter
-from models.device import choose_device, choose_precision
-from redrawing import READ_AHEAD, Dubber, Redrawer, Speaker, load_hearing
+from data_processing.face.crop import FaceCrop, crop_radius
+from data_processing.face.detectors import FaceSelector, track_landmarks
+from data_processing.face.selection import face_selector
+from data_processing.media.audio_io import media_duration_s, read_audio
+from data_processing.media.video_reader import FPS, probe, read_frames
+from data_processing.media.video_writer import VideoWriter
+from dubbing.audio_stream import AudioStream
+from dubbing.compositor import READ_AHEAD, Compositor
+from dubbing.frame_sources import LiveFrameSource, VideoFileSource
+from dubbing.generator import GeneratorSession, load_audio_driven_generator
+from dubbing.prefetch import prefetch
+from dubbing.segments import SegmentedWriter, file_fingerprint
+from dubbing.speaker import Speaker
+from utils.bundled import BUNDLED_GENERATOR
+from utils.device import choose_device, choose_precision
+from utils.errors import UserError
+from utils.limits import DEFAULT_LIMITS
 
-ROOT = Path(__file__).parent
-BUNDLED_CHECKPOINT = ROOT / "checkpoints/dinet_64.safetensors"
 LEVEL_S = 120  # of a sound, by which it is known how loud it is
 LOOK_AHEAD_S = 8  # of a file, before its first frame is drawn: long enough to choose references from
 
 
-class Dubbed(NamedTuple):
+class DubResult(NamedTuple):
     """What became of a video: frames written, redrawn ones among them, frames per second, and seconds it took until
     the first frame was drawn and in all."""
 
@@ -66,7 +68,7 @@ class DubbingPipeline:
 
     def __init__(
         self,
-        checkpoint: Path = BUNDLED_CHECKPOINT,
+        checkpoint: Path = BUNDLED_GENERATOR,
         *,
         device: str = "auto",
         precision: str = "auto",
@@ -74,7 +76,7 @@ class DubbingPipeline:
     ) -> None:
         chosen = choose_device(device)
         self.precision = choose_precision(precision, chosen)
-        self.dubber = Dubber(load_hearing(checkpoint, chosen), chosen, self.precision)
+        self.dubber = GeneratorSession(load_audio_driven_generator(checkpoint, chosen), chosen, self.precision)
         self.checkpoint, self.landmarks = checkpoint, landmarks
 
     def dub(
@@ -91,7 +93,7 @@ class DubbingPipeline:
         crf: int = 16,
         resume: bool = False,
         progress: Callable[[int, int], None] | None = None,
-    ) -> Dubbed:
+    ) -> DubResult:
         """Dub a video file, in its own resolution and frame rate, 60 at most.
 
         Args:
@@ -121,33 +123,31 @@ class DubbingPipeline:
             raise UserError(f"--face: expected one for each of {len(audios)} sounds, found {len(faces)}")
         if references is not None and len(faces) > 1:
             raise UserError(f"--references: expected one face to choose them for, found {len(faces)}")
-        info = probe(video, "--video")
+        info = probe(video)
         for note in info.notes:
             print(f"note: --video: {note}", file=sys.stderr)
-        expected_s = max([*map(media_seconds, audios), info.duration_s if when_short == "keep" else 0])
-        if expected_s > limits.length_s:
-            longest, found = limits.length_s / 3600, expected_s / 3600
-            raise UserError(
-                f"--audio, --video: expected at most {longest:g} h, found {found:.1f} h ({HOW_TO_LIFT})"
-            )
+        expected_s = max([*map(media_duration_s, audios), info.duration_s if when_short == "keep" else 0])
+        if expected_s > DEFAULT_LIMITS.max_duration_s:
+            longest, found = DEFAULT_LIMITS.max_duration_s / 3600, expected_s / 3600
+            raise UserError(f"--audio, --video: expected at most {longest:g} h, found {found:.1f} h")
         expected = round(expected_s * info.fps)
-        redrawer = self._redrawer(VideoFile(video, info.fps), audios, faces, references, sharpen)
+        redrawer = self._redrawer(VideoFileSource(video, info.fps), audios, faces, references, sharpen)
         width = info.width * (2 if side_by_side else 1)
-        settings = {"crf": crf, "sounds": audios, "pixel_aspect": info.pixel_aspect}
+        settings = {"crf": crf, "audio_paths": audios, "pixel_aspect": info.pixel_aspect}
         first_s = 0.0
         with ExitStack() as stack:
             if resume:
                 job = self._described(video, audios, faces)
                 job |= {"--references": str(references), "--when-short": when_short}
                 job |= {"--sharpen": str(sharpen), "--side-by-side": str(side_by_side)}
-                writer = Pieces(output, job, width, info.height, info.fps, **settings)
+                writer = SegmentedWriter(output, job, width, info.height, info.fps, **settings)
                 frames = writer.done
             else:
                 writer = VideoWriter(output, width, info.height, info.fps, **settings)
                 frames = 0
             stack.enter_context(writer)
             drawing = redrawer.frames(keep_rest=when_short == "keep", first=frames)
-            made = stack.enter_context(closing(ahead(drawing, READ_AHEAD, redrawer.stop)))
+            made = stack.enter_context(closing(prefetch(drawing, READ_AHEAD, redrawer.stop)))
             if frames:
                 print(f"note: --resume: {frames} frames are there; looking for the face in them", file=sys.stderr)
             for drawn in made:
@@ -170,33 +170,34 @@ class DubbingPipeline:
         if (redrawer.seen < frames or when_short == "keep") and read_s < 0.9 * info.duration_s:
             said = f"{video} says it has {info.duration_s:.1f} s, {read_s:.1f} s could be read"
             print(f"warning: --video: {said}", file=sys.stderr)
-        return Dubbed(frames, redrawer.changed, info.fps, first_s, time.monotonic() - began)
+        return DubResult(frames, redrawer.changed, info.fps, first_s, time.monotonic() - began)
 
     def _redrawer(
-        self, footage: VideoFile, audios: list[Path], faces: list[str], references: str | None, sharpen: bool
-    ) -> Redrawer:
+        self, footage: VideoFileSource, audios: list[Path], faces: list[str], references: str | None, sharpen: bool
+    ) -> Compositor:
         """What redraws the faces of a file. What is wrong with a sound is told here, before anything is written."""
         speakers = []
         for path, name in zip(audios, faces, strict=True):
-            choose = choice_of(name)
-            sound = Sound(read_audio(path, "--audio"), self.dubber.audio_features, level_s=LEVEL_S)
+            choose = face_selector(name)
+            sound = AudioStream(read_audio(path), self.dubber.audio_features, level_s=LEVEL_S)
             given = self._given_references(footage, references, choose)
             where = (self.dubber, footage, sound, self.landmarks, choose, LOOK_AHEAD_S)
             speakers.append(Speaker(*where, given=given, sharpen=sharpen))
-        return Redrawer(footage, speakers)
+        return Compositor(footage, speakers)
 
     def _described(self, video: Path, audios: list[Path], faces: list[str]) -> dict[str, str]:
         """What a dub is made of, by flags."""
         pictures, table = [Path(name) for name in faces], video.with_suffix(".csv")  # which OpenFace wrote
         return {
-            "--video": described(video, "--video"),
-            "--audio": "; ".join(described(path, "--audio") for path in audios),
+            "--video": file_fingerprint(video, "--video"),
+            "--audio": "; ".join(file_fingerprint(path, "--audio") for path in audios),
             "--face": "; ".join(
-                described(path, "--face") if path.is_file() else name
+                file_fingerprint(path, "--face") if path.is_file() else name
                 for path, name in zip(pictures, faces, strict=True)
             ),
-            "--checkpoint": described(self.checkpoint, "--checkpoint"),
-            "--landmarks": self.landmarks + (f"; {described(table, '--landmarks')}" if table.is_file() else ""),
+            "--checkpoint": file_fingerprint(self.checkpoint, "--checkpoint"),
+            "--landmarks": self.landmarks
+            + (f"; {file_fingerprint(table, '--landmarks')}" if table.is_file() else ""),
             "--device": self.dubber.device.type,
             "--precision": self.precision,
         }
@@ -219,12 +220,14 @@ class DubbingPipeline:
         Yields:
             As many frames as came while the sound lasted; those without a face as they came.
         """
-        heard = Sound(iter(sound), self.dubber.audio_features, block_s=0.4, after_s=0.6)
-        footage = LiveFrames(frames, fps)
+        heard = AudioStream(iter(sound), self.dubber.audio_features, block_s=0.4, after_s=0.6)
+        footage = LiveFrameSource(frames, fps)
         speaker = Speaker(self.dubber, footage, heard, self.landmarks, look_ahead_s=look_ahead_s)
-        return (drawn.dubbed for drawn in Redrawer(footage, [speaker]).frames())
+        return (drawn.dubbed for drawn in Compositor(footage, [speaker]).frames())
 
-    def _given_references(self, footage: VideoFile, text: str | None, choose: Choice) -> list[np.ndarray] | None:
+    def _given_references(
+        self, footage: VideoFileSource, text: str | None, choose: FaceSelector
+    ) -> list[np.ndarray] | None:
         """Crops of the frames that `--references` names."""
         count = self.dubber.model.config.num_references
         indices = parse_references(text, count)
@@ -233,7 +236,7 @@ class DubbingPipeline:
         found, where = [], (self.landmarks, footage.path, footage.fps)
         for index in indices:
             frame = next(read_frames(footage.path, index, index + 1, fps=footage.fps), None) if index >= 0 else None
-            shown = [] if frame is None else track(iter([frame]), *where, index, choose)
+            shown = [] if frame is None else track_landmarks(iter([frame]), *where, index, choose)
             points = next((points for points, _ in shown), np.full((68, 2), np.nan))
             if np.isnan(points).any():
                 raise UserError(f"--references: expected frames of {footage.path} with a face, found {index}")

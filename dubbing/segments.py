@@ -15,18 +15,18 @@ import av
 import numpy as np
 from filelock import FileLock, Timeout
 
-from data_processing.errors import UserError, reason_of
-from data_processing.files import write_whole
-from data_processing.soundtrack import check_sounds
-from data_processing.writing import VideoWriter, frame_packets, join, opened_piece
+from data_processing.media.audio_track import check_audio_tracks
+from data_processing.media.video_writer import VideoWriter, concatenate_videos, frame_packets, open_segment
+from utils.errors import UserError, error_reason
+from utils.files import write_atomically
 
-PIECE_FRAMES = 512  # which a stopped job loses at most
+SEGMENT_FRAMES = 512  # which a stopped job loses at most
 JOB = "job.json"
 LOCK = ".lock"  # held while a run is at work, and let go of by the system when that is killed
 OURS = re.compile(rf"\d+\.mp4|joined\.\w+|{JOB}|\{LOCK}|\..*partial.*")  # names of files in a folder of pieces
 
 
-def described(path: Path, flag: str) -> str:
+def file_fingerprint(path: Path, flag: str) -> str:
     """A file by its name, size and time of change, "speaker.mp4, 1234 bytes, 2026-11-23 06:00:00" (UTC).
 
     Raises UserError, naming `flag`, if there is none.
@@ -34,17 +34,17 @@ def described(path: Path, flag: str) -> str:
     try:
         found = path.stat()
     except OSError as error:
-        raise UserError(f"{flag}: cannot be read: {path}: {reason_of(error)}") from None
+        raise UserError(f"{flag}: cannot be read: {path}: {error_reason(error)}") from None
     changed = datetime.fromtimestamp(int(found.st_mtime), UTC)
     return f"{path.name}, {found.st_size} bytes, {changed:%Y-%m-%d %H:%M:%S}"
 
 
-def pieces_folder(output: Path) -> Path:
+def segments_folder(output: Path) -> Path:
     """Where the pieces of an output are kept."""
     return output.with_name(f"{output.name}.pieces")
 
 
-class Pieces:
+class SegmentedWriter:
     """Writes a video as VideoWriter does, and keeps what there is of it when it is stopped, by whatever.
 
     Use as a context manager and write the frames from number `done` on. The folder "NAME.pieces" beside the output
@@ -75,23 +75,23 @@ class Pieces:
         height: int,
         fps: Fraction | int,
         crf: int = 16,
-        sounds: Sequence[Path] = (),
+        audio_paths: Sequence[Path] = (),
         pixel_aspect: Fraction = Fraction(1),
     ) -> None:
-        check_sounds(sounds)  # not only after hours
+        check_audio_tracks(audio_paths)  # not only after hours
         self.output = output
-        self.sounds = sounds
-        self.folder = pieces_folder(output)
+        self.audio_paths = audio_paths
+        self.folder = segments_folder(output)
         self._settings = {"width": width, "height": height, "fps": fps, "crf": crf, "pixel_aspect": pixel_aspect}
         self._writer: VideoWriter | None = None
         # another PyAV brings another x264, whose pieces may not fit
-        made_by = {**self._settings, "frames in a piece": PIECE_FRAMES, "PyAV": av.__version__}
+        made_by = {**self._settings, "frames in a piece": SEGMENT_FRAMES, "PyAV": av.__version__}
         self._lock = self._locked()
         try:
             self._claim(job | {key: str(value) for key, value in made_by.items()})
             self._pieces = self._whole_pieces()
-            self.done = len(self._pieces) * PIECE_FRAMES
-            with _telling(self.folder):
+            self.done = len(self._pieces) * SEGMENT_FRAMES
+            with _output_errors(self.folder):
                 for path in self.folder.iterdir():  # what writers left that were killed, and what is not whole
                     if path not in self._pieces and path.name not in (JOB, LOCK):
                         path.unlink()
@@ -101,7 +101,7 @@ class Pieces:
 
     def _locked(self) -> FileLock:
         """The folder for this run alone, made if need be."""
-        with _telling(self.folder):
+        with _output_errors(self.folder):
             self.folder.mkdir(exist_ok=True)
             if strange := [path.name for path in self.folder.iterdir() if not OURS.fullmatch(path.name)]:
                 raise UserError(
@@ -118,24 +118,24 @@ class Pieces:
         """Make the folder this job's, or see that it is."""
         path = self.folder / JOB
         if path.exists():
-            _compare(path, job)
+            _check_same_job(path, job)
             return
-        with _telling(self.folder):
+        with _output_errors(self.folder):
             for piece in self.folder.glob("*.mp4"):  # nobody knows of what job
                 piece.unlink()
-            write_whole(path, lambda file: file.write(json.dumps(job, indent=1).encode()))
+            write_atomically(path, lambda file: file.write(json.dumps(job, indent=1).encode()))
 
     def _whole_pieces(self) -> list[Path]:
         """Those from the first on that have all their frames."""
         whole = []
         while (path := self._piece(len(whole))).exists():
             try:
-                with opened_piece(path) as stream:
+                with open_segment(path) as stream:
                     count = sum(1 for _ in frame_packets(stream))
             except UserError as error:
                 print(f"warning: --resume: from this piece on all is made again: {error}", file=sys.stderr)
                 break
-            if count != PIECE_FRAMES:
+            if count != SEGMENT_FRAMES:
                 break
             whole.append(path)
         return whole
@@ -145,11 +145,11 @@ class Pieces:
 
     def write(self, frame: np.ndarray) -> None:
         """Append one (H, W, 3) uint8 RGB frame; the first is frame `done` of the video."""
-        with _telling(self.folder):
+        with _output_errors(self.folder):
             if self._writer is None:
                 self._writer = VideoWriter(self._piece(len(self._pieces)), **self._settings)
             self._writer.write(frame)
-            if self._writer.num_frames == PIECE_FRAMES:
+            if self._writer.num_frames == SEGMENT_FRAMES:
                 self._finish_piece()
 
     def _finish_piece(self) -> None:
@@ -164,11 +164,11 @@ class Pieces:
     def __exit__(self, kind: type | None, value: BaseException | None, trace: TracebackType | None) -> None:
         try:
             if kind is None:
-                with _telling(self.folder):
+                with _output_errors(self.folder):
                     if self._writer:
                         self._finish_piece()
                     joined = self.folder / f"joined{self.output.suffix}"
-                    join(self._pieces, joined, self.sounds)
+                    concatenate_videos(self._pieces, joined, self.audio_paths)
                     joined.replace(self.output)
                     self._pieces.clear()
             elif self._writer:
@@ -190,7 +190,7 @@ class Pieces:
             self.folder.rmdir()
 
 
-def _compare(path: Path, job: dict[str, str]) -> None:
+def _check_same_job(path: Path, job: dict[str, str]) -> None:
     """Raise UserError unless the file tells of this job."""
     try:
         before = json.loads(path.read_bytes())
@@ -209,11 +209,11 @@ def _compare(path: Path, job: dict[str, str]) -> None:
 
 
 @contextmanager
-def _telling(folder: Path) -> Iterator[None]:
+def _output_errors(folder: Path) -> Iterator[None]:
     """Around what writes into the folder: what fails is told of --output."""
     try:
         yield
     except UserError as error:
         raise UserError(f"--output: {error}") from None
     except OSError as error:
-        raise UserError(f"--output: cannot write into {folder}: {reason_of(error)}") from None
+        raise UserError(f"--output: cannot write into {folder}: {error_reason(error)}") from None

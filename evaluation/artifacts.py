@@ -9,18 +9,18 @@ import numpy as np
 from scipy.ndimage import binary_erosion
 from skimage.color import deltaE_ciede2000, rgb2lab
 
-from data_processing.geometry import FaceCrop, lips_box, mouth_box, sample_region
-from data_processing.silence import MIN_SILENCE
+from data_processing.audio.silence import MIN_SILENCE
+from data_processing.face.crop import FaceCrop, sample_region
+from models.crop_layout import lips_box, mouth_box
 
-PIECES = 8  # of each side of the mouth box, averaged along it: a seam goes on, the skin's texture does not
+BANDS = 8  # of each side of the mouth box, averaged along it: a seam goes on, the skin's texture does not
 RING_SIZE = 64  # mouth size at which flicker is measured: fine enough for skin, too coarse for a camera's noise
 HEAD = [27, 28, 29, *range(36, 48)]  # eyes and upper nose: outside of the mouth box
 LOWER_FACE = [*range(6, 11), *range(48, 68)]  # chin and lips
 OPENINGS = (5, 95)  # percentiles of the source's: closed and open
 MEDIAN_SIZE = 0.6745 * 6**0.5  # of second differences of normal noise with a deviation of 1
-
 # What is measured; the number of decimals; whether more is better.
-LOOKS = {
+ARTIFACTS = {
     "seam": ("seam, grey levels", 2, False),
     "colour_shift": ("colour shift, ΔE", 2, False),
     "tremble": ("tremble of lips and chin, pixels of the face crop", 2, False),
@@ -87,7 +87,7 @@ def _ring(crop: np.ndarray) -> np.ndarray:
 
 def _pieces(bands: np.ndarray) -> np.ndarray:
     """Means over the PIECES of bands along the border: (N, depth, S, C) -> (N, PIECES, C)."""
-    return bands.reshape(*bands.shape[:2], PIECES, -1, bands.shape[3]).mean(axis=(1, 3))
+    return bands.reshape(*bands.shape[:2], BANDS, -1, bands.shape[3]).mean(axis=(1, 3))
 
 
 def sharpness(dubbed: np.ndarray, source: np.ndarray, crop: FaceCrop) -> float:
@@ -120,7 +120,7 @@ def still_head(points: np.ndarray) -> np.ndarray:
     return np.stack([still.real, still.imag], axis=-1)
 
 
-def tremble(runs: list[np.ndarray]) -> float:
+def jitter(runs: list[np.ndarray]) -> float:
     """How much values tremble from frame to frame: the deviation, in their unit, of noise that would do the same.
 
     It is told from the median size of second differences. A steady movement has none, and those of speech, which

@@ -14,13 +14,12 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm
 
-from data_processing.audio_features import windows
+from data_processing.audio.framing import audio_windows
+from data_processing.av_sync import MAX_SHIFT, encode_windows, offset_and_confidence, shift_scores
 from data_processing.dataset import Clip, Sample, make_batch, reference_indices
-from data_processing.geometry import crop_size, mouth_box, mouth_size_of
-from data_processing.sync import MAX_SHIFT
-from evaluation.metrics import Measure, bootstrap_interval
+from evaluation.metrics import ImageMetric, bootstrap_interval
 from models.checkpoint import LoadedModel
-from models.syncnet import encode_moments, offset_and_confidence, shift_scores
+from models.crop_layout import crop_size, mouth_box, mouth_size_of
 
 AUDIO_SHIFT = 12  # frames, 0.48 s: far enough for other sounds, near enough to be the same voice and mood
 SYNC_FRAMES = 45  # of a clip, judged together: shorter ones are judged by chance
@@ -56,24 +55,24 @@ def validation_samples(clips: list[Clip], per_clip: int, num_references: int, se
     samples = []
     for number, clip in enumerate(clips):
         num_frames = len(clip.frames)
-        for index in spread(num_frames, per_clip).tolist():
+        for index in evenly_spaced(num_frames, per_clip).tolist():
             rng = np.random.default_rng((seed, number, index))
             references = reference_indices(rng, num_frames, index, num_references)
             samples.append((clip, index, references, 1.0, 0.0, False))
     return samples
 
 
-def spread(total: int, count: int) -> np.ndarray:
+def evenly_spaced(total: int, count: int) -> np.ndarray:
     """Up to `count` of the numbers below `total`, evenly spaced: (min(count, total),) int."""
     count = min(count, total)
     return ((np.arange(count) + 0.5) * total / count).astype(int)
 
 
 @torch.no_grad()
-def score(
+def score_clips(
     generator: nn.Module,
     samples: list[Sample],
-    measures: dict[str, Measure],
+    measures: dict[str, ImageMetric],
     *,
     mouth_size: int | None = None,
     audio_shift: int = 0,
@@ -103,7 +102,7 @@ def score(
             chunk = samples[start : start + batch_size]
             batch = make_batch(chunk)
             heard = [((index + audio_shift) % len(clip.frames), clip) for clip, index, *_ in chunk]
-            audio = np.concatenate([windows(clip.features, np.array([index])) for index, clip in heard])
+            audio = np.concatenate([audio_windows(clip.features, np.array([index])) for index, clip in heard])
             size = crop_size(mouth_size or mouth_size_of(batch.target.shape[-2]))
             masked_source = generator.mask(F.interpolate(batch.target, size, mode="area"))
             inputs = (masked_source, F.interpolate(batch.references, size, mode="area"), torch.from_numpy(audio))
@@ -118,7 +117,7 @@ def score(
         generator.train(was_training)
     return Scores(
         {name: np.concatenate(parts) for name, parts in values.items()},
-        people=[clip.person for clip, *_ in samples],
+        people=[clip.speaker for clip, *_ in samples],
         clip_ids=[clip.id for clip, *_ in samples],
     )
 
@@ -158,7 +157,7 @@ def sync_check(
         for name, frames in (("real", clip.frames[:SYNC_FRAMES]), ("generated", np.concatenate(drawn))):
             side = (judge.mouth_size, judge.mouth_size)
             mouths = np.stack([cv2.resize(frame[rows, columns], side, cv2.INTER_AREA) for frame in frames])
-            moments, codes = encode_moments(judge.model, mouths)
+            moments, codes = encode_windows(judge.model, mouths)
             scores = shift_scores(judge.model, moments, codes, features, MAX_SHIFT)
             offset, confidence = offset_and_confidence(scores)
             found[name].append((float(scores[MAX_SHIFT].mean()), confidence, abs(offset) <= 1))
@@ -177,7 +176,7 @@ def evaluate(
     loaded: LoadedModel,
     clips: list[Clip],
     frames_per_clip: int,
-    measures: dict[str, Measure],
+    measures: dict[str, ImageMetric],
     device: torch.device,
     precision: torch.dtype | None = None,
 ) -> dict[str, Any]:
@@ -191,7 +190,7 @@ def evaluate(
     """
     samples = validation_samples(clips, frames_per_clip, loaded.model.config.num_references)
     matched, later, earlier = (
-        score(
+        score_clips(
             loaded.model,
             samples,
             measures,

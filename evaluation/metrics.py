@@ -15,14 +15,14 @@ from numpy._core.multiarray import _reconstruct
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import nn
 
-from data_processing.audio import SAMPLE_RATE
-from data_processing.audio_features import SAMPLES_PER_FRAME
-from data_processing.errors import UserError
-from data_processing.weights import weight_path
+from data_processing.audio.framing import SAMPLES_PER_FRAME
+from data_processing.media.audio_io import SAMPLE_RATE
 from models.syncnet_v2 import MFCC_WINDOW, SyncNetV2
+from utils.errors import UserError
+from utils.weights import weight_path
 
 LSE_SHIFT = 15  # frames to either side
-MOST_PSNR = 100.0
+MAX_PSNR = 100.0
 
 
 def psnr(output: torch.Tensor, target: torch.Tensor) -> np.ndarray:
@@ -106,16 +106,16 @@ class LPIPS(nn.Module):
 
 
 # A measure of images: RGB (B, 3, H, W) in [0, 1], generated and real -> (B,).
-Measure = Callable[[torch.Tensor, torch.Tensor], np.ndarray]
+ImageMetric = Callable[[torch.Tensor, torch.Tensor], np.ndarray]
 
 
-def measures(device: torch.device, *, with_vgg: bool = False) -> dict[str, Measure]:
+def image_metrics(device: torch.device, *, with_vgg: bool = False) -> dict[str, ImageMetric]:
     """PSNR, SSIM, LPIPS with AlexNet ("lpips") and `with_vgg` ("lpips_vgg"), whose networks run on `device`.
 
     Equal images count as MOST_PSNR, which else would make every mean infinite.
     """
-    found: dict[str, Measure] = {
-        "psnr": lambda output, target: np.minimum(psnr(output, target), MOST_PSNR),
+    found: dict[str, ImageMetric] = {
+        "psnr": lambda output, target: np.minimum(psnr(output, target), MAX_PSNR),
         "ssim": ssim,
         "lpips": LPIPS().to(device),
     }
@@ -183,7 +183,7 @@ def read_arrays(file: BinaryIO) -> dict[str, Any]:
     return _ArrayUnpickler(file).load()
 
 
-def mouth_distance(found: np.ndarray, true: np.ndarray) -> float:
+def landmark_distance(found: np.ndarray, true: np.ndarray) -> float:
     """LMD: mean distance of the twenty mouth landmarks of two faces (68, 2), each about their own mean, in the unit
     of the points (Chen et al., "Lip movements generation at a glance", 2018)."""
     mouths = [points[48:] - points[48:].mean(axis=0) for points in (found, true)]

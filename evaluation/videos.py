@@ -6,7 +6,6 @@ video's landmarks, as for training, at S = 256. A talking head that fills its ow
 video can only be compared by its face: then each is cropped by its own landmarks, and nothing is said of LOOKS.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,81 +15,54 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from data_processing.audio import load_audio
-from data_processing.audio_features import SAMPLES_PER_FRAME
-from data_processing.errors import UserError
-from data_processing.faces import Identity
-from data_processing.geometry import FaceCrop, crop_radius, face_tracks, mouth_box, track_crop
-from data_processing.landmarks import Landmarks, find_landmarks, mouth_opening
-from data_processing.prepare import MIN_SYNC_FRAMES
-from data_processing.silence import silent_frames
-from data_processing.sync import measure_offset
-from data_processing.video import VIDEO_SUFFIXES, read_frames
-from data_processing.weights import cached_path, is_cached
-from evaluation.crops import spread
-from evaluation.looks import (
-    LOOKS,
+from data_processing.audio.framing import SAMPLES_PER_FRAME
+from data_processing.audio.silence import silent_frames
+from data_processing.av_sync import measure_offset
+from data_processing.clips import MIN_SYNC_FRAMES
+from data_processing.face.crop import FaceCrop, crop_radius
+from data_processing.face.identity import IdentityEncoder
+from data_processing.face.lips import mouth_opening
+from data_processing.face.syncnet_crop import face_tracks, track_crop
+from data_processing.face.tracking import Landmarks, find_landmarks
+from data_processing.media.audio_io import load_audio
+from data_processing.media.video_reader import VIDEO_SUFFIXES, read_frames
+from evaluation.artifacts import (
+    ARTIFACTS,
     LOWER_FACE,
     RING_SIZE,
     colour_shift,
     flicker,
+    jitter,
     opening_in_silence,
     ring_levels,
     seam,
     sharpness,
     still_head,
-    tremble,
 )
-from evaluation.metrics import (
-    FID,
-    Measure,
-    bootstrap_interval,
-    lip_sync_error,
-    measures,
-    mouth_distance,
-)
+from evaluation.clips import evenly_spaced
+from evaluation.metrics import FID, ImageMetric, image_metrics, landmark_distance, lip_sync_error
+from evaluation.reports import COLUMNS, SYNC_COLUMNS, means_over
+from models.crop_layout import mouth_box
 from models.syncnet_v2 import SyncNetV2, load_syncnet_v2
+from utils.errors import UserError
+from utils.weights import cached_path, is_cached
 
 MOUTH_SIZE = 256  # face crops of 416 × 320, as in the paper
 LSE_FRAMES = 1000  # of the longest shot: more make a video's score no surer
-SYNCHRONY = ("lse_d", "lse_c", "lse_offset", "sync_confidence", "sync_late_ms")
-
-# What is measured, and on what; the number of decimals; whether more is better.
-COLUMNS = {
-    "ssim_face": ("SSIM, face crop", 4, True),
-    "psnr_face": ("PSNR, face crop", 2, True),
-    "lpips_face": ("LPIPS (AlexNet), face crop", 4, False),
-    "lse_d": ("LSE-D", 3, False),
-    "lse_c": ("LSE-C", 3, True),
-    "lse_offset": ("LSE offset, frames either way", 1, None),
-    "ssim_mouth": ("SSIM, mouth box", 4, True),
-    "psnr_mouth": ("PSNR, mouth box", 2, True),
-    "lpips_mouth": ("LPIPS (AlexNet), mouth box", 4, False),
-    "ssim_frame": ("SSIM, full frame", 4, True),
-    "psnr_frame": ("PSNR, full frame", 2, True),
-    "lpips_vgg_face": ("LPIPS (VGG), face crop", 4, False),
-    "lpips_vgg_mouth": ("LPIPS (VGG), mouth box", 4, False),
-    "fid": ("FID, face crop", 1, False),
-    "lmd": ("LMD, pixels of the face crop", 2, False),
-    "csim": ("CSIM (dlib)", 3, True),
-    "sync_confidence": ("bundled SyncNet's confidence (not LSE)", 3, True),
-    "sync_late_ms": ("bundled SyncNet's offset, ms either way", 0, None),
-}
-OFFSETS = ("lse_offset", "sync_late_ms")  # signed for each video (late is below 0, above 0), without sign in means
 
 
 @dataclass
-class Judges:
+class MetricNetworks:
     """The networks that judge, loaded once; syncnet_v2 and fid are None where their files are not there."""
 
     device: torch.device
-    measures: dict[str, Measure] = field(init=False)
-    identity: Identity = field(default_factory=Identity)
+    image_metrics: dict[str, ImageMetric] = field(init=False)
+    identity: IdentityEncoder = field(default_factory=IdentityEncoder)
     syncnet_v2: SyncNetV2 | None = field(init=False)
     fid: FID | None = None
 
     def __post_init__(self) -> None:
-        self.measures = measures(self.device, with_vgg=True)
+        self.measures = image_metrics(self.device, with_vgg=True)
         self.syncnet_v2 = official_syncnet(self.device)
         if is_cached("fid_inception"):
             self.fid = FID(cached_path("fid_inception"), self.device)
@@ -102,18 +74,18 @@ def official_syncnet(device: torch.device) -> SyncNetV2 | None:
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """scores: COLUMNS and LOOKS to numbers, None where one cannot be had; left_over: how many frames one video has
+class VideoScores:
+    """scores: COLUMNS and LOOKS to numbers, None where one cannot be had; unpaired_frames: how many frames one video has
     more; faces: (2, frames, 416, 320, 3) uint8 RGB, what was looked at, generated and real."""
 
     scores: dict[str, float | None]
-    left_over: int
+    unpaired_frames: int
     faces: np.ndarray
 
     def strip(self) -> np.ndarray:
         """Up to six real mouths above what was generated: (512, W, 3) uint8 RGB."""
         rows, columns = mouth_box(MOUTH_SIZE)
-        shown = self.faces[::-1, spread(self.faces.shape[1], 6), rows, columns]
+        shown = self.faces[::-1, evenly_spaced(self.faces.shape[1], 6), rows, columns]
         return np.vstack([np.hstack(list(row)) for row in shown])
 
 
@@ -150,7 +122,9 @@ def find_pairs(generated: Path, reference: Path) -> tuple[list[tuple[str, Path, 
     return pairs, sorted(map(str, alone))
 
 
-def compare(generated: Path, reference: Path, judges: Judges, count: int, *, own_crops: bool = False) -> Comparison:
+def compare_videos(
+    generated: Path, reference: Path, judges: MetricNetworks, count: int, *, own_crops: bool = False
+) -> VideoScores:
     """Score one video; `count` frames with a face, evenly spaced, are looked at for the likeness of pictures.
 
     own_crops: the generated face is cropped by its own landmarks, and nothing is said of full frames nor of LOOKS.
@@ -158,16 +132,16 @@ def compare(generated: Path, reference: Path, judges: Judges, count: int, *, own
     Raises:
         UserError: a video cannot be read or shows no face, or the two have no frame with one in common.
     """
-    real = find_landmarks(reference, flag="--reference")
-    drawn = find_landmarks(generated, flag="--generated")
+    real = find_landmarks(reference)
+    drawn = find_landmarks(generated)
     length = min(len(real.points), len(drawn.points))
     both = np.flatnonzero(real.usable[:length] & drawn.usable[:length])
     if not len(both):
         raise UserError(f"--generated: {generated} and {reference} have no frame with a face in common")
-    wanted = set(both[spread(len(both), count)].tolist())
+    wanted = set(both[evenly_spaced(len(both), count)].tolist())
     real_radii, drawn_radii = _radii(real), _radii(drawn)
     rows, faces, rings = [], [], {}
-    readers = (read_frames(generated, flag="--generated"), read_frames(reference, flag="--reference"))
+    readers = (read_frames(generated), read_frames(reference))
     for index, (made, true) in enumerate(zip(*readers, strict=False)):
         if index >= length or not (real.usable[index] and drawn.usable[index]):
             continue
@@ -186,7 +160,7 @@ def compare(generated: Path, reference: Path, judges: Judges, count: int, *, own
         pair = np.stack([made_crop.extract(made), crop.extract(true)])
         regions = {"face": pair, "mouth": pair[:, *mouth_box(MOUTH_SIZE)]}
         row = _likeness(regions if own_crops else regions | {"frame": np.stack([made, true])}, judges.measures)
-        row["lmd"] = mouth_distance(made_crop.to_crop(points), crop.to_crop(real.points[index]))
+        row["lmd"] = landmark_distance(made_crop.to_crop(points), crop.to_crop(real.points[index]))
         row["csim"] = float(judges.identity(made, points) @ judges.identity(true, real.points[index]))
         if not own_crops:
             row |= {"seam": seam(*pair), "colour_shift": colour_shift(*pair)}
@@ -196,10 +170,10 @@ def compare(generated: Path, reference: Path, judges: Judges, count: int, *, own
     scores: dict[str, float | None] = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
     waveform = _sound(generated)
     if not own_crops:
-        scores = dict.fromkeys(LOOKS) | scores | _over_time(drawn, real, rings, waveform)
-    return Comparison(
-        scores=scores | _synchrony(generated, drawn, waveform, judges.syncnet_v2),
-        left_over=abs(len(real.points) - len(drawn.points)),
+        scores = dict.fromkeys(ARTIFACTS) | scores | _over_time(drawn, real, rings, waveform)
+    return VideoScores(
+        scores=scores | _sync_scores(generated, drawn, waveform, judges.syncnet_v2),
+        unpaired_frames=abs(len(real.points) - len(drawn.points)),
         faces=np.stack(faces, axis=1),
     )
 
@@ -220,12 +194,12 @@ def _resized(frame: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return cv2.resize(frame, (width, height), interpolation=method)
 
 
-def _likeness(regions: dict[str, np.ndarray], measures: dict[str, Measure]) -> dict[str, float]:
+def _likeness(regions: dict[str, np.ndarray], image_metrics: dict[str, ImageMetric]) -> dict[str, float]:
     """Those of COLUMNS that compare two pictures, of each region's pair (2, H, W, 3) uint8 RGB."""
     found = {}
     for region, pair in regions.items():
         made, true = (torch.from_numpy(pair).permute(0, 3, 1, 2) / 255).split(1)
-        for name, measure in measures.items():
+        for name, measure in image_metrics.items():
             if f"{name}_{region}" in COLUMNS:
                 found[f"{name}_{region}"] = float(measure(made, true)[0])
     return found
@@ -248,7 +222,7 @@ def _over_time(
         moves.append([still_head(landmarks.raw[run])[:, LOWER_FACE] / pixels[run.start] for run in runs])
     levels = [np.stack([rings[index] for index in range(run.start, run.stop)]) for run in runs]
     found: dict[str, float | None] = {
-        "tremble": tremble(moves[0]) - tremble(moves[1]),
+        "tremble": jitter(moves[0]) - jitter(moves[1]),
         "flicker": flicker([run[:, 0] for run in levels], [run[:, 1] for run in levels]),
     }
     found = {name: None if np.isnan(value) else value for name, value in found.items()}
@@ -263,7 +237,7 @@ def _over_time(
 def _sound(video: Path) -> np.ndarray | None:
     """(N,) the sound of a video at 16 kHz, None if it has none."""
     try:
-        return load_audio(video, "--generated")
+        return load_audio(video)
     except UserError:
         return None
 
@@ -276,12 +250,12 @@ def _radii(landmarks: Landmarks) -> np.ndarray:
     return radii
 
 
-def _synchrony(
+def _sync_scores(
     video: Path, landmarks: Landmarks, waveform: np.ndarray | None, official: SyncNetV2 | None
 ) -> dict[str, float | None]:
     """SYNCHRONY: how the lips of a video's longest shot fit its own sound; None where that or the sound is too
     short, or the official SyncNet is not there."""
-    scores: dict[str, float | None] = dict.fromkeys(SYNCHRONY)
+    scores: dict[str, float | None] = dict.fromkeys(SYNC_COLUMNS)
     if waveform is None:  # a video without sound has no synchrony
         return scores
     start, stop = max(landmarks.shots, key=lambda shot: shot[1] - shot[0])
@@ -290,7 +264,7 @@ def _synchrony(
         return scores
     points = landmarks.points[start:stop]
     offset = measure_offset(video, [(start, points, crop_radius(points))], waveform)
-    scores |= {"sync_confidence": offset.confidence, "sync_late_ms": float(offset.late_ms)}
+    scores |= {"sync_confidence": offset.confidence, "sync_late_ms": float(offset.audio_delay_ms)}
     if official:
         frames = zip(read_frames(video, start, stop), face_tracks(points), strict=True)
         faces = np.stack([track_crop(frame, track) for frame, track in frames])
@@ -307,21 +281,21 @@ def compare_folders(
 
     Returns:
         What was measured, ready for JSON: 'means' of all videos with bootstrap intervals, 'videos' with the scores
-        of each, 'failed' with the reasons, 'without_partner'. Only 'strips', of each video, are pictures.
+        of each, 'failed' with the reasons, 'unmatched'. Only 'strips', of each video, are pictures.
 
     Raises:
         UserError: a folder is missing, no names match, or no video could be scored.
     """
     pairs, alone = find_pairs(generated, reference)
-    judges = Judges(device)
+    judges = MetricNetworks(device)
     videos, failed, strips = {}, {}, {}
     for name, made, true in tqdm(pairs, unit="video", disable=None):
         try:
-            found = compare(made, true, judges, count, own_crops=own_crops)
+            found = compare_videos(made, true, judges, count, own_crops=own_crops)
         except UserError as error:
             failed[name] = str(error)
             continue
-        videos[name] = {"frames": found.faces.shape[1], "left_over": found.left_over, **found.scores}
+        videos[name] = {"frames": found.faces.shape[1], "unpaired_frames": found.unpaired_frames, **found.scores}
         strips[name] = found.strip()
         if judges.fid:
             judges.fid.add(*(torch.from_numpy(found.faces).permute(0, 1, 4, 2, 3) / 255))
@@ -339,12 +313,12 @@ def compare_folders(
         "means": means,
         "videos": videos,
         "failed": failed,
-        "without_partner": alone,
+        "unmatched": alone,
         "strips": strips,
     }
 
 
-def judge_synchrony(folder: Path, device: torch.device) -> dict[str, Any]:
+def score_synchrony(folder: Path, device: torch.device) -> dict[str, Any]:
     """SYNCHRONY of all videos of a folder, each by itself; a report like `compare_folders`, without pictures.
 
     Raises:
@@ -354,7 +328,7 @@ def judge_synchrony(folder: Path, device: torch.device) -> dict[str, Any]:
     videos, failed = {}, {}
     for name, path in tqdm(find_videos(folder, "--generated").items(), unit="video", disable=None):
         try:
-            videos[name] = _synchrony(path, find_landmarks(path, flag="--generated"), _sound(path), official)
+            videos[name] = _sync_scores(path, find_landmarks(path), _sound(path), official)
         except UserError as error:
             failed[name] = str(error)
     if not videos:
@@ -365,50 +339,5 @@ def judge_synchrony(folder: Path, device: torch.device) -> dict[str, Any]:
         "means": means,
         "videos": videos,
         "failed": failed,
-        "without_partner": [],
+        "unmatched": [],
     }
-
-
-def means_over(videos: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The 'mean', bootstrap 'interval' and number of 'videos' of COLUMNS and LOOKS, over those that have each."""
-    means = {}
-    for column in (*COLUMNS, *LOOKS):
-        names = [name for name, scores in videos.items() if scores.get(column) is not None]
-        values = np.array([videos[name][column] for name in names])
-        values = np.abs(values) if column in OFFSETS else values
-        if len(values):
-            interval = bootstrap_interval(values, names)
-            means[column] = {"mean": float(values.mean()), "interval": interval, "videos": len(values)}
-    return means
-
-
-def markdown_table(report: dict[str, Any], columns: Iterable[str] = tuple(COLUMNS)) -> str:
-    """The means of `compare_folders`, of COLUMNS (in the paper's order, then ours) or LOOKS."""
-    heads, cells = ["videos"], [str(len(report["videos"]))]
-    for column in columns:
-        label, digits, more_is_better = (COLUMNS | LOOKS)[column]
-        heads.append(label + {True: " ↑", False: " ↓", None: ""}[more_is_better])
-        found = report["means"].get(column)
-        cells.append(with_interval(found["mean"], found["interval"], digits) if found else "missing")
-    return "\n".join(f"| {' | '.join(row)} |" for row in (heads, ["---"] * len(heads), cells)) + "\n"
-
-
-def with_interval(mean: float, interval: tuple[float, float] | None, digits: int) -> str:
-    """ "mean [low, high]"."""
-    ends = f" [{interval[0]:.{digits}f}, {interval[1]:.{digits}f}]" if interval else ""
-    return f"{mean:.{digits}f}{ends}"
-
-
-def worst_and_best(report: dict[str, Any], strips: dict[str, np.ndarray], count: int = 3) -> np.ndarray:
-    """The strips of the videos with the highest and the lowest LPIPS of the mouth, named: (H, W, 3) uint8 RGB."""
-    order = sorted(strips, key=lambda name: -report["videos"][name]["lpips_mouth"])
-    shown = order if len(order) <= 2 * count else [*order[:count], *order[-count:]]
-    width = max(strips[name].shape[1] for name in shown)
-    rows = []
-    for name in shown:
-        strip = strips[name]
-        head = np.full((40, width, 3), 255, np.uint8)
-        words = f"{name}   LPIPS {report['videos'][name]['lpips_mouth']:.4f}   real above, generated below"
-        cv2.putText(head, words, (8, 28), cv2.FONT_HERSHEY_SIMPLEX, 0.8, (0, 0, 0), 2, cv2.LINE_AA)
-        rows += [head, np.pad(strip, ((0, 0), (0, width - strip.shape[1]), (0, 0)))]
-    return np.vstack(rows)

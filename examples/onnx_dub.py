@@ -1,6 +1,6 @@
 """Dub three seconds of the bundled example with an exported generator, run by onnxruntime.
 
-    python scripts/export_onnx.py --checkpoint checkpoints/dinet_64.safetensors --output dinet.onnx
+    python -m scripts.export_onnx --checkpoint checkpoints/dinet_64.safetensors --output dinet.onnx
     python examples/onnx_dub.py dinet.onnx dubbed.mp4
 
 Only the audio features need PyTorch (Whisper's encoder, data_processing/whisper.py), the network and the rest do
@@ -10,22 +10,22 @@ references by how the mouth stands.
 
 import argparse
 import json
-import sys
 from itertools import islice
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 import onnxruntime
 
-from data_processing import audio_features
-from data_processing.audio import load_audio
-from data_processing.errors import UserError, command_line
-from data_processing.geometry import FaceCrop, crop_radius, mouth_box
-from data_processing.landmarks import find_landmarks
-from data_processing.video import FPS, check_readable, read_frames
-from data_processing.writing import VideoWriter, check_writable
+from data_processing.audio.features import extract_features
+from data_processing.audio.framing import audio_windows
+from data_processing.face.crop import FaceCrop, crop_radius
+from data_processing.face.tracking import find_landmarks
+from data_processing.media.audio_io import load_audio
+from data_processing.media.video_reader import FPS, check_readable, read_frames
+from data_processing.media.video_writer import VideoWriter, check_writable
+from models.crop_layout import mouth_box
+from utils.command_line import run_command
+from utils.errors import UserError
 
 EXAMPLES = Path(__file__).parent
 NUM_FRAMES = 3 * FPS
@@ -37,17 +37,12 @@ def to_input(crops: list[np.ndarray]) -> np.ndarray:
     return np.stack(crops).transpose(0, 3, 1, 2).astype(np.float32) / 255
 
 
-@command_line
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", type=Path, help="the .onnx file that export_onnx.py wrote, the other beside it")
-    parser.add_argument("output", type=Path, help="video to write")
-    args = parser.parse_args()
+def run(args: argparse.Namespace) -> None:
     video, audio = EXAMPLES / "portrait.mp4", EXAMPLES / "speech.wav"
     paths = (args.model.with_suffix(".references.onnx"), args.model)
     for path in paths:
-        check_readable(path, "model")
-    check_writable(args.output, "output")
+        check_readable(path)
+    check_writable(args.output)
     try:
         encoder, generator = (onnxruntime.InferenceSession(path) for path in paths)
         known = {name: json.loads(text) for name, text in generator.get_modelmeta().custom_metadata_map.items()}
@@ -63,20 +58,27 @@ def main() -> None:
     spread = np.linspace(0, NUM_FRAMES - 1, known["config"]["num_references"]).astype(int)
     stacked = to_input([extracted[index] for index in spread])
     encoded, appearance = encoder.run(None, {"references": stacked.reshape(1, -1, *stacked.shape[2:])})
-    features = audio_features.extract(load_audio(audio), known["audio_features"])
+    features = extract_features(load_audio(audio), known["audio_features"])
 
     rows, columns = mouth_box(known["mouth_size"])
-    with VideoWriter(args.output, frames[0].shape[1], frames[0].shape[0], sounds=[audio]) as writer:
+    with VideoWriter(args.output, frames[0].shape[1], frames[0].shape[0], audio_paths=[audio]) as writer:
         for start in range(0, NUM_FRAMES, BATCH_SIZE):
             batch = range(start, min(start + BATCH_SIZE, NUM_FRAMES))
             masked = to_input([extracted[index] for index in batch])
             masked[..., rows, columns] = 0
-            inputs = {"masked_source": masked, "audio_window": audio_features.windows(features, np.array(batch))}
+            inputs = {"masked_source": masked, "audio_window": audio_windows(features, np.array(batch))}
             (images,) = generator.run(None, inputs | {"encoded": encoded, "appearance": appearance})
             images = (images * 255).round().astype(np.uint8).transpose(0, 2, 3, 1)
             for index, image in zip(batch, images, strict=True):
                 writer.write(crops[index].paste(frames[index], image, points[index]))
     print(f"{args.output}: {NUM_FRAMES} frames")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path, help="the .onnx file that export_onnx.py wrote, the other beside it")
+    parser.add_argument("output", type=Path, help="video to write")
+    run_command(parser, run)
 
 
 if __name__ == "__main__":

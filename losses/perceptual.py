@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from data_processing.errors import UserError
+from utils.errors import UserError
 
 BLOCK_WIDTHS = (64, 128, 256, 512, 512)
 BLOCK_CONVS = (2, 2, 4, 4, 1)  # all there are as far as relu5_1; a 2x2 max pooling stands between two blocks

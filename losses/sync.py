@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-from data_processing.geometry import mouth_box, mouth_size_of
+from models.crop_layout import mouth_box, mouth_size_of
 from models.syncnet import CLIP_LENGTH, SyncNet
 
 

@@ -14,11 +14,11 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from data_processing.errors import UserError
-from data_processing.files import write_whole
 from models.dinet import DINet, DINetConfig
 from models.syncnet import SyncNet
 from models.wav2lip import Wav2Lip, Wav2LipConfig
+from utils.errors import UserError
+from utils.files import write_atomically
 
 # Where the modules of DINet are called otherwise in the authors' checkpoint: ours, theirs.
 OFFICIAL_NAMES = {
@@ -93,7 +93,7 @@ def save_model(
         "info": info,
     }
     content = safetensors.torch.save(tensors, metadata={kind: json.dumps(description)})
-    write_whole(Path(path), lambda file: file.write(content))
+    write_atomically(Path(path), lambda file: file.write(content))
 
 
 def load_model(
@@ -107,7 +107,7 @@ def load_model(
     """
     path = Path(path)
     # A safetensors file is the length of its header in 8 bytes, then the header in JSON.
-    is_safetensors = _start_of(path)[8:9] == b"{"
+    is_safetensors = _read_magic(path)[8:9] == b"{"
     if not is_safetensors and kinds != GENERATORS:
         raise UserError(f"{path}: expected {KINDS[kinds[0]][0]} (.safetensors), found another file")
     loaded = _load_released(path, kinds) if is_safetensors else _load_official(path)
@@ -120,13 +120,13 @@ def save_training_state(path: str | Path, state: dict[str, Any]) -> None:
 
     Raises UserError if the file cannot be written.
     """
-    write_whole(Path(path), lambda file: torch.save(state, file))
+    write_atomically(Path(path), lambda file: torch.save(state, file))
 
 
 def load_training_state(path: str | Path) -> dict[str, Any]:
     """Load what `save_training_state` saved, all tensors on the CPU. Raises UserError for any other file."""
     path = Path(path)
-    _start_of(path)
+    _read_magic(path)
     return _torch_load(path, "a training state")
 
 
@@ -176,14 +176,14 @@ def _load_official(path: Path) -> LoadedModel:
     return LoadedModel(model, audio_features="deepspeech", mouth_size=256, info=info)
 
 
-def load_foreign(path: str | Path, model: nn.Module, expected: str) -> None:
+def load_third_party(path: str | Path, model: nn.Module, expected: str) -> None:
     """Fill `model` with the state dict in somebody else's file of `torch.save`, without running any code in it.
 
     Raises UserError if the file is missing or not what is `expected` (in words), or its tensors are not those of
     the model.
     """
     path = Path(path)
-    _start_of(path)
+    _read_magic(path)
     _fill(path, _torch_load(path, expected), model, expected)
 
 
@@ -204,7 +204,7 @@ def _fill(
         tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
     except (KeyError, TypeError, AttributeError):
         where = " in ".join(repr(key) for key in reversed(keys))
-        found = _first([str(key) for key in content]) or "nothing"
+        found = _first_few([str(key) for key in content]) or "nothing"
         raise UserError(f"{path}: expected {expected}, found no {where} but {found}") from None
     _load_strictly(path, expected, model, tensors, name_in_file or {name: name for name in model.state_dict()})
 
@@ -222,9 +222,9 @@ def _load_strictly(
     """Fill `model` with exactly `tensors`; `name_in_file` maps the name of each in the model to the file's."""
     problems = []
     if missing := [name for name in name_in_file.values() if name not in tensors]:
-        problems.append(f"{len(missing)} missing ({_first(missing)})")
+        problems.append(f"{len(missing)} missing ({_first_few(missing)})")
     if unknown := sorted(tensors.keys() - set(name_in_file.values())):
-        problems.append(f"{len(unknown)} unknown ({_first(unknown)})")
+        problems.append(f"{len(unknown)} unknown ({_first_few(unknown)})")
     own = model.state_dict()
     for ours, name in name_in_file.items():
         shape = getattr(tensors.get(name), "shape", None)
@@ -237,11 +237,11 @@ def _load_strictly(
     model.load_state_dict({ours: tensors[name] for ours, name in name_in_file.items()})
 
 
-def _first(names: list[str]) -> str:
+def _first_few(names: list[str]) -> str:
     return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
 
 
-def _start_of(path: Path) -> bytes:
+def _read_magic(path: Path) -> bytes:
     """The first 16 bytes of a file that must be there and not be empty."""
     try:
         with path.open("rb") as file:

@@ -7,10 +7,10 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from data_processing.geometry import mouth_box, mouth_size_of
 from models.ablations import AdaIN, Attention, DenseFlow
 from models.adaat import AdaAT
 from models.blocks import ConvBlock, ResBlock, UpBlock
+from models.crop_layout import mouth_box, mouth_size_of
 
 DEFORMATIONS = {"adaat": AdaAT, "adain": AdaIN, "attention": Attention, "flow": DenseFlow}
 AUDIO_WINDOW = 5  # steps of audio features, at 25 per second, centred on the frame

@@ -1,11 +1,9 @@
 """SyncNet: do these mouths speak this sound? The judge of the sync loss (paper, "Loss function")."""
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from data_processing.audio_features import windows
 from models.blocks import CONV
 
 CLIP_LENGTH = 5  # frames judged together
@@ -103,63 +101,6 @@ class SyncNet(nn.Module):
         finally:
             for hook in hooks:
                 hook.remove()
-
-
-@torch.no_grad()
-def encode_moments(syncnet: SyncNet, mouths: np.ndarray, stride: int = 1) -> tuple[np.ndarray, torch.Tensor]:
-    """Encode every `stride`-th moment of a clip: five frames each.
-
-    Args:
-        syncnet: in evaluation mode.
-        mouths: (T, S, S, 3) uint8 RGB, consecutive frames, five or more.
-
-    Returns:
-        The middle frames of the moments (M,), and their codes (M, 128, S/32, S/32).
-    """
-    device = next(syncnet.parameters()).device
-    half = CLIP_LENGTH // 2
-    moments = np.arange(half, len(mouths) - half, stride)
-    codes = []
-    for start in range(0, len(moments), 32):
-        frames = mouths[moments[start : start + 32, None] + np.arange(-half, half + 1)]
-        images = torch.from_numpy(frames).to(device).permute(0, 1, 4, 2, 3).flatten(1, 2)
-        codes.append(syncnet.face_encoder(images.float() / 255))
-    return moments, torch.cat(codes)
-
-
-@torch.no_grad()
-def moment_scores(syncnet: SyncNet, codes: torch.Tensor, features: np.ndarray, heard: np.ndarray) -> np.ndarray:
-    """Scores (M,), means over patches, of encoded moments with the sound at `heard` (M,) in features (T, D)."""
-    sound = torch.from_numpy(windows(features, heard, SYNC_WINDOW // 2)).to(codes.device)
-    return syncnet.merge(codes, syncnet.audio_encoder(sound)).mean(dim=(1, 2, 3)).cpu().numpy()
-
-
-def shift_scores(
-    syncnet: SyncNet, moments: np.ndarray, codes: torch.Tensor, features: np.ndarray, max_shift: int
-) -> np.ndarray:
-    """Scores (2·max_shift + 1, M) of a clip's moments with its sound moved by −max_shift … max_shift frames.
-
-    Entry (max_shift + d, i) compares moment i with the sound d frames later; NaN where the clip has none. A clip in
-    sync has its highest mean in the middle row.
-    """
-    scores = np.full((2 * max_shift + 1, len(moments)), np.nan, np.float32)
-    half = CLIP_LENGTH // 2
-    for row, shift in enumerate(range(-max_shift, max_shift + 1)):
-        heard = moments + shift
-        there = (heard >= half) & (heard < len(features) - half)
-        if there.any():
-            scores[row, there] = moment_scores(syncnet, codes[torch.from_numpy(there)], features, heard[there])
-    return scores
-
-
-def offset_and_confidence(scores: np.ndarray) -> tuple[int, float]:
-    """How many frames late the sound is, and how sure that is, from `shift_scores` (2K + 1, moments).
-
-    The offset is the shift of the highest mean score, the confidence how far that stands above the median shift's.
-    """
-    counts = (~np.isnan(scores)).sum(axis=1)
-    means = np.where(counts, np.nansum(scores, axis=1) / np.maximum(counts, 1), np.nan)
-    return int(np.nanargmax(means)) - len(means) // 2, float(np.nanmax(means) - np.nanmedian(means))
 
 
 class _Conv(nn.Module):

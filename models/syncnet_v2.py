@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from models.checkpoint import load_foreign
+from models.checkpoint import load_third_party
 
 MFCC_WINDOW = 20  # columns, 100 a second: the 0.2 s of five frames
 
@@ -62,7 +62,7 @@ def load_syncnet_v2(path: Path, device: torch.device) -> SyncNetV2:
         UserError: the file is not a syncnet_v2.model.
     """
     network = SyncNetV2()
-    load_foreign(path, network, "the official SyncNet (syncnet_v2.model)")
+    load_third_party(path, network, "the official SyncNet (syncnet_v2.model)")
     return network.to(device).eval()
 
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from data_processing.audio_features import MEL_BINS, MEL_COLUMNS
+MEL_BINS, MEL_COLUMNS = 80, 16  # of the mel spectrogram window that Wav2Lip takes
 
 DOUBLINGS = {96: 0, 192: 1, 384: 2}  # of the published size
 

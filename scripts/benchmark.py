@@ -1,4 +1,4 @@
-"""Speed on this machine: python scripts/benchmark.py infer | memory | train
+"""Speed on this machine: python -m scripts.benchmark infer | memory | train
 
 infer: frames per second of the generator for each mouth size, in turns in one run: plainly, as the authors run it
 (one frame at a time, float32, the references encoded again for each), and as inference.py does. With --video, also
@@ -27,8 +27,6 @@ from functools import partial
 from math import ceil
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
@@ -36,28 +34,32 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from configs.schema import load_config
-from data_processing.audio import SAMPLE_RATE, load_audio, save_wav
-from data_processing.audio_features import FEATURE_DIMS
+from data_processing.audio.features import FEATURE_DIMS
 from data_processing.dataset import Batch
-from data_processing.errors import UserError, command_line
-from data_processing.geometry import FaceCrop, crop_radius, crop_size
-from data_processing.landmarks import find_landmarks, track
-from data_processing.video import probe, read_frames, read_frames_backward
-from data_processing.writing import VideoWriter, join
-from inference import EXAMPLE_VIDEO
+from data_processing.face.crop import FaceCrop, crop_radius
+from data_processing.face.detectors import track_landmarks
+from data_processing.face.tracking import find_landmarks
+from data_processing.media.audio_io import SAMPLE_RATE, load_audio, save_wav
+from data_processing.media.video_reader import probe, read_frames, read_frames_backward
+from data_processing.media.video_writer import VideoWriter, concatenate_videos
+from dubbing.compositor import BATCH_SIZE
+from dubbing.generator import GeneratorSession
+from dubbing.pipeline import DubbingPipeline
 from losses.adversarial import discriminator_loss, generator_loss
 from models.adaat import AdaAT
 from models.checkpoint import LoadedModel
-from models.device import choose_device, choose_precision
+from models.crop_layout import crop_size
 from models.dinet import DINet, DINetConfig
-from pipeline import DubbingPipeline
-from redrawing import BATCH_SIZE, Dubber
-from train_dinet import Trainer, train_step
+from training.dinet_trainer import Trainer, train_step
+from utils.bundled import EXAMPLE_VIDEO
+from utils.command_line import run_command
+from utils.device import choose_device, choose_precision
+from utils.errors import UserError
 
 # --- inference ----------------------------------------------------------------------------------------------
 
 
-class PlainDubber(Dubber):
+class PlainDubber(GeneratorSession):
     """A generator as the authors run it: float32, frame by frame, references and all."""
 
     def __init__(self, loaded: LoadedModel, device: torch.device) -> None:
@@ -109,7 +111,7 @@ def benchmark_generator(mouth_sizes: list[int], repeats: int, device: torch.devi
     for mouth_size in mouth_sizes:
         plain, here = (
             PlainDubber(random_model(mouth_size), device),
-            Dubber(random_model(mouth_size), device, precision),
+            GeneratorSession(random_model(mouth_size), device, precision),
         )
         crops = [rng.integers(0, 256, (*crop_size(mouth_size), 3), np.uint8) for _ in range(BATCH_SIZE)]
         windows = rng.normal(size=(BATCH_SIZE, FEATURE_DIMS["whisper"], 5)).astype(np.float32)
@@ -129,7 +131,7 @@ def benchmark_steps(video: Path, mouth_size: int, device: torch.device, precisio
     info = probe(video)
     frames = list(read_frames(video, 0, 2 * BATCH_SIZE, fps=info.fps))
     points = find_landmarks(video, stop=2 * BATCH_SIZE).points
-    dubber = Dubber(random_model(mouth_size), device, precision)
+    dubber = GeneratorSession(random_model(mouth_size), device, precision)
     crop = FaceCrop.from_landmarks(points[0], crop_radius(points[:1]), mouth_size)
     crops = [crop.extract(frame) for frame in frames[:BATCH_SIZE]]
     windows = np.zeros((BATCH_SIZE, FEATURE_DIMS["whisper"], 5), np.float32)
@@ -143,7 +145,7 @@ def benchmark_steps(video: Path, mouth_size: int, device: torch.device, precisio
 
         steps = {
             "reading": (lambda: deque(read_frames(video, 0, len(frames), fps=info.fps), maxlen=0), len(frames)),
-            "landmarks": (lambda: deque(track(iter(frames), "dlib"), maxlen=0), len(frames)),
+            "landmarks": (lambda: deque(track_landmarks(iter(frames), "dlib"), maxlen=0), len(frames)),
             "cutting": (lambda: [crop.extract(frame) for frame in frames], len(frames)),
             "generator": (lambda: dubber.redraw(crops, references, windows), BATCH_SIZE),
             "pasting": (lambda: [crop.paste(frame, crops[0], points[0]) for frame in frames], len(frames)),
@@ -160,7 +162,7 @@ def benchmark_dubs(video: Path, mouth_size: int, repeats: int, device: torch.dev
     pipeline = DubbingPipeline(device=str(device))
     dubbers = {
         "plain": PlainDubber(random_model(mouth_size), device),
-        "here": Dubber(random_model(mouth_size), device, precision),
+        "here": GeneratorSession(random_model(mouth_size), device, precision),
     }
     results = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -186,7 +188,7 @@ def lengthen(video: Path, minutes: float, folder: Path) -> tuple[Path, Path]:
             writer.write(frame)
         for frame in read_frames_backward(video, num_frames, fps=info.fps):
             writer.write(frame)
-    join([turn] * ceil(minutes * 60 * info.fps / (2 * num_frames)), long)
+    concatenate_videos([turn] * ceil(minutes * 60 * info.fps / (2 * num_frames)), long)
     save_wav(sound, np.resize(load_audio(video), round(minutes * 60 * SAMPLE_RATE)))
     return long, sound
 
@@ -282,18 +284,7 @@ def benchmark_train(mouth_size: int, batch_size: int, repeats: int, device: torc
     print(f" ratio: {ratio(seconds, 'plain', 'ours')} of {repeats} turns")
 
 
-@command_line
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("infer", "memory", "train"))
-    parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, …")
-    parser.add_argument("--repeats", type=int, default=5, help="timed turns; the median counts (default 5)")
-    parser.add_argument("--video", type=Path, help="infer, memory: video to dub (memory: default the example)")
-    parser.add_argument("--mouth-size", type=int, help="S (default: infer 64, 128 and 256, dubs at 256; train 64)")
-    parser.add_argument("--batch-size", type=int, default=16, help="train: samples a step (default 16)")
-    parser.add_argument("--minutes", type=float, nargs="+", default=[1, 10], help="memory: lengths (default 1 10)")
-    parser.add_argument("--output", type=Path, default=Path("memory.png"), help="memory: picture to write")
-    args = parser.parse_args()
+def run(args: argparse.Namespace) -> None:
     device = choose_device(args.device)
     precision = choose_precision("auto", device)
     print(f"{device}, {torch.get_num_threads()} threads, torch {torch.__version__}")
@@ -307,6 +298,19 @@ def main() -> None:
         if args.video:
             benchmark_steps(args.video, sizes[-1], device, precision)
             benchmark_dubs(args.video, sizes[-1], args.repeats, device, precision)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("infer", "memory", "train"))
+    parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, …")
+    parser.add_argument("--repeats", type=int, default=5, help="timed turns; the median counts (default 5)")
+    parser.add_argument("--video", type=Path, help="infer, memory: video to dub (memory: default the example)")
+    parser.add_argument("--mouth-size", type=int, help="S (default: infer 64, 128 and 256, dubs at 256; train 64)")
+    parser.add_argument("--batch-size", type=int, default=16, help="train: samples a step (default 16)")
+    parser.add_argument("--minutes", type=float, nargs="+", default=[1, 10], help="memory: lengths (default 1 10)")
+    parser.add_argument("--output", type=Path, default=Path("memory.png"), help="memory: picture to write")
+    run_command(parser, run)
 
 
 if __name__ == "__main__":

@@ -1,21 +1,19 @@
-"""Find what closes lips in Whisper's features: python scripts/closed_lips.py --data data/mine
+"""Find what closes lips in Whisper's features: python -m scripts.closed_lips --data data/mine
 
 Writes checkpoints/closed_lips.npy, (384,) float32: what data_processing/silence.py adds to the features of silence.
 """
 
 import argparse
-import sys
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
+from data_processing.audio.silence import CLOSED_LIPS
 from data_processing.dataset import load_features, read_jsonl
-from data_processing.errors import UserError, command_line
-from data_processing.files import write_whole
-from data_processing.landmarks import mouth_opening
-from data_processing.silence import CLOSED_LIPS
+from data_processing.face.lips import mouth_opening
+from utils.command_line import run_command
+from utils.errors import UserError
+from utils.files import write_atomically
 
 MIN_FRAMES = 25  # of a clip: fewer say little about how far a mouth opens
 MIN_RANGE = 0.02  # between its closed and its open mouth, in parts of the face
@@ -23,11 +21,7 @@ RIDGE = 0.05  # of the features' mean variance
 SHIFT = 0.45  # how much less open, between closed (0) and open (1): silence lies about at 0.1 to 0.2
 
 
-@command_line
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="prepared dataset, with features of Whisper")
-    args = parser.parse_args()
+def run(args: argparse.Namespace) -> None:
     features, openings, people = [], [], []
     lines = [line for line in read_jsonl(args.data / "manifest.jsonl") if line["split"] == "train"]
     for line, heard in zip(lines, load_features(args.data, "train", "whisper"), strict=True):
@@ -50,7 +44,13 @@ def main() -> None:
     slope = np.linalg.solve(x.T @ (weights[:, None] * x) + penalty, x.T @ (weights * y))
     print(f"{len(y)} frames of {len(counts)} people; correlation {np.corrcoef(x @ slope, y)[0, 1]:.3f}")
     closed_lips = (-SHIFT * slope / (slope @ slope)).astype(np.float32)
-    write_whole(CLOSED_LIPS, lambda file: np.save(file, closed_lips))
+    write_atomically(CLOSED_LIPS, lambda file: np.save(file, closed_lips))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="prepared dataset, with features of Whisper")
+    run_command(parser, run)
 
 
 if __name__ == "__main__":

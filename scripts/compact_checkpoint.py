@@ -1,21 +1,13 @@
-"""Store a released model in 8 bits, half its size: python scripts/compact_checkpoint.py IN OUT"""
+"""Store a released model in 8 bits, half its size: python -m scripts.compact_checkpoint IN OUT"""
 
 import argparse
-import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from data_processing.errors import command_line
 from models.checkpoint import KINDS, load_model, save_model
+from utils.command_line import run_command
 
 
-@command_line
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("source", type=Path, metavar="IN", help="a .safetensors model of this project")
-    parser.add_argument("target", type=Path, metavar="OUT")
-    args = parser.parse_args()
+def run(args: argparse.Namespace) -> None:
     loaded = load_model(args.source, kinds=tuple(KINDS))
     save_model(
         args.target,
@@ -27,6 +19,13 @@ def main() -> None:
     )
     sizes = (path.stat().st_size / 1e6 for path in (args.source, args.target))
     print("{:.1f} -> {:.1f} MB".format(*sizes))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("source", type=Path, metavar="IN", help="a .safetensors model of this project")
+    parser.add_argument("target", type=Path, metavar="OUT")
+    run_command(parser, run)
 
 
 if __name__ == "__main__":

@@ -1,17 +1,15 @@
-"""Frames of videos in one picture, a row a video: python scripts/contact_sheet.py a.mp4 b.mp4 --output sheet.png"""
+"""Frames of videos in one picture, a row a video: python -m scripts.contact_sheet a.mp4 b.mp4 --output sheet.png"""
 
 import argparse
-import sys
 from itertools import islice
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import cv2
 import numpy as np
 
-from data_processing.errors import UserError, command_line
-from data_processing.video import check_readable, read_frames
+from data_processing.media.video_reader import check_readable, read_frames
+from utils.command_line import run_command
+from utils.errors import UserError
 
 
 def row_of(path: Path, first: int, step: int, count: int, height: int) -> np.ndarray:
@@ -23,18 +21,9 @@ def row_of(path: Path, first: int, step: int, count: int, height: int) -> np.nda
     return np.hstack([cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA) for frame in frames])
 
 
-@command_line
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("videos", nargs="+", type=Path, help="videos of one aspect ratio")
-    parser.add_argument("--output", type=Path, default=Path("sheet.png"), help=".png or .jpg (default sheet.png)")
-    parser.add_argument("--first", type=int, default=0, help="first frame at 25 fps (default 0)")
-    parser.add_argument("--step", type=int, default=10, help="frames from one to the next (default 10)")
-    parser.add_argument("--count", type=int, default=6, help="frames a video (default 6)")
-    parser.add_argument("--height", type=int, default=240, help="height of a row in pixels (default 240)")
-    args = parser.parse_args()
+def run(args: argparse.Namespace) -> None:
     for path in args.videos:
-        check_readable(path, "VIDEO")
+        check_readable(path)
     rows = [row_of(path, args.first, args.step, args.count, args.height) for path in args.videos]
     if len({row.shape for row in rows}) > 1:
         raise UserError("VIDEO: expected videos of one aspect ratio, found several")
@@ -43,6 +32,17 @@ def main() -> None:
         raise UserError(f"--output: expected a name ending in .png or .jpg, found {args.output}")
     args.output.write_bytes(encoded.tobytes())
     print(args.output)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("videos", nargs="+", type=Path, help="videos of one aspect ratio")
+    parser.add_argument("--output", type=Path, default=Path("sheet.png"), help=".png or .jpg (default sheet.png)")
+    parser.add_argument("--first", type=int, default=0, help="first frame at 25 fps (default 0)")
+    parser.add_argument("--step", type=int, default=10, help="frames from one to the next (default 10)")
+    parser.add_argument("--count", type=int, default=6, help="frames a video (default 6)")
+    parser.add_argument("--height", type=int, default=240, help="height of a row in pixels (default 240)")
+    run_command(parser, run)
 
 
 if __name__ == "__main__":

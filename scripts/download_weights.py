@@ -2,12 +2,10 @@
 
 import argparse
 import sys
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from data_processing.errors import UserError, command_line
-from data_processing.weights import DEFAULT, WEIGHTS, cached_path, is_cached, weight_path
+from utils.command_line import run_command
+from utils.errors import UserError
+from utils.weights import DEFAULT, WEIGHTS, cached_path, is_cached, weight_path
 
 
 def describe(name: str) -> str:
@@ -19,14 +17,7 @@ def describe(name: str) -> str:
     return f"{name}: {weight.purpose}\n    {size}, licence: {weight.licence}\n    {path}{state}"
 
 
-@command_line
-def main() -> None:
-    """Exit code 0 when every weight asked for is there, 2 and one line for each that could not be had."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"default: {' '.join(DEFAULT)}")
-    parser.add_argument("--all", action="store_true", help="every weight in the table")
-    parser.add_argument("--list", action="store_true", help="show the table and download nothing")
-    args = parser.parse_args()
+def run(args: argparse.Namespace) -> None:
     if args.names and (args.all or args.list):
         raise UserError("--all and --list take no names")
     if args.list:
@@ -48,6 +39,15 @@ def main() -> None:
         sys.exit(2)
     if not missing:
         print("all there already, nothing to do")
+
+
+def main() -> None:
+    """Exit code 0 when every weight asked for is there, 2 and one line for each that could not be had."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"default: {' '.join(DEFAULT)}")
+    parser.add_argument("--all", action="store_true", help="every weight in the table")
+    parser.add_argument("--list", action="store_true", help="show the table and download nothing")
+    run_command(parser, run)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Write a generator as ONNX, to be run without PyTorch (examples/onnx_dub.py does).
 
-    python scripts/export_onnx.py --checkpoint checkpoints/dinet_64.safetensors --output dinet.onnx
+    python -m scripts.export_onnx --checkpoint checkpoints/dinet_64.safetensors --output dinet.onnx
 
 Two files, because references are encoded once a video and many frames are drawn with them:
 
@@ -20,17 +20,16 @@ import warnings
 from dataclasses import asdict
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 import onnxruntime
 import torch
 from torch import nn
 
-from data_processing.errors import UserError, command_line
-from data_processing.files import write_whole
-from data_processing.geometry import crop_size
 from models.checkpoint import LoadedModel, load_model
+from models.crop_layout import crop_size
 from models.dinet import AUDIO_WINDOW, DINet, ReferenceFeatures
+from utils.command_line import run_command
+from utils.errors import UserError
+from utils.files import write_atomically
 
 TOLERANCE = 1e-3  # of pictures in [0, 1]: a quarter of the step between two of 256 levels
 
@@ -132,13 +131,7 @@ def largest_difference(loaded: LoadedModel, files: tuple[bytes, bytes], batch: i
     return float((torch.from_numpy(drawn) - expected).abs().max())
 
 
-@command_line
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
-    add("--checkpoint", type=Path, required=True, help="generator: .safetensors, or the authors' .pth")
-    add("--output", type=Path, default=Path("dinet.onnx"), help=".onnx to write (default dinet.onnx)")
-    args = parser.parse_args()
+def run(args: argparse.Namespace) -> None:
     if args.output.suffix != ".onnx":
         raise UserError(f"--output: expected a name ending in .onnx, found {args.output}")
     loaded = load_model(args.checkpoint)
@@ -148,8 +141,16 @@ def main() -> None:
     if not difference <= TOLERANCE:  # nor if it is NaN
         sys.exit(f"error: expected {TOLERANCE:.0e} at most, so nothing was written")
     for path, content in zip((args.output.with_suffix(".references.onnx"), args.output), files, strict=True):
-        write_whole(path, lambda file, content=content: file.write(content))
+        write_atomically(path, lambda file, content=content: file.write(content))
         print(f"{path}: {len(content) / 1e6:.1f} MB")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--checkpoint", type=Path, required=True, help="generator: .safetensors, or the authors' .pth")
+    add("--output", type=Path, default=Path("dinet.onnx"), help=".onnx to write (default dinet.onnx)")
+    run_command(parser, run)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ The files are in the repository; this script is only there so that nobody has to
 The voice is a small neural one that comes inside a package: pip install hibari-tts==0.2.1
 """
 
+import argparse
 import tempfile
 from pathlib import Path
 
@@ -16,10 +17,11 @@ import skimage.data
 from scipy.ndimage import gaussian_filter, gaussian_filter1d
 from scipy.signal import butter, resample_poly, sosfiltfilt
 
-from data_processing.audio import SAMPLE_RATE, save_wav
-from data_processing.errors import UserError, command_line
-from data_processing.video import FPS
-from data_processing.writing import VideoWriter
+from data_processing.media.audio_io import SAMPLE_RATE, save_wav
+from data_processing.media.video_reader import FPS
+from data_processing.media.video_writer import VideoWriter
+from utils.command_line import run_command
+from utils.errors import UserError
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 PORTRAIT_WORDS = "Hello! I am a photograph that a small script has taught to talk. My voice is made up too."
@@ -192,21 +194,24 @@ def write_portrait(path: Path, voice: np.ndarray) -> None:
     with tempfile.TemporaryDirectory() as folder:
         sound = Path(folder) / "voice.wav"
         save_wav(sound, voice)
-        with VideoWriter(path, SIZE, SIZE, crf=18, sounds=[sound]) as writer:
+        with VideoWriter(path, SIZE, SIZE, crf=18, audio_paths=[sound]) as writer:
             for index, (opening, blink) in enumerate(
                 zip(mouth_opening(voice, num_frames), blinking(num_frames), strict=True)
             ):
                 writer.write(face.render(index / FPS, opening, blink))
 
 
-@command_line
-def main() -> None:
+def run(args: argparse.Namespace) -> None:
     """Write both files into examples/."""
     EXAMPLES.mkdir(exist_ok=True)
     save_wav(EXAMPLES / "speech.wav", synthesise(SPEECH_WORDS))
     write_portrait(EXAMPLES / "portrait.mp4", synthesise(PORTRAIT_WORDS))
     for name in ("portrait.mp4", "speech.wav"):
         print(f"{EXAMPLES / name}: {(EXAMPLES / name).stat().st_size / 1000:.0f} kB")
+
+
+def main() -> None:
+    run_command(argparse.ArgumentParser(description=__doc__), run)
 
 
 if __name__ == "__main__":

@@ -1,30 +1,22 @@
-"""Curves of trainings as one picture: python scripts/plot_runs.py RUN… --output curves.png
+"""Curves of trainings as one picture: python -m scripts.plot_runs RUN… --output curves.png
 
 One panel for every number in the runs' log.jsonl, training values smoothed, one colour a run.
 """
 
 import argparse
-import sys
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from data_processing.errors import UserError, command_line
-from data_processing.prepare import read_jsonl
+from utils.command_line import run_command
+from utils.errors import UserError
+from utils.files import read_jsonl
 
 COLUMNS = 4
 
 
-@command_line
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run directories")
-    parser.add_argument("--output", type=Path, required=True, help="picture to write (.png, .svg, .pdf)")
-    parser.add_argument("--only", nargs="+", metavar="NAME", help="these numbers, in this order (default: all)")
-    args = parser.parse_args()
+def run(args: argparse.Namespace) -> None:
     logs = {run.name: read_jsonl(run / "log.jsonl") for run in args.runs}
     if empty := [name for name, lines in logs.items() if not lines]:
         raise UserError(f"RUN: expected run directories with a log.jsonl, found none in {', '.join(empty)}")
@@ -49,6 +41,14 @@ def main() -> None:
     except (OSError, ValueError) as error:
         raise UserError(f"--output {args.output}: cannot be written: {error}") from None
     print(args.output)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run directories")
+    parser.add_argument("--output", type=Path, required=True, help="picture to write (.png, .svg, .pdf)")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="these numbers, in this order (default: all)")
+    run_command(parser, run)
 
 
 if __name__ == "__main__":

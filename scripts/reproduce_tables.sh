@@ -38,7 +38,7 @@ if [[ $variant == small ]]; then
     # All of Table 2 from nothing at S = 32; what Table 1 compares starts from the next smaller of its kind.
     final=dinet_64 size=128 frames=2
     train() { stage "$1" train_dinet.py --config "configs/frame_$2.yaml" "${@:3}"; }
-    small=configs/tables_small.yaml
+    small=configs/stages/tables_small.yaml
     dinets() {
         train full 32 $small --max-steps 500
         for name in "${ablations[@]}"; do
@@ -47,17 +47,17 @@ if [[ $variant == small ]]; then
         train dinet_64 64 $small --max-steps 120 --init-from "$(of full generator)"
     }
     wav2lips() {
-        train wav2lip_96 64 configs/wav2lip_96.yaml $small --max-steps 350
-        train wav2lip_192 128 configs/wav2lip_192.yaml $small --max-steps 50 --init-from "$(of wav2lip_96 generator)"
-        train wav2lip_384 128 configs/wav2lip_384.yaml $small --max-steps 25 --init-from "$(of wav2lip_192 generator)"
+        train wav2lip_96 64 configs/baselines/wav2lip_96.yaml $small --max-steps 350
+        train wav2lip_192 128 configs/baselines/wav2lip_192.yaml $small --max-steps 50 --init-from "$(of wav2lip_96 generator)"
+        train wav2lip_384 128 configs/baselines/wav2lip_384.yaml $small --max-steps 25 --init-from "$(of wav2lip_192 generator)"
     }
 else
     final=full size=256 frames=8
     # fine NAME FLAGS…: coarse to fine, S = 64 -> 128 -> 256
     fine() {
-        stage "$1_64" train_dinet.py --config configs/frame_64.yaml "${@:2}"
-        stage "$1_128" train_dinet.py --config configs/frame_128.yaml "${@:2}" --init-from "$(of "$1_64" generator)"
-        stage "$1" train_dinet.py --config configs/frame_256.yaml "${@:2}" --init-from "$(of "$1_128" generator)"
+        stage "$1_64" train_dinet.py --config configs/stages/frame_64.yaml "${@:2}"
+        stage "$1_128" train_dinet.py --config configs/stages/frame_128.yaml "${@:2}" --init-from "$(of "$1_64" generator)"
+        stage "$1" train_dinet.py --config configs/stages/frame_256.yaml "${@:2}" --init-from "$(of "$1_128" generator)"
     }
     dinets() {
         fine full
@@ -66,10 +66,10 @@ else
         done
     }
     wav2lips() {
-        stage wav2lip_96 train_dinet.py --config configs/frame_64.yaml configs/wav2lip_96.yaml
-        stage wav2lip_192 train_dinet.py --config configs/frame_128.yaml configs/wav2lip_192.yaml \
+        stage wav2lip_96 train_dinet.py --config configs/stages/frame_64.yaml configs/baselines/wav2lip_96.yaml
+        stage wav2lip_192 train_dinet.py --config configs/stages/frame_128.yaml configs/baselines/wav2lip_192.yaml \
             --init-from "$(of wav2lip_96 generator)"
-        stage wav2lip_384 train_dinet.py --config configs/frame_256.yaml configs/wav2lip_384.yaml \
+        stage wav2lip_384 train_dinet.py --config configs/stages/frame_256.yaml configs/baselines/wav2lip_384.yaml \
             --init-from "$(of wav2lip_192 generator)"
     }
 fi
@@ -99,10 +99,10 @@ else
     wav2lips_scored
 fi
 methods+=("$final")
-"$python" scripts/tables.py "$work" --output "$work/results"
+"$python" -m scripts.tables "$work" --output "$work/results"
 
 # Figures 4 to 6
-draw() { "$python" scripts/visualize.py "$1" --output "$work/results/$2.png" "${@:3}"; }
+draw() { "$python" -m scripts.visualize "$1" --output "$work/results/$2.png" "${@:3}"; }
 generators() { checkpoints=(); for name in "$@"; do checkpoints+=("$(of "$name" generator)"); done; }
 draw generator figure4 --checkpoint "$(of "$final" generator)"
 generators "${methods[@]}"

@@ -1,4 +1,4 @@
-"""The paper's Tables 1 and 2 beside ours: python scripts/tables.py WORK --output DIR
+"""The paper's Tables 1 and 2 beside ours: python -m scripts.tables WORK --output DIR
 
 Reads what evaluate.py wrote for scripts/reproduce_tables.sh (WORK/table1/NAME/evaluation.json, WORK/table2/…) and
 how each network was trained (WORK/NAME/config.yaml), and writes table1.md and table2.md.
@@ -6,17 +6,15 @@ how each network was trained (WORK/NAME/config.yaml), and writes table1.md and t
 
 import argparse
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 import yaml
 
-from data_processing.errors import UserError, command_line
-from data_processing.files import write_whole
-from evaluation.videos import with_interval
+from evaluation.reports import with_interval
+from utils.command_line import run_command
+from utils.errors import UserError
+from utils.files import write_atomically
 
 # The rows of each table: the name of a run, how it is called, and what the paper found (HDTF, self-driven): SSIM,
 # PSNR, LPIPS and, in Table 1, LSE-D and LSE-C.
@@ -132,20 +130,22 @@ def table(work: Path, name: str) -> str:
     )
 
 
-@command_line
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("work", type=Path, metavar="WORK", help="what scripts/reproduce_tables.sh left")
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="where the tables go")
-    args = parser.parse_args()
+def run(args: argparse.Namespace) -> None:
     tables = {name: table(args.work, name) for name in ROWS}
     try:
         args.output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--output: cannot make the folder {args.output}: {error.strerror}") from None
     for name, text in tables.items():
-        write_whole(args.output / f"{name}.md", lambda file, text=text: file.write(text.encode()))
+        write_atomically(args.output / f"{name}.md", lambda file, text=text: file.write(text.encode()))
         print(f"{name}\n\n{text}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("work", type=Path, metavar="WORK", help="what scripts/reproduce_tables.sh left")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="where the tables go")
+    run_command(parser, run)
 
 
 if __name__ == "__main__":

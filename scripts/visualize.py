@@ -1,31 +1,31 @@
-"""Pictures of what a generator does: python scripts/visualize.py generator | strips | loudness --help"""
+"""Pictures of what a generator does: python -m scripts.visualize generator | strips | loudness --help"""
 
 import argparse
-import sys
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import cv2
 import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from data_processing import audio_features
-from data_processing.audio import load_audio
-from data_processing.audio_features import SAMPLES_PER_FRAME
-from data_processing.dataset import LIPS, Clip, load_clips, make_batch, reference_indices
-from data_processing.errors import UserError, command_line
-from data_processing.geometry import FaceCrop, crop_radius, mouth_box, mouth_size_of
-from data_processing.landmarks import find_landmarks, mouth_opening
-from data_processing.video import FPS, read_frames
-from evaluation.crops import spread
-from inference import EXAMPLE_VIDEO
+from data_processing.audio.features import extract_features
+from data_processing.audio.framing import SAMPLES_PER_FRAME, window
+from data_processing.dataset import Clip, load_clips, make_batch, reference_indices
+from data_processing.face.crop import FaceCrop, crop_radius
+from data_processing.face.lips import LIPS, mouth_opening
+from data_processing.face.tracking import find_landmarks
+from data_processing.media.audio_io import load_audio
+from data_processing.media.video_reader import FPS, read_frames
+from dubbing.generator import load_audio_driven_generator
+from dubbing.references import choose_references
+from evaluation.clips import evenly_spaced
 from models.adaat import AdaAT
 from models.checkpoint import LoadedModel, load_model
+from models.crop_layout import mouth_box, mouth_size_of
 from models.dinet import DINet, ReferenceFeatures
-from pipeline import BUNDLED_CHECKPOINT
-from redrawing import choose_references, load_hearing
+from utils.bundled import BUNDLED_GENERATOR, EXAMPLE_VIDEO
+from utils.command_line import run_command
+from utils.errors import UserError
 
 CHANNELS = 6
 FRAMES = 6  # of a strip
@@ -113,9 +113,9 @@ def strips(args: argparse.Namespace) -> Figure:
     if args.size < 32 or args.size % 32:
         raise UserError(f"--size: expected a multiple of 32, found {args.size}")
     real = load_clips(args.data, "val", args.size, LIPS)  # features that need no extraction; they are not used
-    longest = {clip.person: clip for clip in sorted(real, key=lambda clip: len(clip.frames))}
+    longest = {clip.speaker: clip for clip in sorted(real, key=lambda clip: len(clip.frames))}
     chosen = {clip.id: clip for clip in list(longest.values())[-args.people :]}
-    indices = {name: spread(len(clip.frames), FRAMES) for name, clip in chosen.items()}
+    indices = {name: evenly_spaced(len(clip.frames), FRAMES) for name, clip in chosen.items()}
     rows = [("real", [clip.frames[indices[name]] for name, clip in chosen.items()])]
     for path in args.checkpoints:
         loaded = load_model(path)
@@ -167,8 +167,8 @@ def loudness(args: argparse.Namespace) -> Figure:
     """How far the mouth of each video is open, over time, and how loud its sound is."""
     figure = Figure(figsize=(11, 2.3 * len(args.videos)), layout="constrained")
     for axes, video in zip(figure.subplots(len(args.videos), 1, squeeze=False)[:, 0], args.videos, strict=True):
-        landmarks = find_landmarks(video, flag="--videos")
-        heard = loudness_of(load_audio(video, "--videos"), len(landmarks.points))
+        landmarks = find_landmarks(video)
+        heard = loudness_of(load_audio(video), len(landmarks.points))
         opening = np.where(landmarks.usable, mouth_opening(landmarks.points), np.nan)
         seconds = np.arange(len(opening)) / FPS
         axes.plot(seconds, opening, color="C0")
@@ -191,10 +191,10 @@ def generator(args: argparse.Namespace) -> Figure:
     """The paper's Figure 4: masked source and references; the channels of their features that AdaAT moves most,
     before and after; the transform it chose for each, as a moved grid; what is drawn from them, and the real frame.
     The video's own sound drives it."""
-    loaded = load_hearing(args.checkpoint, torch.device("cpu"))
+    loaded = load_audio_driven_generator(args.checkpoint, torch.device("cpu"))
     if not isinstance(getattr(loaded.model, "deformation", None), AdaAT):
         raise UserError(f"--checkpoint {args.checkpoint}: expected a generator with AdaAT, found another")
-    waveform = load_audio(args.video, "--video")
+    waveform = load_audio(args.video)
     landmarks = find_landmarks(args.video)
     shot = next((shot for shot in landmarks.shots if shot[0] <= args.frame < shot[1]), None)
     if shot is None:
@@ -205,11 +205,19 @@ def generator(args: argparse.Namespace) -> Figure:
     for index in [args.frame, *choose_references(landmarks, *shot, loaded.model.config.num_references)]:
         crop = FaceCrop.from_landmarks(landmarks.points[index], radius_px, loaded.mouth_size)
         crops.append(crop.extract(next(read_frames(args.video, index, index + 1))))
-    features = audio_features.extract(waveform, loaded.audio_features, len(landmarks.points))
-    return draw_generator(loaded.model, crops, audio_features.window(features, args.frame))
+    features = extract_features(waveform, loaded.audio_features, len(landmarks.points))
+    return draw_generator(loaded.model, crops, window(features, args.frame))
 
 
-@command_line
+def run(args: argparse.Namespace) -> None:
+    figure = args.run(args)
+    try:
+        figure.savefig(args.output, dpi=110)
+    except (OSError, ValueError) as error:
+        raise UserError(f"--output {args.output}: cannot be written: {error}") from None
+    print(args.output)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     figures = parser.add_subparsers(required=True, metavar="FIGURE")
@@ -217,7 +225,7 @@ def main() -> None:
         generator: {
             "--video": {"type": Path, "default": EXAMPLE_VIDEO, "help": "with sound (default: the example)"},
             "--frame": {"type": int, "default": 50, "help": "at 25 frames per second (default 50)"},
-            "--checkpoint": {"type": Path, "default": BUNDLED_CHECKPOINT, "help": "default: the bundled one"},
+            "--checkpoint": {"type": Path, "default": BUNDLED_GENERATOR, "help": "default: the bundled one"},
         },
         strips: {
             "--data": {"type": Path, "required": True, "help": "prepared dataset"},
@@ -239,13 +247,7 @@ def main() -> None:
             of.add_argument(flag, **settings)
         of.add_argument("--output", type=Path, default=Path("figure.png"), help=".png, .svg or .pdf")
         of.set_defaults(run=run)
-    args = parser.parse_args()
-    figure = args.run(args)
-    try:
-        figure.savefig(args.output, dpi=110)
-    except (OSError, ValueError) as error:
-        raise UserError(f"--output {args.output}: cannot be written: {error}") from None
-    print(args.output)
+    run_command(parser, run)
 
 
 if __name__ == "__main__":

@@ -4,11 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from made_media import speech_like_wav, talking_portrait
 
-from data_processing.prepare import Settings, find_sources, prepare
+from data_processing.clips import Settings
+from data_processing.prepare import prepare
+from data_processing.sources import find_sources
 from models.checkpoint import save_model
 from models.dinet import DINet, DINetConfig
+from tests.support.media import speech_like_wav, talking_portrait
 
 PORTRAIT_FRAMES = 40
 MOUTH = 32  # S of the untrained generator
@@ -31,7 +33,7 @@ def prepared_dataset(tmp_path_factory, portrait_clip) -> Path:
     for name in ("bob.mp4", "joe.mp4"):
         (videos / name).write_bytes(portrait_clip.read_bytes())
     settings = Settings(mouth_size=64, landmarks="dlib", audio_features="whisper")
-    prepare(find_sources([videos], folder / "prepared", person=None), folder / "prepared", settings, 10, jobs=1)
+    prepare(find_sources([videos], folder / "prepared", speaker=None), folder / "prepared", settings, 10, jobs=1)
     return folder / "prepared"
 
 

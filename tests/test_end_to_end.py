@@ -7,15 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_media import no_face_video, speech_like_wav, talking_portrait
 
 import evaluate
 import inference
 import train_dinet
 from data_processing import prepare
-from data_processing.audio import load_audio
-from data_processing.prepare import read_jsonl
-from data_processing.video import probe, read_frames
+from data_processing.media.audio_io import load_audio
+from data_processing.media.video_reader import probe, read_frames
+from tests.support.media import no_face_video, speech_like_wav, talking_portrait
+from utils.files import read_jsonl
 
 RECIPE = """
 mouth_size: 64

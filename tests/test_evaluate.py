@@ -13,12 +13,12 @@ from torch import nn
 
 import evaluate
 from data_processing.dataset import REFERENCE_GAP, Clip
-from data_processing.geometry import crop_size
-from data_processing.writing import VideoWriter
-from evaluation import crops
-from evaluation.crops import Scores, mouth_boxes, score, validation_samples
-from evaluation.metrics import Measure, measures
+from data_processing.media.video_writer import VideoWriter
+from evaluation import clips
+from evaluation.clips import Scores, mouth_boxes, score_clips, validation_samples
+from evaluation.metrics import ImageMetric, image_metrics
 from models.checkpoint import LoadedModel, save_model
+from models.crop_layout import crop_size
 from models.dinet import DINet, DINetConfig
 from models.syncnet import SyncNet
 
@@ -30,8 +30,8 @@ def noise(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 @pytest.fixture(scope="module")
-def judges() -> dict[str, Measure]:
-    return measures(torch.device("cpu"))
+def judges() -> dict[str, ImageMetric]:
+    return image_metrics(torch.device("cpu"))
 
 
 def made_clip(name: str, person: str, num_frames: int, seed: int = 0) -> Clip:
@@ -89,10 +89,10 @@ class PaintAudio(nn.Module):
 
 
 @pytest.mark.parametrize(("shift", "expected"), [(0, [5, 15, 25]), (12, [17, 27, 7]), (-12, [23, 3, 13])])
-def test_audio_shift_moves_the_sound_only(shift: int, expected: list[int], judges: dict[str, Measure]) -> None:
+def test_audio_shift_moves_the_sound_only(shift: int, expected: list[int], judges: dict[str, ImageMetric]) -> None:
     clip = made_clip("a", "p", 30)
     generator = PaintAudio().train()
-    scores = score(generator, validation_samples([clip], 3, 2), judges, audio_shift=shift, batch_size=2)
+    scores = score_clips(generator, validation_samples([clip], 3, 2), judges, audio_shift=shift, batch_size=2)
     np.testing.assert_allclose(generator.heard, expected, atol=1e-4)
     boxes = clip.frames[[5, 15, 25], MOUTH // 2 : MOUTH * 3 // 2, MOUTH // 8 : MOUTH * 9 // 8] / 255
     painted = np.array(expected).reshape(-1, 1, 1, 1) / 255
@@ -103,7 +103,7 @@ def test_audio_shift_moves_the_sound_only(shift: int, expected: list[int], judge
     assert not generator.was_training
 
 
-def test_generators_of_another_size_are_compared_at_the_samples(judges: dict[str, Measure]) -> None:
+def test_generators_of_another_size_are_compared_at_the_samples(judges: dict[str, ImageMetric]) -> None:
     class FirstReference(nn.Module):
         mask = staticmethod(DINet.mask)
 
@@ -114,7 +114,7 @@ def test_generators_of_another_size_are_compared_at_the_samples(judges: dict[str
 
     clip = made_clip("a", "p", 20)
     [sample] = validation_samples([clip], 1, 2)
-    scores = score(FirstReference(), [sample], judges, mouth_size=16)
+    scores = score_clips(FirstReference(), [sample], judges, mouth_size=16)
     small = cv2.resize(clip.frames[sample[2][0]].astype(np.float32), (20, 26), interpolation=cv2.INTER_AREA)
     drawn = cv2.resize(small[8:24, 2:18], (MOUTH, MOUTH), interpolation=cv2.INTER_CUBIC).clip(0, 255).round()
     true = clip.frames[sample[1], MOUTH // 2 : MOUTH * 3 // 2, MOUTH // 8 : MOUTH * 9 // 8]
@@ -122,23 +122,23 @@ def test_generators_of_another_size_are_compared_at_the_samples(judges: dict[str
     np.testing.assert_allclose(scores.values["psnr"], [expected], rtol=1e-4)
 
 
-def test_scores_keep_their_names_and_means(judges: dict[str, Measure]) -> None:
+def test_scores_keep_their_names_and_means(judges: dict[str, ImageMetric]) -> None:
     clips = [made_clip("a", "p", 20), made_clip("b", "q", 20, seed=1)]
-    scores = score(PaintAudio(), validation_samples(clips, 2, 1), judges)
+    scores = score_clips(PaintAudio(), validation_samples(clips, 2, 1), judges)
     assert scores.clip_ids == ["a", "a", "b", "b"]
     assert scores.people == ["p", "p", "q", "q"]
     assert scores.means() == {name: pytest.approx(scores.values[name].mean()) for name in judges}
     assert isinstance(scores, Scores)
 
 
-def test_evaluate_compares_matched_with_shifted_sound(judges: dict[str, Measure]) -> None:
+def test_evaluate_compares_matched_with_shifted_sound(judges: dict[str, ImageMetric]) -> None:
     clip, generator = made_clip("a", "p", 30), PaintAudio()
     generator.config = DINetConfig(num_references=2)
     loaded = LoadedModel(generator, "whisper", MOUTH, {})
-    report = crops.evaluate(loaded, [clip], 3, judges, "cpu")
+    report = clips.evaluate(loaded, [clip], 3, judges, "cpu")
     np.testing.assert_allclose(generator.heard, [5, 15, 25, 17, 27, 7, 23, 3, 13], atol=1e-4)
     samples = validation_samples([clip], 3, 2)
-    means = [score(generator, samples, judges, audio_shift=shift).means() for shift in (0, 12, -12)]
+    means = [score_clips(generator, samples, judges, audio_shift=shift).means() for shift in (0, 12, -12)]
     for name in judges:
         matched, later, earlier = (found[name] for found in means)
         assert report["matched"][name] == {"mean": pytest.approx(matched), "interval": None}
@@ -165,10 +165,10 @@ def test_sync_check() -> None:
     judge = LoadedModel(SyncNet(29).eval(), "whisper", 64, {})
     loaded = LoadedModel(Copy(), "phoneme", MOUTH, {})
     heard = np.random.default_rng(0).random((50, 29), np.float32)
-    found = crops.sync_check(loaded, judge, [clip], [heard], torch.device("cpu"))
+    found = clips.sync_check(loaded, judge, [clip], [heard], torch.device("cpu"))
     assert found["num_clips"] == 1
     assert found["generated"] == pytest.approx(found["real"])
-    other = crops.sync_check(loaded, judge, [clip], [clip.features], torch.device("cpu"))
+    other = clips.sync_check(loaded, judge, [clip], [clip.features], torch.device("cpu"))
     assert other["real"] != found["real"]  # it hears its own features
 
 

@@ -15,27 +15,30 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from conftest import MOUTH, SECONDS
-from made_media import no_face_video, silent_video_without_audio, speech_like_wav, text_file, truncated_mp4
 
 import inference
-import pipeline
-from data_processing.audio import load_audio
-from data_processing.errors import UserError
-from data_processing.footage import VideoFile, ahead
-from data_processing.geometry import crop_size, mouth_box, mouth_margin_top
-from data_processing.landmarks import Landmarks
-from data_processing.pieces import Pieces
-from data_processing.video import read_frames
-from data_processing.writing import VideoWriter
+from data_processing.face.tracking import Landmarks
+from data_processing.media.audio_io import load_audio
+from data_processing.media.video_reader import read_frames
+from data_processing.media.video_writer import VideoWriter
+from dubbing import pipeline
+from dubbing.compositor import Compositor
+from dubbing.frame_sources import VideoFileSource
+from dubbing.generator import GeneratorSession
+from dubbing.pipeline import parse_references
+from dubbing.prefetch import prefetch
+from dubbing.references import choose_references
+from dubbing.segments import SegmentedWriter
 from models.checkpoint import LoadedModel, load_model, save_model
-from models.device import choose_device, choose_precision
+from models.crop_layout import crop_size, mouth_box, mouth_margin_top
 from models.dinet import DINet, DINetConfig
 from models.wav2lip import Wav2Lip, Wav2LipConfig
-from pipeline import parse_references
-from redrawing import Dubber, Redrawer, choose_references
+from tests.conftest import MOUTH, SECONDS
+from tests.support.media import no_face_video, silent_video_without_audio, speech_like_wav, text_file, truncated_mp4
+from utils.device import choose_device, choose_precision
+from utils.errors import UserError
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def dub(*flags: object) -> None:
@@ -147,7 +150,7 @@ def made_crops(count: int, seed: int) -> list[np.ndarray]:
 def test_wav2lip_redraws_as_it_draws() -> None:
     torch.manual_seed(0)
     model = Wav2Lip(Wav2LipConfig()).eval()
-    dubber = Dubber(LoadedModel(model, "mel", MOUTH, {}), torch.device("cpu"), "fp32")
+    dubber = GeneratorSession(LoadedModel(model, "mel", MOUTH, {}), torch.device("cpu"), "fp32")
     crops, reference = made_crops(2, 0), made_crops(1, 1)
     windows = np.random.default_rng(2).random((2, 1280, 5), np.float32)
     found = dubber.redraw(crops, dubber.encode_references(reference), windows)
@@ -182,7 +185,7 @@ def test_dubber_gives_what_the_generator_gives(checkpoint, precision, tolerance)
     crops, references = made_crops(3, 0), made_crops(5, 1)
     audio = np.random.default_rng(2).normal(size=(3, 384, 5)).astype(np.float32)
     expected = plain_redraw(loaded.model, crops, references, audio)
-    dubber = Dubber(loaded, torch.device("cpu"), precision)
+    dubber = GeneratorSession(loaded, torch.device("cpu"), precision)
     drawn = dubber.redraw(crops, dubber.encode_references(references), audio)
     assert drawn.dtype == np.uint8
     assert np.abs(drawn - expected).max() < tolerance
@@ -198,7 +201,7 @@ def test_dubber_gives_what_the_generator_gives(checkpoint, precision, tolerance)
 
 
 def test_dubber_cannot_see_the_mouth_it_redraws(checkpoint):
-    dubber = Dubber(load_model(checkpoint), torch.device("cpu"), "fp32")
+    dubber = GeneratorSession(load_model(checkpoint), torch.device("cpu"), "fp32")
     references = dubber.encode_references(made_crops(5, 1))
     audio = np.zeros((1, 384, 5), np.float32)
     (crop,) = made_crops(1, 0)
@@ -212,20 +215,20 @@ def test_dubber_cannot_see_the_mouth_it_redraws(checkpoint):
 
 def test_back_and_forth(portrait_clip):
     frames = list(read_frames(portrait_clip))
-    played = list(islice(VideoFile(portrait_clip, 25).back_and_forth(40), 100))
+    played = list(islice(VideoFileSource(portrait_clip, 25).back_and_forth(40), 100))
     order = [*reversed(range(40)), *range(40), *reversed(range(20, 40))]
     assert [index for index, _ in played] == order
     assert all(np.array_equal(frame, frames[index]) for index, frame in played)
 
 
 def test_ahead_gives_the_same_and_raises_the_same():
-    assert list(ahead(iter(range(100)), 3)) == list(range(100))
+    assert list(prefetch(iter(range(100)), 3)) == list(range(100))
 
     def breaks() -> Iterator[int]:
         yield 1
         raise UserError("broken")
 
-    found = ahead(breaks(), 3)
+    found = prefetch(breaks(), 3)
     assert next(found) == 1
     with pytest.raises(UserError, match="broken"):
         next(found)
@@ -239,7 +242,7 @@ def test_ahead_has_the_next_one_end_soon():
         asked.set()
         enough.wait()
 
-    found = ahead(slow(), 3, enough.set)
+    found = prefetch(slow(), 3, enough.set)
     assert next(found) == 1
     asked.wait()
     found.close()  # would wait for ever
@@ -256,7 +259,7 @@ def test_ahead_stops_when_nobody_listens():
         finally:
             closed.append(True)
 
-    found = ahead(numbers(), 3)
+    found = prefetch(numbers(), 3)
     assert [next(found), next(found)] == [0, 1]
     found.close()
     assert closed == [True]
@@ -361,12 +364,12 @@ def test_side_by_side(dubbed, portrait_clip, speech, checkpoint, tmp_path):
 def test_given_references_are_used(dubbed, portrait_clip, speech, checkpoint, tmp_path, monkeypatch):
     encoded = []
 
-    def encode_references(dubber: Dubber, crops: list[np.ndarray]) -> object:
+    def encode_references(dubber: GeneratorSession, crops: list[np.ndarray]) -> object:
         encoded.append(crops)
         return original(dubber, crops)
 
-    original = Dubber.encode_references
-    monkeypatch.setattr(Dubber, "encode_references", encode_references)
+    original = GeneratorSession.encode_references
+    monkeypatch.setattr(GeneratorSession, "encode_references", encode_references)
     flags = ("--video", portrait_clip, "--audio", speech, "--checkpoint", checkpoint)
     dub(*flags, "--output", tmp_path / "dubbed.mp4", "--references", "7,7,7,7,31")
     (crops,) = encoded
@@ -554,13 +557,13 @@ def test_output_onto_an_input_is_refused(given, refuse, portrait_clip, tmp_path)
 
 
 def test_interrupted_dubbing_keeps_what_was_there(portrait_clip, speech, checkpoint, tmp_path, monkeypatch):
-    drawn = Redrawer.frames
+    drawn = Compositor.frames
 
     def interrupted(*args: object, **options: object) -> object:
         yield from islice(drawn(*args, **options), 3)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pipeline.Redrawer, "frames", interrupted)
+    monkeypatch.setattr(pipeline.Compositor, "frames", interrupted)
     output = tmp_path / "dubbed.mp4"
     output.write_text("an earlier one")
     with pytest.raises(SystemExit) as caught:
@@ -572,14 +575,14 @@ def test_interrupted_dubbing_keeps_what_was_there(portrait_clip, speech, checkpo
 
 def test_stopped_dubbing_goes_on(portrait_clip, speech, checkpoint, tmp_path, monkeypatch, capfd):
     """51 frames in pieces of 16, stopped after 37: the same file as in one go, the first 32 not drawn again."""
-    monkeypatch.setattr("data_processing.pieces.PIECE_FRAMES", 16)
+    monkeypatch.setattr("dubbing.segments.SEGMENT_FRAMES", 16)
     whole, output = tmp_path / "whole.mp4", tmp_path / "dubbed.mp4"
     given = ("--video", portrait_clip, "--audio", speech, "--checkpoint", checkpoint, "--resume", "--sharpen")
     dub(*given, "--output", whole)
 
-    stopping, writing = 37, Pieces.write
+    stopping, writing = 37, SegmentedWriter.write
 
-    def interrupted(self: Pieces, frame: np.ndarray) -> None:
+    def interrupted(self: SegmentedWriter, frame: np.ndarray) -> None:
         nonlocal stopping
         stopping -= 1
         if stopping < 0:
@@ -587,7 +590,7 @@ def test_stopped_dubbing_goes_on(portrait_clip, speech, checkpoint, tmp_path, mo
         writing(self, frame)
 
     with monkeypatch.context() as patch, pytest.raises(SystemExit) as caught:
-        patch.setattr(Pieces, "write", interrupted)
+        patch.setattr(SegmentedWriter, "write", interrupted)
         dub(*given, "--output", output)
     assert caught.value.code == 130
     folder = tmp_path / "dubbed.mp4.pieces"
@@ -599,9 +602,11 @@ def test_stopped_dubbing_goes_on(portrait_clip, speech, checkpoint, tmp_path, mo
         dub(*given, "--output", output, "--when-short", "keep")
     assert "--when-short was stop and is keep" in capfd.readouterr().err
 
-    drawn, redraw = [], Dubber.redraw
+    drawn, redraw = [], GeneratorSession.redraw
     monkeypatch.setattr(
-        Dubber, "redraw", lambda self, crops, *rest: drawn.append(len(crops)) or redraw(self, crops, *rest)
+        GeneratorSession,
+        "redraw",
+        lambda self, crops, *rest: drawn.append(len(crops)) or redraw(self, crops, *rest),
     )
     dub(*given, "--output", output)
     assert not folder.exists()

@@ -18,20 +18,21 @@ from tensorboard.backend.event_processing.event_accumulator import IMAGES, SCALA
 
 import train_dinet
 from configs.schema import load_config
-from data_processing.audio_features import windows
+from data_processing.audio.framing import audio_windows
 from data_processing.dataset import Batch, TrainingBatches, load_clips
-from data_processing.errors import UserError
-from data_processing.landmarks import lip_features
-from data_processing.prepare import read_jsonl
+from data_processing.face.lips import lip_features
 from models import checkpoint
 from models.checkpoint import load_model, load_training_state, save_model
 from models.dinet import DINet, DINetConfig
 from models.syncnet import SyncNet
 from models.wav2lip import Wav2Lip, Wav2LipConfig
-from train_dinet import Trainer, train_step, warm_up_audio
-from training import learning_rate, prepare_run_dir
+from training.dinet_trainer import Trainer, train_step, warm_up_audio
+from training.run import prepare_run_dir
+from training.schedule import learning_rate
+from utils.errors import UserError
+from utils.files import read_jsonl
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).resolve().parents[1]
 TINY = """
 mouth_size: 32
 batch_size: 2
@@ -52,7 +53,7 @@ mouth_size: 64
 loss_weights: {pixel: 0.0, perceptual: 10.0, adversarial: 1.0}
 adversarial_start: 1
 precision: bf16
-person_power: 0.5
+speaker_sampling_exponent: 0.5
 """
 )
 
@@ -508,8 +509,8 @@ def test_frozen_norms_keep_their_statistics(recipe):
         if buffer.is_floating_point():
             buffer.uniform_(0.5, 1.5)
     path = recipe.with_name("start.safetensors")
-    recipe.write_text(TINY + "frozen_norms: true\n")
-    with pytest.raises(UserError, match="frozen_norms: expected init_from"):
+    recipe.write_text(TINY + "freeze_bn: true\n")
+    with pytest.raises(UserError, match="freeze_bn: expected init_from"):
         Trainer.create(load_config(recipe), torch.device("cpu"))
     save_model(path, start.generator, audio_features="whisper", mouth_size=64, info={}, bits=32)
     recipe.write_text(TINY + f"mouth_size: 64\nfrozen_norms: true\ninit_from: {path}\n")
@@ -574,7 +575,7 @@ def driven_by_lips(recipe, prepared_dataset, tmp_path) -> Path:
 
 def heard(generator: DINet, features: list[np.ndarray]) -> torch.Tensor:
     """What AdaAT's first layer makes of features, without the alignment code."""
-    rows = np.concatenate([windows(part, np.arange(len(part))) for part in features])
+    rows = np.concatenate([audio_windows(part, np.arange(len(part))) for part in features])
     with torch.no_grad():
         codes = generator.eval().audio_encoder(torch.from_numpy(rows))
     return (

@@ -10,12 +10,14 @@ import torch
 
 import train_syncnet
 from configs.schema import SyncNetConfig, load_config
+from data_processing.av_sync import encode_windows, offset_and_confidence, shift_scores
 from data_processing.dataset import Clip, SyncBatch, SyncBatches
-from data_processing.errors import UserError
-from data_processing.prepare import read_jsonl
+from evaluation.syncnet import MAX_SHIFT, PLATEAU_STEPS, diagnose, evaluate_syncnet
 from models.checkpoint import SYNCNET, load_model, load_training_state
-from models.syncnet import SyncNet, encode_moments, offset_and_confidence, shift_scores
-from train_syncnet import MAX_SHIFT, PLATEAU_STEPS, Trainer, diagnose, judge, train_step
+from models.syncnet import SyncNet
+from training.syncnet_trainer import Trainer, train_step
+from utils.errors import UserError
+from utils.files import read_jsonl
 
 TINY = """
 mouth_size: 32
@@ -54,13 +56,13 @@ def calibrate(trainer: Trainer, batch: SyncBatch) -> None:
 def judge_of_brightness() -> Trainer:
     """Trained until it knows that bright mouths are loud."""
     config = SyncNetConfig(
-        seed=0, mouth_size=32, audio_features="phoneme", person_power=1.0, wrong_sounds=2, negative_gap=8,
+        seed=0, mouth_size=32, audio_features="phoneme", speaker_sampling_exponent=1.0, num_negatives=2, negative_gap=8,
         contrast_weight=0.0, shape_warmup_steps=0,
         batch_size=16, max_steps=150, learning_rate=1e-3, warmup_steps=10, weight_decay=0.01, precision="fp32",
         channels_last=True, init_from=None, log_every=1, validate_every=1, save_every=1,
     )  # fmt: skip
     trainer = Trainer.create(config, torch.device("cpu"))
-    batches = SyncBatches([speaking_clip(k, 120) for k in range(4)], 16, 150, 0, wrong_sounds=2, negative_gap=8)
+    batches = SyncBatches([speaking_clip(k, 120) for k in range(4)], 16, 150, 0, num_negatives=2, negative_gap=8)
     calibrate(trainer, batches[0])
     for step in range(150):
         train_step(trainer, batches[step])
@@ -68,7 +70,7 @@ def judge_of_brightness() -> Trainer:
 
 
 def test_learns_and_judges_others(judge_of_brightness):
-    judgement = judge(
+    judgement = evaluate_syncnet(
         judge_of_brightness.syncnet, [speaking_clip(k, 200) for k in (10, 11, 12, 13)], negative_gap=8
     )
     numbers = judgement.numbers()
@@ -82,7 +84,7 @@ def test_learns_and_judges_others(judge_of_brightness):
 def test_finds_how_late_the_sound_is(judge_of_brightness, late):
     syncnet = judge_of_brightness.syncnet.eval()
     clip = speaking_clip(20, 100, sound_late=late)
-    moments, codes = encode_moments(syncnet, clip.frames[:, 16:48, 4:36])
+    moments, codes = encode_windows(syncnet, clip.frames[:, 16:48, 4:36])
     scores = shift_scores(syncnet, moments, codes, clip.features, 8)
     offset, confidence = offset_and_confidence(scores)
     assert offset == late
@@ -96,7 +98,7 @@ def test_shift_scores_are_those_of_the_network(judge_of_brightness):
     syncnet = judge_of_brightness.syncnet.eval()
     clip = speaking_clip(30, 40)
     mouths = clip.frames[:, 16:48, 4:36]
-    moments, codes = encode_moments(syncnet, mouths, stride=5)
+    moments, codes = encode_windows(syncnet, mouths, stride=5)
     assert moments.tolist() == [2, 7, 12, 17, 22, 27, 32, 37]
     scores = shift_scores(syncnet, moments, codes, clip.features, 3)
     images = torch.from_numpy(mouths[10:15]).permute(0, 3, 1, 2).reshape(1, 15, 32, 32) / 255
@@ -111,10 +113,10 @@ def test_offset_of_a_short_clip():
 
 
 def test_step_against_plain_autograd():
-    settings = {"mouth_size": 32, "precision": "fp32", "audio_features": "phoneme", "wrong_sounds": 3}
-    config = load_config(Path("configs/syncnet_64.yaml"), settings, SyncNetConfig)
+    settings = {"mouth_size": 32, "precision": "fp32", "audio_features": "phoneme", "num_negatives": 3}
+    config = load_config(Path("configs/stages/syncnet_64.yaml"), settings, SyncNetConfig)
     trainer = Trainer.create(config, torch.device("cpu"))
-    batch = SyncBatches([speaking_clip(0, 60), speaking_clip(1, 60)], 4, 1, 0, wrong_sounds=3, negative_gap=8)[0]
+    batch = SyncBatches([speaking_clip(0, 60), speaking_clip(1, 60)], 4, 1, 0, num_negatives=3, negative_gap=8)[0]
     calibrate(trainer, batch)
     torch.nn.init.normal_(trainer.syncnet.merge_encoder[-1].weight, std=0.05)
     right, *wrong = (trainer.syncnet(batch.mouths, batch.sounds[:, k]) for k in range(4))
@@ -138,9 +140,9 @@ def test_step_against_plain_autograd():
 
 def test_not_a_number_names_the_clips():
     settings = {"mouth_size": 32, "audio_features": "phoneme"}
-    config = load_config(Path("configs/syncnet_64.yaml"), settings, SyncNetConfig)
+    config = load_config(Path("configs/stages/syncnet_64.yaml"), settings, SyncNetConfig)
     trainer = Trainer.create(config, torch.device("cpu"))
-    batch = SyncBatches([speaking_clip(5, 60)], 2, 1, 0, wrong_sounds=2, negative_gap=8)[0]
+    batch = SyncBatches([speaking_clip(5, 60)], 2, 1, 0, num_negatives=2, negative_gap=8)[0]
     batch.sounds[0] = torch.nan
     with pytest.raises(UserError, match=r"step 0: a loss is not finite.*clips: clip5, clip5"):
         train_step(trainer, batch)
@@ -214,7 +216,7 @@ def test_starts_from_another(recipe, prepared_dataset, tmp_path):
 
 
 def test_untrained_judge_is_undecided():
-    judgement = judge(zero_judge(), [speaking_clip(0, 40), speaking_clip(1, 40)], negative_gap=8)
+    judgement = evaluate_syncnet(zero_judge(), [speaking_clip(0, 40), speaking_clip(1, 40)], negative_gap=8)
     assert judgement.numbers()["loss"] == pytest.approx(0.25)
     assert judgement.numbers()["accuracy"] == 0
 

@@ -1,30 +1,20 @@
 """What both trainers share: flags, data, the learning rate, and the run directory with its log."""
 
 import argparse
-import json
 import math
 import os
-import sys
 import time
 from pathlib import Path
-from types import ModuleType
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-import processes
 from configs.schema import SyncNetConfig, TrainConfig, dump_config, load_config
 from data_processing.dataset import Clip, load_clips
-from data_processing.errors import UserError
-from data_processing.files import write_whole
-from data_processing.prepare import read_jsonl
-from data_processing.video import FPS
-
-# TensorBoard imports TensorFlow wherever it is installed, though writing events does not need it, and the two
-# LLVMs of TensorFlow and Triton cannot live in one process. A module of this name makes it use its own stub.
-sys.modules.setdefault("tensorboard.compat.notf", ModuleType("tensorboard.compat.notf"))
-from torch.utils.tensorboard import SummaryWriter  # noqa: E402
+from data_processing.media.video_reader import FPS
+from training import distributed
+from utils.errors import UserError
 
 
 def add_run_arguments(parser: argparse.ArgumentParser, base: str) -> None:
@@ -56,38 +46,34 @@ def _minutes(text: str) -> float:
     return minutes
 
 
-def learning_rate(config: TrainConfig | SyncNetConfig, step: int) -> float:
-    """Linear warm-up, then a cosine from `learning_rate` to 0 at `max_steps`."""
-    warm = min(1.0, (step + 1) / max(1, config.warmup_steps))
-    return config.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * min(1.0, step / config.max_steps)))
-
-
-def describe(clips: list[Clip]) -> str:
+def summarize_clips(clips: list[Clip]) -> str:
     """People, clips and minutes in words."""
     minutes = sum(len(clip.frames) for clip in clips) / FPS / 60
-    return f"{len({clip.person for clip in clips})} people, {len(clips)} clips, {minutes:.1f} minutes"
+    return f"{len({clip.speaker for clip in clips})} people, {len(clips)} clips, {minutes:.1f} minutes"
 
 
 def load_splits(data: Path, config: TrainConfig | SyncNetConfig) -> list[list[Clip]]:
     """The clips to train on, and those of held-out people."""
-    local = processes.local_size()
+    local = distributed.local_world_size()
     return [load_clips(data, split, config.mouth_size, config.audio_features, local) for split in ("train", "val")]
 
 
-def own_share(batch_size: int) -> slice:
+def batch_shard(batch_size: int) -> slice:
     """This process's part of every batch.
 
     Raises:
         UserError: the batch cannot be shared out evenly.
     """
-    if batch_size % processes.size():
-        raise UserError(f"batch_size: expected a multiple of the {processes.size()} processes, found {batch_size}")
-    return slice(processes.rank(), None, processes.size())
+    if batch_size % distributed.world_size():
+        raise UserError(
+            f"batch_size: expected a multiple of the {distributed.world_size()} processes, found {batch_size}"
+        )
+    return slice(distributed.rank(), None, distributed.world_size())
 
 
 def load_batches(batches: Dataset, step: int, device: torch.device) -> DataLoader:
     """The batches from `step` on; beside a GPU, which would wait for them, other processes make them."""
-    workers = min(8, (os.cpu_count() or 1) // processes.local_size()) if device.type == "cuda" else 0
+    workers = min(8, (os.cpu_count() or 1) // distributed.local_world_size()) if device.type == "cuda" else 0
     return DataLoader(
         batches, batch_size=None, sampler=range(step, len(batches)), num_workers=workers, pin_memory=workers > 0
     )
@@ -95,7 +81,7 @@ def load_batches(batches: Dataset, step: int, device: torch.device) -> DataLoade
 
 def progress(loader: DataLoader, config: TrainConfig | SyncNetConfig, step: int) -> tqdm:
     """The bar of a training, in the first process."""
-    hidden = processes.rank() > 0
+    hidden = distributed.rank() > 0
     return tqdm(loader, total=config.max_steps, initial=step, unit="step", dynamic_ncols=True, disable=hidden)
 
 
@@ -103,7 +89,7 @@ def out_of_time(started: float, max_minutes: float | None, device: torch.device)
     """Whether --max-minutes are over since `started` (time.monotonic), by the first process's clock."""
     if max_minutes is None:
         return False
-    return processes.agreed(time.monotonic() - started > 60 * max_minutes, device)
+    return distributed.broadcast_flag(time.monotonic() - started > 60 * max_minutes, device)
 
 
 def check_finite(losses: dict[str, float], step: int, clip_ids: list[str]) -> None:
@@ -138,25 +124,3 @@ def prepare_run_dir(run_dir: Path, config: TrainConfig | SyncNetConfig, resume: 
         saved.write_text(dump_config(config))
     except OSError as error:
         raise UserError(f"--run-dir: cannot write into {run_dir}: {error.strerror}") from None
-
-
-class RunLog:
-    """The numbers of a run, in log.jsonl and in TensorBoard; lines later than `step` are dropped, they come again.
-
-    `writer` is TensorBoard's, for pictures.
-    """
-
-    def __init__(self, run_dir: Path, step: int) -> None:
-        self.path = run_dir / "log.jsonl"
-        if self.path.exists():  # a killed run may have logged steps after its last state, and half a line
-            lines = [line for line in read_jsonl(self.path) if line["step"] <= step]
-            kept = "".join(json.dumps(line) + "\n" for line in lines)
-            write_whole(self.path, lambda file: file.write(kept.encode()))
-        self.writer = SummaryWriter(str(run_dir), purge_step=step + 1)
-
-    def add(self, kind: str, step: int, values: dict[str, float]) -> None:
-        """Write `values`, in TensorBoard as "kind/name"."""
-        for name, value in values.items():
-            self.writer.add_scalar(f"{kind}/{name}", value, step)
-        with self.path.open("a") as file:
-            file.write(json.dumps({"step": step, **values}) + "\n")

@@ -5,12 +5,12 @@ from contextlib import suppress
 
 import torch
 
-from data_processing.errors import UserError
+from utils.errors import UserError
 
 M_ARENA_MAX = -8  # as malloc.h has it
 
 
-def share_one_heap() -> None:
+def limit_malloc_arenas() -> None:
     """Have threads take memory from one heap, before any is started. (glibc; elsewhere nothing happens.)
 
     With a heap for each, what one thread gives back another cannot take: a dub takes a tenth more.

@@ -1,44 +1,79 @@
-"""What the user can mend, told in one line; everything else stays a traceback."""
+"""Errors that the user can fix. Commands print them as one line, without a traceback (utils/command_line.py)."""
 
 import errno
-import os
-import sys
-from collections.abc import Callable
-from functools import wraps
+from pathlib import Path
 
 
 class UserError(Exception):
-    """Bad input: names the flag or file, what was expected and what was found."""
+    """Bad input. The message says what is wrong and what to do; it names no command-line flag.
+
+    Attributes:
+        parameter: the parameter at fault, as the library names it ("references", "crf"); None if it is a file.
+        path: the file or folder at fault; None if there is none.
+    """
+
+    def __init__(self, message: str, *, parameter: str | None = None, path: str | Path | None = None) -> None:
+        super().__init__(message)
+        self.parameter = parameter
+        self.path = None if path is None else Path(path)
 
 
-class Damaged(UserError):
-    """A file that can be read no further than so far: what was read of it is good."""
+class ParameterError(UserError):
+    """The value of a parameter is not valid."""
+
+    def __init__(self, parameter: str, reason: str) -> None:
+        super().__init__(reason, parameter=parameter)
 
 
-def reason_of(error: Exception) -> str:
-    """What the system or ffmpeg says, without the file's name."""
+class FileError(UserError):
+    """A file or folder cannot be used. The message is "PATH: REASON"."""
+
+    def __init__(self, path: str | Path, reason: str) -> None:
+        super().__init__(f"{path}: {reason}", path=path)
+
+
+class MediaError(FileError):
+    """A video, audio or image file cannot be read."""
+
+
+class AudioError(MediaError):
+    """The audio track of a file cannot be read."""
+
+
+class TruncatedMediaError(MediaError):
+    """A media file can be read up to some point only; what was read before it is valid."""
+
+
+class LimitError(MediaError):
+    """A media file exceeds a sanity limit (utils/limits.py)."""
+
+
+class NoFaceError(MediaError):
+    """No face was detected in a video or image."""
+
+
+class OutputError(FileError):
+    """A file or folder cannot be written."""
+
+
+class CheckpointError(FileError):
+    """A file is not a valid checkpoint of the expected kind."""
+
+
+class DatasetError(FileError):
+    """A prepared dataset, or a file in it, cannot be used."""
+
+
+class ConfigError(FileError):
+    """A configuration file is not valid."""
+
+
+class WeightsError(UserError):
+    """Third-party weights cannot be obtained or are not valid."""
+
+
+def error_reason(error: Exception) -> str:
+    """What the operating system or FFmpeg says, without the name of the file."""
     if getattr(error, "errno", None) == errno.ENOSPC:
         return "the disk is full"
     return getattr(error, "strerror", None) or str(error)
-
-
-def command_line(main: Callable[[], None]) -> Callable[[], None]:
-    """Wrap a `main()`: a `UserError` becomes one line on stderr and exit code 2, Ctrl-C exit code 130, a reader
-    that went away (`… | head`) exit code 141."""
-
-    @wraps(main)
-    def wrapped() -> None:
-        try:
-            main()
-        except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
-            sys.exit(2)
-        except KeyboardInterrupt as interrupt:
-            what_is_left = str(interrupt) or "nothing half-written is left"
-            print(f"interrupted; {what_is_left}", file=sys.stderr)
-            sys.exit(130)
-        except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that nothing more is said at exit
-            sys.exit(141)
-
-    return wrapped

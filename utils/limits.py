@@ -1,24 +1,24 @@
-"""How much a file may ask for. One that asks for more is likelier damaged than meant so: a wrong bit in a header
-makes gigabytes of a picture, or a week of a second."""
+"""Sanity limits against corrupt headers: one wrong bit can turn a few kilobytes into gigabytes or days."""
 
 from dataclasses import dataclass
 from math import inf
 
 
-@dataclass
+@dataclass(frozen=True)
 class Limits:
-    """Pixels on a side of a picture; seconds between two pictures; seconds of the sound after the picture; seconds
-    of a dub, as its files say."""
+    """What a media file may ask for before it is taken as damaged.
 
-    side: float = 8192
-    gap_s: float = 60
-    delay_s: float = 3600
-    length_s: float = 12 * 3600
+    max_side_px: width and height of a frame.
+    max_gap_s: time between two frames.
+    max_delay_s: time by which the audio track may start after the video stream.
+    max_duration_s: length of a dub, as the containers state it.
+    """
 
-    def lift(self) -> None:
-        """Let files ask for anything, in this process from now on."""
-        self.side = self.gap_s = self.delay_s = self.length_s = inf
+    max_side_px: float = 8192
+    max_gap_s: float = 60
+    max_delay_s: float = 3600
+    max_duration_s: float = 12 * 3600
 
 
-limits = Limits()
-HOW_TO_LIFT = "inference.py --no-limits takes it"
+DEFAULT_LIMITS = Limits()
+NO_LIMITS = Limits(inf, inf, inf, inf)

@@ -23,7 +23,7 @@ from pathlib import Path
 from filelock import FileLock
 from tqdm import tqdm
 
-from data_processing.errors import UserError
+from utils.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -200,7 +200,6 @@ WEIGHTS = {
         purpose="VGG-19 in full precision, for the perceptual loss",
     ),
 }
-
 DEFAULT = ("landmarks68", "whisper", "phoneme", "vgg19", "lpips_alex", "lpips_vgg", "identity")
 
 
@@ -279,7 +278,7 @@ def _obtain(name: str, path: Path) -> None:
 
     by_hand = f"put the file at {path}" + (f" (sha256 {weight.sha256})" if weight.sha256 else "")
     if not all(isinstance(source, ByHand) for source in weight.sources):
-        by_hand = f"run `python scripts/download_weights.py {name}` with a connection, or {by_hand}"
+        by_hand = f"run `python -m scripts.download_weights {name}` with a connection, or {by_hand}"
     raise UserError(f"weight '{name}' could not be had ({'; '.join(tried)}); {by_hand}")
 
 

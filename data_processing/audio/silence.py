@@ -4,20 +4,18 @@ Driven by Whisper's features of silence many mouths stay half open: people do no
 are can be read from the features linearly; moved along that direction, they close (figures: checkpoints/README.md).
 """
 
-from pathlib import Path
-
 import numpy as np
 from scipy.ndimage import binary_opening, distance_transform_cdt
 
-from data_processing.audio import SAMPLE_RATE
-from data_processing.video import FPS
+from data_processing.media.audio_io import SAMPLE_RATE
+from data_processing.media.video_reader import FPS
+from utils.bundled import CLOSED_LIPS
 
 SILENCE_DB = 35.0  # below the loud parts
 LOUD_PERCENTILE = 95  # of the frames' loudness: the loud parts
 MIN_SILENCE = 5  # frames: 0.2 s
 REACH = 2  # frames of silence next to speech that are left alone: the windows of speech are as they were
 FADE = 3  # frames in which the mouth then closes, or opens
-CLOSED_LIPS = Path(__file__).parent.parent / "checkpoints/closed_lips.npy"  # by scripts/closed_lips.py
 
 
 def loudness(waveform: np.ndarray) -> np.ndarray:
@@ -42,7 +40,7 @@ def silent_frames(waveform: np.ndarray, loud: float | None = None) -> np.ndarray
     return binary_opening(level < loud * 10 ** (-SILENCE_DB / 20), np.ones(MIN_SILENCE))
 
 
-def how_closed(silent: np.ndarray) -> np.ndarray:
+def closure_weight(silent: np.ndarray) -> np.ndarray:
     """How far the mouth is to be closed: silent frames (T,) bool -> (T,) in [0, 1].
 
     0 in speech and up to REACH frames from it, then rising to 1; at the ends of the sound nothing is opened for.
@@ -54,7 +52,7 @@ def how_closed(silent: np.ndarray) -> np.ndarray:
     return np.clip((distance - REACH) / (FADE + 1), 0, 1).astype(np.float32)
 
 
-class MouthCloser:
+class SilenceMouthClosure:
     """Moves the features of a sound's silences to where lips close, as it is heard piece by piece.
 
     Args:
@@ -73,4 +71,4 @@ class MouthCloser:
         silent = silent_frames(waveform, self._loud)
         # a part of a frame at the end is as what comes before it
         silent = np.pad(silent, (0, len(features) - len(silent)), "edge" if len(silent) else "constant")
-        return features + how_closed(silent)[:, None] * self._closed_lips
+        return features + closure_weight(silent)[:, None] * self._closed_lips

@@ -11,20 +11,13 @@ from pathlib import Path
 import librosa
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import nn
 
-from data_processing.audio import SAMPLE_RATE
-from data_processing.errors import UserError
-from data_processing.weights import weight_path
+from data_processing.media.audio_io import SAMPLE_RATE
+from models.whisper import NUM_BLOCKS, NUM_MELS, WIDTH, WhisperEncoder
+from utils.errors import UserError
+from utils.weights import weight_path
 
-NUM_BLOCKS = 3
-WIDTH = 384
-HEADS = 6
-NUM_MELS = 80
-MOST_ROWS = 1500  # 30 seconds, what Whisper was trained to be given
 SAMPLES_PER_ROW = 320
-
 # Whisper knows where in the 30 seconds a sound is, and tells. Every sound is therefore heard in four pieces of ten
 # seconds, at four places in them, and their rows are averaged: features that depend on the sound, less on when.
 PIECE_ROWS = 500
@@ -59,37 +52,6 @@ def log_mel(waveform: np.ndarray) -> np.ndarray:
     )
     logs = np.log10(np.maximum(power[:, :-1], 1e-10))
     return ((np.maximum(logs, logs.max() - 8) + 4) / 4).astype(np.float32)
-
-
-class WhisperEncoder(nn.Module):
-    """The first NUM_BLOCKS blocks of Whisper tiny's encoder: log-mel (B, 80, 2L) -> (B, L, 384), L at most 1500."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv1d(NUM_MELS, WIDTH, 3, padding=1)
-        self.conv2 = nn.Conv1d(WIDTH, WIDTH, 3, stride=2, padding=1)
-        self.register_buffer("positions", _sinusoids(MOST_ROWS, WIDTH), persistent=False)
-        self.blocks = nn.ModuleList(
-            # Whisper's blocks are PyTorch's own with the norms first.
-            nn.TransformerEncoderLayer(
-                WIDTH, HEADS, 4 * WIDTH, dropout=0, activation="gelu", batch_first=True, norm_first=True
-            )
-            for _ in range(NUM_BLOCKS)
-        )
-
-    def forward(self, mel: torch.Tensor) -> torch.Tensor:
-        x = F.gelu(self.conv2(F.gelu(self.conv1(mel)))).transpose(1, 2)
-        x = x + self.positions[: x.shape[1]]
-        for block in self.blocks:
-            x = block(x)
-        return x
-
-
-def _sinusoids(length: int, width: int) -> torch.Tensor:
-    """(length, width): sines in the first half of the columns, cosines in the second."""
-    rates = torch.exp(-np.log(10000) / (width // 2 - 1) * torch.arange(width // 2))
-    angles = torch.arange(length)[:, None] * rates
-    return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
 def load_encoder(path: str | Path) -> WhisperEncoder:

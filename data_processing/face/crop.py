@@ -10,40 +10,14 @@ from math import ceil, floor
 
 import cv2
 import numpy as np
-from scipy.signal import medfilt
+
+from models.crop_layout import crop_size, mouth_box, mouth_margin_top
 
 RADIUS_SCALE = 1.05  # room around the measured face
 COARSE_SIZE = 64  # mouth size at which what has no detail is computed
 SPOKEN = [*range(5, 12), *range(48, 60)]  # landmarks of chin and lips: what speech moves
 FACE = [*range(2, 15), *range(27, 36)]  # of jaw and nose: the face below the eyes
 DETAIL_TOLERANCE = 12.0  # grey levels of change up to which the skin's own fine texture is kept
-
-
-def crop_size(mouth_size: int) -> tuple[int, int]:
-    """(height, width) of the face crop for mouth size S: (13S/8, 5S/4); S must be a multiple of 8."""
-    return mouth_size * 13 // 8, mouth_size * 5 // 4
-
-
-def mouth_size_of(crop_height: int) -> int:
-    """Mouth size S of a face crop of that height: the inverse of `crop_size`."""
-    return crop_height * 8 // 13
-
-
-def mouth_box(mouth_size: int) -> tuple[slice, slice]:
-    """Rows and columns of the mouth box inside the face crop."""
-    s = mouth_size
-    return slice(s // 2, s * 3 // 2), slice(s // 8, s * 9 // 8)
-
-
-def mouth_margin_top(mouth_size: int) -> int:
-    """First row of the face crop that pasting looks at, as far above the mouth box as the crop's sides from it."""
-    return mouth_size * 3 // 8
-
-
-def lips_box(mouth_size: int) -> tuple[slice, slice]:
-    """Rows and columns of the face crop in which speaking lips stay, about a third of the mouth box."""
-    s = mouth_size
-    return slice(s * 13 // 16, s * 21 // 16), slice(s * 5 // 16, s * 15 // 16)
 
 
 def frame_radii(landmarks: np.ndarray, scale: float = RADIUS_SCALE) -> np.ndarray:
@@ -239,33 +213,3 @@ class FaceCrop:
         inside = np.minimum(centre - low, high - centre)
         ramp = np.clip((inside + margin) / (2 * margin), 0, 1).astype(np.float32)
         return ramp * ramp * (3 - 2 * ramp)
-
-
-# --- face tracks, as the official SyncNet sees faces -----------------------------------------------------------
-
-TRACK_SIZE = 224
-TRACK_CONTEXT = 0.4  # of half the face, on either side and below
-TRACK_PADDING = 110  # grey, beyond the frame
-
-
-def face_tracks(landmarks: np.ndarray) -> np.ndarray:
-    """Where the faces of one shot, (T, 68, 2) landmarks, lie: (T, 3), x and y of the centre and half the side.
-
-    The reference pipeline takes the boxes of the S3FD detector, from the forehead to the chin; here they are put
-    around the landmarks, which end at the brows. Running medians of 13 frames, as there.
-    """
-    low, high = landmarks.min(axis=1), landmarks.max(axis=1)
-    low[:, 1] -= 0.35 * (high[:, 1] - low[:, 1])
-    tracks = np.concatenate([(low + high) / 2, (high - low).max(axis=1, keepdims=True) / 2], axis=1)
-    return np.stack([medfilt(column, 13) for column in tracks.T], axis=1)
-
-
-def track_crop(frame: np.ndarray, track: np.ndarray) -> np.ndarray:
-    """The face of a frame (H, W, 3) uint8 as the reference pipeline crops it: (224, 224, 3)."""
-    x, y, half = track
-    room = int(half * (1 + 2 * TRACK_CONTEXT))
-    wide = half * (1 + TRACK_CONTEXT)
-    padded = cv2.copyMakeBorder(frame, room, room, room, room, cv2.BORDER_CONSTANT, value=[TRACK_PADDING] * 3)
-    x, y = x + room, y + room
-    face = padded[int(y - half) : int(y + half * (1 + 2 * TRACK_CONTEXT)), int(x - wide) : int(x + wide)]
-    return cv2.resize(face, (TRACK_SIZE, TRACK_SIZE))

@@ -1,8 +1,8 @@
-"""The one place that reads audio: any media file -> mono 16 kHz float waveform on the video's time axis."""
+"""The one place that reads and writes audio: any media file -> mono 16 kHz waveform on the time axis of the video."""
 
 import errno
 import itertools
-import sys
+import logging
 import wave
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,45 +10,44 @@ from pathlib import Path
 import av
 import numpy as np
 
-from data_processing.errors import UserError
-from data_processing.limits import HOW_TO_LIFT, limits
-from data_processing.video import check_readable, first_frame_time, main_track, open_media
+from data_processing.media.video_reader import check_readable, first_frame_time, main_stream, open_media
+from utils.errors import AudioError, LimitError
+from utils.files import atomic_path
+from utils.limits import DEFAULT_LIMITS, Limits
 
 SAMPLE_RATE = 16000
-SAMPLE_RATES = range(1000, 1_000_001)  # of sound; a damaged header may make days of a second
+SAMPLE_RATES = range(1000, 1_000_001)  # valid sample rates; a damaged header may turn a second into days
+logger = logging.getLogger(__name__)
 
 
-def load_audio(path: str | Path, flag: str = "--audio") -> np.ndarray:
-    """Read the main audio track of a sound or video file: (N,) float32, the pieces of `read_audio` in one."""
-    return np.concatenate(list(read_audio(path, flag)))
+def load_audio(path: str | Path, limits: Limits = DEFAULT_LIMITS) -> np.ndarray:
+    """Read the main audio track of a media file: (N,) float32, the concatenated blocks of `read_audio`."""
+    return np.concatenate(list(read_audio(path, limits)))
 
 
-def read_audio(path: str | Path, flag: str = "--audio") -> Iterator[np.ndarray]:
-    """Pieces (n,) float32 in [-1, 1], mono, 16 kHz of the audio track marked default, else the first, of a sound
-    or video file, none empty.
+def read_audio(path: str | Path, limits: Limits = DEFAULT_LIMITS) -> Iterator[np.ndarray]:
+    """Blocks (n,) float32 in [-1, 1], mono, 16 kHz, of the audio track marked as default, else of the first.
 
-    Sample 0 is the time of the first video frame if the file has video (a track that starts later is padded with
-    zeros, one that starts earlier is cut), otherwise the first sample of the track. If decoding fails midway, the
-    part before is given and stderr is warned; it is also told where there are several tracks.
+    Sample 0 is at the time of the first video frame if the file has video (a track that starts later is padded with
+    zeros, one that starts earlier is cut), otherwise it is the first sample of the track. No block is empty. If
+    decoding fails midway, the part before is returned and a warning is logged.
 
-    Raises UserError (naming `flag` and the file) if the file is missing, a folder, empty, not media, or has
-    no audio at or after its first video frame, or only over `limits.delay_s` later, or at a rate that is not
-    between 1 kHz and 1 MHz.
+    Raises:
+        MediaError: the file is missing, a folder, empty or not a media file.
+        AudioError: it has no audio track, or no sample at or after the first video frame.
+        LimitError: the track starts more than `limits.max_delay_s` after the video stream.
     """
     path = Path(path)
-    check_readable(path, flag)
-    _open(path, flag).close()  # a file that is no media is told of by its own words
+    check_readable(path)
+    _open(path).close()  # so that a file that is not media is reported before its video stream is looked for
     video_start = first_frame_time(path)
-    skipped: int | None = None  # samples still to leave out at the start
+    skipped: int | None = None  # samples still to skip at the start
     started = empty = True
-    for time, samples in _decode(path, flag):
+    for time, samples in _decode(path):
         if skipped is None:
             delay = 0 if video_start is None or time is None else round((time - video_start) * SAMPLE_RATE)
-            if delay > limits.delay_s * SAMPLE_RATE:
-                raise UserError(
-                    f"{flag} {path}: the audio track begins {delay / SAMPLE_RATE:.0f} s after the picture "
-                    f"({HOW_TO_LIFT})"
-                )
+            if delay > limits.max_delay_s * SAMPLE_RATE:
+                raise LimitError(path, f"the audio track starts {delay / SAMPLE_RATE:.0f} s after the video stream")
             skipped = max(0, -delay)
             samples = np.pad(samples, (max(0, delay), 0))
         left_out = min(skipped, len(samples))
@@ -58,14 +57,14 @@ def read_audio(path: str | Path, flag: str = "--audio") -> Iterator[np.ndarray]:
             started = False
             yield samples[left_out:].astype(np.float32) / 32768
     if empty:
-        raise UserError(f"{flag} {path}: the audio track holds no samples")
+        raise AudioError(path, "the audio track has no samples")
     if started:
-        raise UserError(f"{flag} {path}: the audio track ends before the first video frame")
+        raise AudioError(path, "the audio track ends before the first video frame")
 
 
-def media_seconds(path: Path) -> float:
-    """How long a media file says it is; 0 if it does not say."""
-    with _open(path, "--audio") as container:
+def media_duration_s(path: Path) -> float:
+    """Length of a media file in seconds as its container states it; 0 if it does not."""
+    with _open(path) as container:
         return (container.duration or 0) / av.time_base
 
 
@@ -74,38 +73,31 @@ def save_wav(path: str | Path, waveform: np.ndarray) -> None:
 
     Exact inverse of `load_audio` for what that returned.
     """
-    path = Path(path)
-    partial = path.with_name(f"{path.stem}.partial{path.suffix}")
     pcm = np.clip(np.round(np.asarray(waveform, np.float64) * 32768), -32768, 32767).astype("<i2")
-    try:
-        with wave.open(str(partial), "wb") as file:
-            file.setnchannels(1)
-            file.setsampwidth(2)
-            file.setframerate(SAMPLE_RATE)
-            file.writeframes(pcm.tobytes())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with atomic_path(Path(path)) as partial, wave.open(str(partial), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(SAMPLE_RATE)
+        file.writeframes(pcm.tobytes())
 
 
-def _open(path: Path, flag: str) -> av.container.InputContainer:
+def _open(path: Path) -> av.container.InputContainer:
     try:
         return open_media(path)
     except av.FFmpegError as error:
-        raise UserError(f"{flag} {path}: not a media file that can be read ({error.strerror})") from error
+        raise AudioError(path, f"not a media file ({error.strerror})") from error
 
 
-def _decode(path: Path, flag: str) -> Iterator[tuple[float | None, np.ndarray]]:
+def _decode(path: Path) -> Iterator[tuple[float | None, np.ndarray]]:
     """Main audio track -> (presentation time of its start in seconds, int16 (n,) at 16 kHz mono), n > 0."""
-    with _open(path, flag) as container:
+    with _open(path) as container:
         tracks = container.streams.audio
         if not tracks:
-            raise UserError(f"{flag} {path}: expected an audio track, found none")
-        track = main_track(tracks)
+            raise AudioError(path, "no audio track")
+        track = main_stream(tracks)
         if len(tracks) > 1:
-            print(
-                f"note: {flag} {path}: of {len(tracks)} audio tracks number {tracks.index(track) + 1} is taken",
-                file=sys.stderr,
+            logger.info(
+                "%s: using audio track %d of %d", path, tracks.index(track) + 1, len(tracks), extra={"path": path}
             )
         start, total = None, 0
         try:
@@ -120,18 +112,20 @@ def _decode(path: Path, flag: str) -> Iterator[tuple[float | None, np.ndarray]]:
                     yield start, part.to_ndarray().reshape(-1)
         except av.FFmpegError as error:
             if total == 0:
-                raise UserError(f"{flag} {path}: the audio track cannot be decoded ({error.strerror})") from error
-            print(
-                f"warning: {flag} {path}: audio decoding stopped at {total / SAMPLE_RATE:.2f} s "
-                f"({error.strerror}); using what came before",
-                file=sys.stderr,
+                raise AudioError(path, f"the audio track cannot be decoded ({error.strerror})") from error
+            logger.warning(
+                "%s: the audio track is truncated at %.2f s (%s); using what precedes it",
+                path,
+                total / SAMPLE_RATE,
+                error.strerror,
+                extra={"path": path},
             )
 
 
 def resampled(frames: Iterator[av.AudioFrame], format: str, layout: str, rate: int) -> Iterator[av.AudioFrame]:
-    """The same sound in one format, whatever that of the frames changes to on the way.
+    """Audio frames in one format, even where the format of the input changes midway.
 
-    Raises av.error.InvalidDataError at a frame of a rate that is none of SAMPLE_RATES.
+    Raises av.error.InvalidDataError for a frame whose sample rate is not in SAMPLE_RATES.
     """
     source, resampler = None, None
     for frame in frames:

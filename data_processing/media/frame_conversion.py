@@ -94,9 +94,6 @@ def describe_conversions(frame: av.VideoFrame) -> list[str]:
     return notes
 
 
-# --- colours ------------------------------------------------------------------------------------------------
-
-
 def _matrix(frame: av.VideoFrame) -> Colorspace | int:
     """The tagged YUV matrix, else that of the tagged primaries, else of the size."""
     if frame.colorspace in MATRICES:
@@ -168,10 +165,7 @@ def _alpha(frame: av.VideoFrame) -> np.ndarray | None:
     return frame.reformat(format="rgba").to_ndarray()[..., 3]
 
 
-# --- interlacing --------------------------------------------------------------------------------------------
-
-
-def deinterlaced(
+def deinterlace(
     frames: Iterator[tuple[float, av.VideoFrame]], after_seek: bool = False
 ) -> Iterator[tuple[float, av.VideoFrame]]:
     """The same (time, frame) pairs, interlaced frames made whole with the help of the frames beside them.
@@ -185,11 +179,16 @@ def deinterlaced(
     while current is not None:
         after = next(frames, None)
         time, frame = current
-        yield time, _whole(before, frame, after[1] if after else None) if frame.interlaced_frame else frame
+        yield (
+            time,
+            _deinterlace_frame(before, frame, after[1] if after else None) if frame.interlaced_frame else frame,
+        )
         before, current = frame, after
 
 
-def _whole(before: av.VideoFrame | None, frame: av.VideoFrame, after: av.VideoFrame | None) -> av.VideoFrame:
+def _deinterlace_frame(
+    before: av.VideoFrame | None, frame: av.VideoFrame, after: av.VideoFrame | None
+) -> av.VideoFrame:
     """One picture from an interlaced frame: the earlier half picture, the lines between from all around."""
     if min(frame.width, frame.height) < 16:
         return frame  # too small for the filter
@@ -214,9 +213,6 @@ def _shape(frame: av.VideoFrame) -> tuple[int, int, str]:
     return frame.width, frame.height, frame.format.name
 
 
-# --- orientation --------------------------------------------------------------------------------------------
-
-
 def _display_matrix(frame: av.VideoFrame) -> tuple[float, float, float, float]:
     """(a, b, c, d): a pixel at (x, y) is to be shown at (a·x + c·y, b·x + d·y), but for a shift and a scale."""
     try:
@@ -232,7 +228,7 @@ def _display_matrix(frame: av.VideoFrame) -> tuple[float, float, float, float]:
     return a, b, c, d
 
 
-def is_turned(frame: av.VideoFrame) -> bool:
+def is_transposed(frame: av.VideoFrame) -> bool:
     """Whether the picture is shown with its width and height exchanged."""
     a, b, _, _ = _display_matrix(frame)
     return abs(b) > abs(a)
@@ -241,6 +237,6 @@ def is_turned(frame: av.VideoFrame) -> bool:
 def _upright(picture: np.ndarray, frame: av.VideoFrame) -> np.ndarray:
     """(H, W, 3) turned by the nearest multiple of 90° and mirrored, as the display matrix says."""
     a, b, c, d = _display_matrix(frame)
-    if is_turned(frame):
+    if is_transposed(frame):
         picture, a, d = picture.transpose(1, 0, 2), c, b
     return np.ascontiguousarray(picture[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1])

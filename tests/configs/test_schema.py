@@ -7,9 +7,9 @@ import pytest
 import yaml
 
 from configs.schema import BASES, SyncNetConfig, TrainConfig, dump_config, load_config
-from data_processing.errors import UserError
+from utils.errors import UserError
 
-CONFIGS = Path(__file__).parent.parent / "configs"
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 BASE = CONFIGS / "base.yaml"
 RECIPES = sorted(path for path in CONFIGS.glob("*.yaml") if not path.name.startswith("base"))
 

@@ -10,8 +10,7 @@ import pytest
 import torch
 
 from data_processing import dataset
-from data_processing.audio import load_audio
-from data_processing.audio_features import extract
+from data_processing.audio.features import extract_features
 from data_processing.dataset import (
     REFERENCE_GAP,
     Clip,
@@ -22,9 +21,10 @@ from data_processing.dataset import (
     mouth_stack,
     reference_indices,
 )
-from data_processing.errors import UserError
-from data_processing.prepare import read_jsonl
-from data_processing.video import read_frames
+from data_processing.media.audio_io import load_audio
+from data_processing.media.video_reader import read_frames
+from utils.errors import UserError
+from utils.files import read_jsonl
 
 
 def made_clip(number: int, num_frames: int) -> Clip:
@@ -56,7 +56,7 @@ def copy(prepared_dataset, tmp_path) -> Path:
 
 def test_load_clips(prepared_dataset):
     (bob,), (joe,) = (load_clips(prepared_dataset, split, 64, "whisper") for split in ("train", "val"))
-    assert (bob.person, joe.person) == ("Bob", "Joe")
+    assert (bob.speaker, joe.speaker) == ("Bob", "Joe")
     path = prepared_dataset / "clips" / f"{bob.id}.mp4"
     assert np.array_equal(bob.frames, list(read_frames(path)))
     with np.load(path.with_suffix(".npz")) as arrays:
@@ -76,10 +76,10 @@ def test_load_clips_at_another_size(prepared_dataset, mouth_size):
 def test_other_features_come_from_the_clips_own_sound(copy, monkeypatch):
     (clip,) = load_clips(copy, "train", 64, "mel")
     waveform = load_audio(copy / "clips" / f"{clip.id}.mp4")
-    np.testing.assert_array_equal(clip.features, extract(waveform, "mel", 40))
+    np.testing.assert_array_equal(clip.features, extract_features(waveform, "mel", 40))
     assert len(clip.features) == len(clip.frames)
     assert clip.features.std() > 0.1
-    monkeypatch.setattr(dataset, "extract", None)  # the second time they are read
+    monkeypatch.setattr(dataset, "extract_features", None)  # the second time they are read
     (again,) = load_clips(copy, "train", 64, "mel")
     np.testing.assert_array_equal(again.features, clip.features)
     (copy / "features" / "mel" / f"{clip.id}.npy").write_bytes(b"no array")
@@ -260,10 +260,10 @@ def test_batch_is_a_function_of_seed_and_step():
 
 
 def test_person_power_leans_to_long_recordings():
-    clips = [made_clip(0, 10), replace(made_clip(1, 30), person="person0"), made_clip(2, 20)]  # 40 and 20 frames
+    clips = [made_clip(0, 10), replace(made_clip(1, 30), speaker="person0"), made_clip(2, 20)]  # 40 and 20 frames
     evenly = TrainingBatches(clips, 4, 5, 1, 0).probabilities
     np.testing.assert_allclose(evenly, np.array([10, 30, 20]) / 60)
-    leaning = TrainingBatches(clips, 4, 5, 1, 0, person_power=2.0).probabilities
+    leaning = TrainingBatches(clips, 4, 5, 1, 0, speaker_sampling_exponent=2.0).probabilities
     np.testing.assert_allclose(leaning, np.array([1600 * 0.25, 1600 * 0.75, 400]) / 2000)
 
 
@@ -284,7 +284,7 @@ def test_mouth_stack():
 
 
 def test_sync_batches():
-    batches = SyncBatches(CLIPS, batch_size=8, num_steps=100, seed=0, wrong_sounds=2, negative_gap=10)
+    batches = SyncBatches(CLIPS, batch_size=8, num_steps=100, seed=0, num_negatives=2, negative_gap=10)
     foreign = 0
     for step in range(100):
         mouths, sounds, ids = batches[step]
@@ -305,7 +305,7 @@ def test_sync_batches():
             num_frames = len(CLIPS[int(name[4:])].frames)
             foreign += sum(abs(right_at - at) < 10 or at >= num_frames - 2 for at in wrong_at)
     assert foreign > 300  # at least those too near, or too late, to be from the same clip
-    alone = SyncBatches(CLIPS[:1], batch_size=8, num_steps=50, seed=0, wrong_sounds=1, negative_gap=10)
+    alone = SyncBatches(CLIPS[:1], batch_size=8, num_steps=50, seed=0, num_negatives=1, negative_gap=10)
     middles = torch.cat([alone[k].sounds[:, :, 0, 4] for k in range(50)]) / 10
     gaps = (middles[:, 0] - middles[:, 1]).abs()
     assert (gaps >= 10).float().mean() > 0.7

@@ -10,29 +10,24 @@ import av
 import numpy as np
 import pytest
 from distributed import LocalCluster
-from made_media import no_face_video, silent_video_without_audio, talking_portrait, text_file
 
-from data_processing import audio_features, prepare
-from data_processing.audio import SAMPLE_RATE, load_audio, save_wav
-from data_processing.errors import UserError
-from data_processing.geometry import FaceCrop
-from data_processing.landmarks import Landmarks, find_landmarks
-from data_processing.prepare import (
-    MIN_FRAMES,
-    Settings,
-    Source,
-    assign_splits,
-    find_sources,
-    read_jsonl,
-    unfit_reason,
-)
-from data_processing.sync import Offset
-from data_processing.video import read_frames
-from data_processing.writing import VideoWriter
+from data_processing import clips, prepare
+from data_processing.audio.features import extract_features
+from data_processing.av_sync import AVOffset
+from data_processing.clips import MIN_FRAMES, Settings, unfit_reason
+from data_processing.face.crop import FaceCrop
+from data_processing.face.tracking import Landmarks, find_landmarks
+from data_processing.media.audio_io import SAMPLE_RATE, load_audio, save_wav
+from data_processing.media.video_reader import read_frames
+from data_processing.media.video_writer import VideoWriter
+from data_processing.sources import Source, assign_splits, find_sources
+from tests.support.media import no_face_video, silent_video_without_audio, talking_portrait, text_file
+from utils.errors import UserError
+from utils.files import read_jsonl
 
 NOWHERE = Path("nowhere")  # an output folder that holds none of the inputs
 SETTINGS = Settings(mouth_size=64, landmarks="dlib", audio_features="whisper")
-DATA = Path(__file__).parent / "data"
+from tests.support.golden import DATA
 
 
 def files_of(folder: Path) -> dict[str, int]:
@@ -51,7 +46,7 @@ def with_sound(path: Path, portrait: Path, waveform: np.ndarray) -> Path:
     """The portrait's picture with another sound."""
     wav = path.with_suffix(".wav")
     save_wav(wav, waveform)
-    with VideoWriter(path, 256, 256, sounds=[wav]) as writer:
+    with VideoWriter(path, 256, 256, audio_paths=[wav]) as writer:
         for frame in read_frames(portrait):
             writer.write(frame)
     wav.unlink()
@@ -89,7 +84,7 @@ def test_find_sources(tmp_path):
     assert find_sources([tmp_path], NOWHERE, None) == described
     assert find_sources([tmp_path / "b.mp4"], NOWHERE, None) == [described[1]]
     assert find_sources([tmp_path, tmp_path / "b.mp4"], NOWHERE, None) == described  # each once
-    assert {source.person for source in find_sources([tmp_path], NOWHERE, "Eve")} == {"Eve"}
+    assert {source.speaker for source in find_sources([tmp_path], NOWHERE, "Eve")} == {"Eve"}
 
 
 def test_find_sources_refuses(tmp_path):
@@ -140,7 +135,7 @@ def test_manifest_of_a_subfolder_counts(tmp_path):
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "a.mp4").touch()
     (tmp_path / "sub" / "MANIFEST.tsv").write_text("\ufefffile\tperson\na.mp4\tAnn\n", encoding="utf-8")
-    assert [source.person for source in find_sources([tmp_path], NOWHERE, None)] == ["Ann"]
+    assert [source.speaker for source in find_sources([tmp_path], NOWHERE, None)] == ["Ann"]
 
 
 # --- what is written ----------------------------------------------------------------------------------------
@@ -164,7 +159,7 @@ def test_prepared_dataset(prepared_dataset, portrait_clip):
     waveform = load_audio(portrait_clip)
     with np.load(clip.with_suffix(".npz"), allow_pickle=False) as arrays:
         assert np.array_equal(arrays["landmarks"], truth.points)
-        assert np.array_equal(arrays["features"], audio_features.extract(waveform, "whisper", 40))
+        assert np.array_equal(arrays["features"], extract_features(waveform, "whisper", 40))
         assert arrays["found"].shape == (40,) and arrays["found"].all()
 
     frames = np.array(list(read_frames(clip)))
@@ -192,49 +187,49 @@ def test_name_with_dots(tmp_path, portrait_clip):
     }
 
 
-@pytest.mark.parametrize("late_ms", [200, -200])
-def test_late_sound_is_put_right(tmp_path, portrait_clip, late_ms):
+@pytest.mark.parametrize("audio_delay_ms", [200, -200])
+def test_late_sound_is_put_right(tmp_path, portrait_clip, audio_delay_ms):
     path = with_sound(tmp_path / "clip.mp4", portrait_clip, burst(at=0.8, seconds=1.6))
-    line = prepare_one(path, tmp_path / "out", audio_late_ms=late_ms)
-    assert line["audio_late_ms"] == late_ms
+    line = prepare_one(path, tmp_path / "out", audio_late_ms=audio_delay_ms)
+    assert line["audio_late_ms"] == audio_delay_ms
     # sound that comes 200 ms too late is moved forward, and the picture's last 200 ms have none
-    assert line["num_frames"] == (35 if late_ms > 0 else 40)
+    assert line["num_frames"] == (35 if audio_delay_ms > 0 else 40)
     clip = tmp_path / "out" / "clips" / f"{line['id']}.mp4"
-    assert onset(load_audio(clip)) == pytest.approx(0.8 - late_ms / 1000, abs=0.005)
+    assert onset(load_audio(clip)) == pytest.approx(0.8 - audio_delay_ms / 1000, abs=0.005)
 
     heard = load_audio(path)
-    shifted = heard[3200:] if late_ms > 0 else np.concatenate([np.zeros(3200, np.float32), heard])
+    shifted = heard[3200:] if audio_delay_ms > 0 else np.concatenate([np.zeros(3200, np.float32), heard])
     with np.load(clip.with_suffix(".npz")) as arrays:
-        expected = audio_features.extract(shifted, "whisper", 40)[: line["num_frames"]]
+        expected = extract_features(shifted, "whisper", 40)[: line["num_frames"]]
         assert np.array_equal(arrays["features"], expected)
         assert len(arrays["landmarks"]) == len(list(read_frames(clip))) == line["num_frames"]
 
 
-@pytest.mark.parametrize("late_ms", [120.0, -80.0])
-def test_measured_offset_is_put_right(tmp_path, portrait_clip, monkeypatch, late_ms):
+@pytest.mark.parametrize("audio_delay_ms", [120.0, -80.0])
+def test_measured_offset_is_put_right(tmp_path, portrait_clip, monkeypatch, audio_delay_ms):
     path = with_sound(tmp_path / "clip.mp4", portrait_clip, burst(at=0.8, seconds=1.6))
     heard = load_audio(path)
     asked = []
 
     def measure(video, shots, waveform):
         asked.append((video, [(start, len(points)) for start, points, _ in shots], onset(waveform)))
-        return Offset(late_ms, 0.25)
+        return AVOffset(audio_delay_ms, 0.25)
 
-    monkeypatch.setattr(prepare, "measure_offset", measure)
-    monkeypatch.setattr(prepare, "MIN_SYNC_FRAMES", 39)
+    monkeypatch.setattr(clips, "measure_offset", measure)
+    monkeypatch.setattr(clips, "MIN_SYNC_FRAMES", 39)
     settings = replace(SETTINGS, min_sync_confidence=0.2)
     prepare.prepare([Source(path, "Bob", 40)], tmp_path / "out", settings, 10, jobs=1)
     (line,) = read_jsonl(tmp_path / "out" / "manifest.jsonl")
     # what the manifest said was put right before it was measured, and both are told together
     assert asked == [(path, [(0, 39)], pytest.approx(onset(heard) - 0.04, abs=1e-3))]
-    assert (line["audio_late_ms"], line["sync_confidence"]) == (40 + late_ms, 0.25)
+    assert (line["audio_late_ms"], line["sync_confidence"]) == (40 + audio_delay_ms, 0.25)
     clip = tmp_path / "out" / "clips" / f"{line['id']}.mp4"
-    assert onset(load_audio(clip)) == pytest.approx(0.8 - 0.04 - late_ms / 1000, abs=0.005)
+    assert onset(load_audio(clip)) == pytest.approx(0.8 - 0.04 - audio_delay_ms / 1000, abs=0.005)
 
 
 def test_sound_that_fits_nowhere_is_rejected(tmp_path, portrait_clip, monkeypatch):
-    monkeypatch.setattr(prepare, "measure_offset", lambda *args: Offset(0.0, 0.19))
-    monkeypatch.setattr(prepare, "MIN_SYNC_FRAMES", 40)
+    monkeypatch.setattr(clips, "measure_offset", lambda *args: AVOffset(0.0, 0.19))
+    monkeypatch.setattr(clips, "MIN_SYNC_FRAMES", 40)
     settings = replace(SETTINGS, min_sync_confidence=0.2)
     prepare.prepare([Source(portrait_clip, "Bob", 0)], tmp_path / "out", settings, 10, jobs=1)
     assert read_jsonl(tmp_path / "out" / "manifest.jsonl") == []
@@ -243,7 +238,7 @@ def test_sound_that_fits_nowhere_is_rejected(tmp_path, portrait_clip, monkeypatc
 
 
 def test_short_video_is_not_measured(tmp_path, portrait_clip, monkeypatch):
-    monkeypatch.setattr(prepare, "measure_offset", None)
+    monkeypatch.setattr(clips, "measure_offset", None)
     settings = replace(SETTINGS, min_sync_confidence=0.2)
     prepare.prepare([Source(portrait_clip, "Bob", 0)], tmp_path / "out", settings, 10, jobs=1)
     (line,) = read_jsonl(tmp_path / "out" / "manifest.jsonl")
@@ -255,7 +250,7 @@ def test_frames_without_sound_are_dropped(tmp_path, portrait_clip, seconds, expe
     path = tmp_path / "clip.mp4"
     shutil.copy(portrait_clip, path)
     waveform = burst(0.5, seconds).astype(np.float32)  # the exact length, which AAC would round up
-    monkeypatch.setattr(prepare, "load_audio", lambda path, flag: waveform)
+    monkeypatch.setattr(clips, "load_audio", lambda path, flag: waveform)
     assert prepare_one(path, tmp_path / "out")["num_frames"] == expected
 
 
@@ -272,7 +267,7 @@ def test_sound_starts_with_the_shot(tmp_path, portrait_clip, monkeypatch):
     assert onset(load_audio(clip)) == pytest.approx(0.4, abs=0.005)
     with np.load(clip.with_suffix(".npz")) as arrays:
         assert np.array_equal(arrays["landmarks"], whole.points[12:])
-        assert np.array_equal(arrays["features"], audio_features.extract(load_audio(path), "whisper", 40)[12:])
+        assert np.array_equal(arrays["features"], extract_features(load_audio(path), "whisper", 40)[12:])
     crop = FaceCrop.from_landmarks(whole.points[12], line["radius_px"], 64)
     expected = crop.extract(list(read_frames(path))[12])
     assert np.abs(next(read_frames(clip)).astype(int) - expected).mean() < 2
@@ -327,7 +322,7 @@ def test_bad_files_do_not_stop_the_rest(tmp_path, capsys):
     with_noise = no_face_video(tmp_path / "gradient.mp4")
     wav = tmp_path / "noise.wav"
     save_wav(wav, burst(0.1, 0.4))
-    with VideoWriter(videos / "no_face.mp4", 256, 256, sounds=[wav]) as writer:
+    with VideoWriter(videos / "no_face.mp4", 256, 256, audio_paths=[wav]) as writer:
         for frame in read_frames(with_noise):
             writer.write(frame)
     talking_portrait(videos / "short.mp4", num_frames=MIN_FRAMES - 5)
@@ -380,7 +375,7 @@ def test_unexpected_error_is_told_and_tried_again(tmp_path, portrait_clip, monke
     def broken(*args, **kwargs):
         raise ZeroDivisionError("oh")
 
-    monkeypatch.setattr(prepare, "find_landmarks", broken)
+    monkeypatch.setattr(clips, "find_landmarks", broken)
     prepare.prepare([Source(portrait_clip, "Bob", 0)], tmp_path / "out", SETTINGS, 10, jobs=1)
     assert f"{portrait_clip}: ZeroDivisionError: oh" in capsys.readouterr().out
     monkeypatch.undo()
@@ -392,7 +387,7 @@ def test_missing_model_rejects_no_video(tmp_path, portrait_clip, monkeypatch):
     def missing(*args):
         raise UserError("whisper: cannot be had")
 
-    monkeypatch.setattr(audio_features, "extract", missing)
+    monkeypatch.setattr(prepare, "extract_features", missing)
     with pytest.raises(UserError, match="cannot be had"):
         prepare.prepare([Source(portrait_clip, "Bob", 0)], tmp_path / "out", SETTINGS, 10, jobs=1)
     assert read_jsonl(tmp_path / "out" / "rejected.jsonl") == []

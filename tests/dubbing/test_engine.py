@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-import models.engine
-from data_processing.geometry import crop_size, mouth_margin_top
+from dubbing import engine
+from dubbing.engine import Conv, Engine, FourierConv, Residual, RowPairConv, ToImage, UpConv, _folded
 from models.blocks import ConvBlock, ResBlock, UpBlock
+from models.crop_layout import crop_size, mouth_margin_top
 from models.dinet import DINet, DINetConfig
-from models.engine import Conv, Engine, FourierConv, Residual, RowPairConv, ToImage, UpConv, _folded
 
 
 def shaken(module: nn.Module) -> nn.Module:
@@ -87,10 +87,10 @@ def test_engine_draws_what_the_generator_draws(options: dict) -> None:
 def three_cores() -> Iterator[None]:
     cores = torch.get_num_threads()
     torch.set_num_threads(3)
-    models.engine._started_drawers.cache_clear()
+    engine._started_workers.cache_clear()
     yield
     torch.set_num_threads(cores)
-    models.engine._started_drawers.cache_clear()
+    engine._started_workers.cache_clear()
 
 
 def test_each_core_draws_frames_of_its_own(three_cores) -> None:
@@ -99,7 +99,7 @@ def test_each_core_draws_frames_of_its_own(three_cores) -> None:
         references = engine.encode_references(torch.zeros(1, 15, *crop_size(32)))
         drawn = engine.generate(torch.zeros(4, 3, *crop_size(32)), references, torch.zeros(4, 29, 5))
     assert drawn.shape == (4, 3, *crop_size(32)) and not drawn.requires_grad
-    drawers, count = models.engine._drawers()
+    drawers, count = engine._worker_pool()
     assert count == 3 and drawers.submit(torch.get_num_threads).result() == 1
     assert torch.get_num_threads() == 3
     with ThreadPoolExecutor(1) as another:
@@ -108,7 +108,7 @@ def test_each_core_draws_frames_of_its_own(three_cores) -> None:
 
 def test_who_draws_first_at_once_shares_the_drawers(three_cores) -> None:
     with ThreadPoolExecutor(8) as callers:
-        found = list(callers.map(lambda _: models.engine._drawers(), range(8)))
+        found = list(callers.map(lambda _: engine._worker_pool(), range(8)))
     assert all(drawers is found[0][0] and count == 3 for drawers, count in found)
 
 

@@ -9,8 +9,25 @@ import cv2
 import numpy as np
 import pytest
 import skimage.data
-from conftest import MOUTH, SECONDS
-from made_media import (
+
+from data_processing.audio.features import extract_features
+from data_processing.audio.framing import audio_windows
+from data_processing.face.crop import FaceCrop
+from data_processing.face.detectors import track_landmarks
+from data_processing.face.selection import face_selector
+from data_processing.face.tracking import find_landmarks
+from data_processing.media.audio_io import load_audio
+from data_processing.media.video_reader import probe, read_frames
+from data_processing.media.video_writer import VideoWriter
+from dubbing.audio_stream import AudioStream
+from dubbing.compositor import Compositor, FramePair
+from dubbing.frame_sources import LiveFrameSource, VideoFileSource
+from dubbing.pipeline import DubbingPipeline
+from dubbing.sharpening import MAX_SHARPENING, sharpening_amount, unsharp_mask
+from dubbing.speaker import Speaker
+from models.crop_layout import lips_box
+from tests.conftest import MOUTH, SECONDS
+from tests.support.media import (
     fragmented,
     no_face_video,
     portraits,
@@ -20,19 +37,8 @@ from made_media import (
     talking_portrait,
     write_video,
 )
-
-from data_processing.audio import load_audio
-from data_processing.audio_features import Sound, extract, windows
-from data_processing.errors import UserError
-from data_processing.faces import choice_of
-from data_processing.footage import LiveFrames, VideoFile
-from data_processing.geometry import FaceCrop, lips_box
-from data_processing.landmarks import find_landmarks, track
-from data_processing.limits import limits
-from data_processing.video import probe, read_frames
-from data_processing.writing import VideoWriter
-from pipeline import DubbingPipeline
-from redrawing import MOST_SHARPENING, Drawn, Redrawer, Speaker, sharpened, sharpening
+from utils.errors import UserError
+from utils.limits import limits
 
 LIPS = slice(140, 160), slice(110, 145)  # of the made portrait
 
@@ -128,9 +134,9 @@ def test_live_frames_are_redrawn_in_their_places(pipeline, portrait_clip) -> Non
         def windows(self, times_s: np.ndarray) -> np.ndarray:
             return np.zeros((len(times_s), 384, 5), np.float32)
 
-    footage = LiveFrames(frames, 25)
+    footage = LiveFrameSource(frames, 25)
     speaker = Speaker(dubber, footage, Sentence(), look_ahead_s=2)
-    drawn = list(Redrawer(footage, [speaker]).frames())
+    drawn = list(Compositor(footage, [speaker]).frames())
     assert len(drawn) == 40
     for index, (source, dubbed) in enumerate(drawn):
         assert np.array_equal(source, frames[index])
@@ -188,13 +194,15 @@ def test_two_faces_speak_at_once(pipeline, portrait_clip, tmp_path) -> None:
     video = two_faces(portrait_clip, tmp_path / "two.mp4")
     voices = {"left": speech_like(0.32, 1), "right": speech_like(0.6, 2)}
 
-    def drawn(*faces: str) -> list[Drawn]:
-        footage = VideoFile(video, 25)
+    def drawn(*faces: str) -> list[FramePair]:
+        footage = VideoFileSource(video, 25)
         speakers = [
-            Speaker(pipeline.dubber, footage, Sound(iter([voices[face]]), "whisper"), choose=choice_of(face))
+            Speaker(
+                pipeline.dubber, footage, AudioStream(iter([voices[face]]), "whisper"), choose=face_selector(face)
+            )
             for face in faces
         ]
-        return list(Redrawer(footage, speakers).frames())
+        return list(Compositor(footage, speakers).frames())
 
     left, right, both = drawn("left"), drawn("right"), drawn("left", "right")
     assert (len(left), len(right), len(both)) == (8, 15, 15)
@@ -229,10 +237,10 @@ def test_a_face_is_found_by_its_picture(tmp_path, monkeypatch) -> None:
             x, y = points[33].astype(int)
             return frame[y - 20 : y + 20, x - 20 : x + 20].mean(axis=(0, 1)) / 50
 
-    monkeypatch.setattr("data_processing.faces.Identity", ByColour)
-    choose = choice_of(str(tmp_path / "red.png"))
+    monkeypatch.setattr("data_processing.face.selection.IdentityEncoder", ByColour)
+    choose = face_selector(str(tmp_path / "red.png"))
     for pictures, expected in (((blue, red), 1), ((red, blue), 0), ((blue, blue), None)):
-        points, _ = next(track(iter([np.hstack(pictures)]), "dlib", choose=choose))
+        points, _ = next(track_landmarks(iter([np.hstack(pictures)]), "dlib", choose=choose))
         if expected is None:
             assert np.isnan(points).all()
         else:
@@ -240,26 +248,26 @@ def test_a_face_is_found_by_its_picture(tmp_path, monkeypatch) -> None:
     (tmp_path / "words.png").write_text("no picture")
     for wrong in ("middle", tmp_path / "words.png", tmp_path / "missing.png", "3,"):
         with pytest.raises(UserError, match="--face: expected"):
-            choice_of(str(wrong))
+            face_selector(str(wrong))
     cv2.imwrite(str(tmp_path / "gray.png"), np.full((200, 200, 3), 128, np.uint8))
     with pytest.raises(UserError, match="--face: no face found"):
-        choice_of(str(tmp_path / "gray.png"))
+        face_selector(str(tmp_path / "gray.png"))
 
 
 def test_sharpening_brings_the_references_detail() -> None:
     noise = np.random.default_rng(0).integers(0, 256, (5, 52, 40, 3), np.uint8)
     references = [cv2.GaussianBlur(crop, (0, 0), 1.5) for crop in noise]
     drawn = np.stack([cv2.GaussianBlur(crop, (0, 0), 0.5) for crop in references])
-    amount = sharpening(drawn, references)
-    assert 0 < amount < MOST_SHARPENING
+    amount = sharpening_amount(drawn, references)
+    assert 0 < amount < MAX_SHARPENING
 
     def detail(crops: np.ndarray) -> float:
         return float(np.mean([cv2.Laplacian(crop[lips_box(32)], cv2.CV_32F).var() for crop in crops]))
 
-    assert detail(sharpened(drawn, amount)) == pytest.approx(detail(np.stack(references)), rel=0.2)
-    assert sharpening(np.stack(references), references) == 0
-    assert sharpening(np.full_like(drawn, 128), references) == MOST_SHARPENING
-    assert np.array_equal(sharpened(drawn, 0), drawn)
+    assert detail(unsharp_mask(drawn, amount)) == pytest.approx(detail(np.stack(references)), rel=0.2)
+    assert sharpening_amount(np.stack(references), references) == 0
+    assert sharpening_amount(np.full_like(drawn, 128), references) == MAX_SHARPENING
+    assert np.array_equal(unsharp_mask(drawn, 0), drawn)
 
 
 def test_damaged_video_is_played_as_far_as_it_goes(pipeline, portrait_clip, speech, tmp_path, capsys) -> None:
@@ -311,10 +319,10 @@ def test_video_that_still_grows_is_dubbed_as_far_as_it_could_be_read(suffix, pip
 
 
 def test_long_silence_of_the_face_costs_nothing() -> None:
-    """Where nobody asked for a sound's windows for long its blocks are left out, and what follows is the same."""
+    """Where nobody asked for a sound's audio_windows for long its blocks are left out, and what follows is the same."""
     waveform = speech_like(120, 2).astype(np.float32)
-    features = extract(waveform, "mel")
-    sound = Sound((waveform[start : start + 8000] for start in range(0, len(waveform), 8000)), "mel", 2, 1)
+    features = extract_features(waveform, "mel")
+    sound = AudioStream((waveform[start : start + 8000] for start in range(0, len(waveform), 8000)), "mel", 2, 1)
     heard = []
     sound._hear, hear = lambda: (heard.append(1), hear()), sound._hear
     sound.windows(np.array([0.0]))
@@ -322,7 +330,7 @@ def test_long_silence_of_the_face_costs_nothing() -> None:
         sound.left(time_s, 0.2)
         assert len(sound._waveform) + sum(map(len, sound._new)) < 40 * 16000
     times = np.arange(110 * 25, 111 * 25)
-    np.testing.assert_allclose(sound.windows(times / 25), windows(features, times), atol=1e-3)
+    np.testing.assert_allclose(sound.windows(times / 25), audio_windows(features, times), atol=1e-3)
     assert len(heard) < 15  # of 55 blocks
 
 

@@ -10,15 +10,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_media import text_file, tone_wav
-from numbered_media import decoded, numbered, numbers, write_with
 
-from data_processing import pieces
-from data_processing.audio import load_audio
-from data_processing.errors import UserError
-from data_processing.pieces import Pieces, described
-from data_processing.video import read_frames
-from data_processing.writing import VideoWriter
+from data_processing.media.audio_io import load_audio
+from data_processing.media.video_reader import read_frames
+from data_processing.media.video_writer import VideoWriter
+from dubbing import segments
+from dubbing.segments import SegmentedWriter, file_fingerprint
+from tests.support.media import text_file, tone_wav
+from tests.support.numbered_media import decoded, numbered, numbers, write_with
+from utils.errors import UserError
 
 NUM_FRAMES = 34
 SIZE = (128, 96)
@@ -27,12 +27,12 @@ JOB = {"--video": "speaker.mp4, 1234 bytes, 2026-11-23 06:00:00", "--sharpen": "
 
 @pytest.fixture(autouse=True)
 def short_pieces(monkeypatch):
-    monkeypatch.setattr(pieces, "PIECE_FRAMES", 10)
+    monkeypatch.setattr(segments, "SEGMENT_FRAMES", 10)
 
 
 def run(output: Path, stop: int | None = None, num_frames: int = NUM_FRAMES, **options) -> int:
     """Write the frames that are missing, up to an exception before frame `stop`; how many there were already."""
-    with Pieces(output, options.pop("job", JOB), *SIZE, 25, **options) as written:
+    with SegmentedWriter(output, options.pop("job", JOB), *SIZE, 25, **options) as written:
         for index in range(written.done, num_frames):
             if index == stop:
                 raise ZeroDivisionError
@@ -64,7 +64,7 @@ def left(output: Path) -> list[str]:
 @pytest.mark.parametrize("name", ["out.mp4", "out.mov", "out.mkv", "OUT.MP4"])
 def test_written_in_one_go(tmp_path, name):
     tone, output = tone_wav(tmp_path / "tone.wav", 2), tmp_path / name
-    assert run(output, sounds=[tone]) == 0
+    assert run(output, audio_paths=[tone]) == 0
     assert numbers(read_frames(output)) == list(range(NUM_FRAMES))
     assert len(load_audio(output)) / 16000 == pytest.approx(NUM_FRAMES / 25, abs=0.065)
     assert set(tmp_path.iterdir()) == {tone, output}
@@ -73,12 +73,12 @@ def test_written_in_one_go(tmp_path, name):
 @pytest.mark.parametrize("stop", [0, 3, 9, 10, 11, 29, 30, 31, 34])
 def test_stopped_and_continued_is_the_same_file(tmp_path, stop):
     tone, whole, output = tone_wav(tmp_path / "tone.wav", 2), tmp_path / "whole.mp4", tmp_path / "out.mp4"
-    run(whole, sounds=[tone])
+    run(whole, audio_paths=[tone])
     output.write_bytes(b"the file before")
-    stopped(output, stop, sounds=[tone])
+    stopped(output, stop, audio_paths=[tone])
     assert output.read_bytes() == b"the file before"
     assert left(output) == ([f"000{n}.mp4" for n in range(stop // 10)] + ["job.json"] if stop >= 10 else [])
-    assert run(output, sounds=[tone]) == stop // 10 * 10
+    assert run(output, audio_paths=[tone]) == stop // 10 * 10
     assert_same(output, whole)
     assert set(tmp_path.iterdir()) == {tone, whole, output}
 
@@ -100,7 +100,7 @@ def test_stopped_after_the_last_frame(tmp_path, monkeypatch, num_frames, step):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(f"data_processing.pieces.{step}", interrupted)
+        patched.setattr(f"dubbing.segments.{step}", interrupted)
         run(tmp_path / "out.mp4", num_frames=num_frames)
     assert len(left(tmp_path / "out.mp4")) == 1 + -(-num_frames // 10)
     assert run(tmp_path / "out.mp4", num_frames=num_frames) == 30
@@ -110,12 +110,12 @@ def test_stopped_after_the_last_frame(tmp_path, monkeypatch, num_frames, step):
 
 KILLED = """
 import sys, time
-sys.path[:0] = [{root!r}, {tests!r}]
+sys.path[:0] = [{root!r}]
 from pathlib import Path
-from numbered_media import numbered
-from data_processing import pieces
-pieces.PIECE_FRAMES = 10
-with pieces.Pieces(Path({output!r}), {job!r}, *{size!r}, 25) as written:
+from tests.support.numbered_media import numbered
+from dubbing import segments
+segments.SEGMENT_FRAMES = 10
+with segments.SegmentedWriter(Path({output!r}), {job!r}, *{size!r}, 25) as written:
     for index in range(10_000):
         written.write(numbered(index % 256, {size!r}))
         time.sleep(0.005)
@@ -123,8 +123,8 @@ with pieces.Pieces(Path({output!r}), {job!r}, *{size!r}, 25) as written:
 
 
 def test_killed_and_continued(tmp_path):
-    output, tests = tmp_path / "out.mp4", Path(__file__).parent
-    code = KILLED.format(root=str(tests.parent), tests=str(tests), output=str(output), job=JOB, size=SIZE)
+    output, root = tmp_path / "out.mp4", Path(__file__).resolve().parents[2]
+    code = KILLED.format(root=str(root), output=str(output), job=JOB, size=SIZE)
     with subprocess.Popen([sys.executable, "-c", code]) as process:
         try:
             deadline = time.monotonic() + 60
@@ -144,7 +144,7 @@ def test_killed_and_continued(tmp_path):
 
 def test_two_runs_at_once(tmp_path):
     output = tmp_path / "out.mp4"
-    with Pieces(output, JOB, *SIZE, 25) as written:
+    with SegmentedWriter(output, JOB, *SIZE, 25) as written:
         for index in range(NUM_FRAMES):
             if index == 25:
                 for job in (JOB, {"--video": "another.mp4"}):
@@ -244,7 +244,7 @@ def test_a_full_disk_keeps_the_whole_pieces(tmp_path, at):
     output, folder = tmp_path / "out.mp4", tmp_path / "out.mp4.pieces"
     with (
         pytest.raises(UserError, match=f"--output: .*{at[1:]}.*the disk is full"),
-        Pieces(output, JOB, *SIZE, 25) as written,
+        SegmentedWriter(output, JOB, *SIZE, 25) as written,
     ):
         (folder / f"{at}.{os.getpid()}.partial.mp4").symlink_to("/dev/full")
         for index in range(NUM_FRAMES):
@@ -257,7 +257,7 @@ def test_a_full_disk_keeps_the_whole_pieces(tmp_path, at):
 def test_unusable_sound_is_told_before_anything_is_written(tmp_path):
     sound = text_file(tmp_path / "sound.wav")
     with pytest.raises(UserError, match=str(sound)):
-        run(tmp_path / "out.mp4", sounds=[sound])
+        run(tmp_path / "out.mp4", audio_paths=[sound])
     assert list(tmp_path.iterdir()) == [sound]
 
 
@@ -271,9 +271,9 @@ def test_described(tmp_path):
     path = tmp_path / "speaker.mp4"
     path.write_bytes(bytes(1234))
     os.utime(path, (1795413600, 1795413600.9))
-    assert described(path, "--video") == "speaker.mp4, 1234 bytes, 2026-11-23 06:00:00"
+    assert file_fingerprint(path, "--video") == "speaker.mp4, 1234 bytes, 2026-11-23 06:00:00"
     with pytest.raises(UserError, match=f"--video: .*{tmp_path}/absent.mp4"):
-        described(tmp_path / "absent.mp4", "--video")
+        file_fingerprint(tmp_path / "absent.mp4", "--video")
 
 
 def test_what_the_job_file_says(tmp_path):

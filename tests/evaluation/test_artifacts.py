@@ -5,19 +5,20 @@ import numpy as np
 import pytest
 from skimage.color import deltaE_ciede2000, rgb2lab
 
-from data_processing.geometry import FaceCrop, crop_size, lips_box, mouth_box
-from evaluation.looks import (
+from data_processing.face.crop import FaceCrop
+from evaluation.artifacts import (
     HEAD,
     LOWER_FACE,
     colour_shift,
     flicker,
+    jitter,
     opening_in_silence,
     ring_levels,
     seam,
     sharpness,
     still_head,
-    tremble,
 )
+from models.crop_layout import crop_size, lips_box, mouth_box
 
 SIZE = 128
 BOX = mouth_box(SIZE)
@@ -106,21 +107,21 @@ def moving_head(frames: int) -> np.ndarray:
 def test_a_tremble_has_its_size() -> None:
     noise = np.random.default_rng(2).normal(0, 0.7, (400, len(LOWER_FACE), 2))
     points = moving_head(400)
-    assert tremble([still_head(points)[:, LOWER_FACE]]) < 1e-9
+    assert jitter([still_head(points)[:, LOWER_FACE]]) < 1e-9
     points = still_head(points)
     points[:, LOWER_FACE] += noise
-    assert tremble([still_head(points)[:, LOWER_FACE]]) == pytest.approx(0.7, rel=0.03)
+    assert jitter([still_head(points)[:, LOWER_FACE]]) == pytest.approx(0.7, rel=0.03)
     alternating = np.resize([0.5, -0.5], 30)
-    assert tremble([alternating]) == pytest.approx(4 * 0.5 / 6**0.5 / 0.6745)
+    assert jitter([alternating]) == pytest.approx(4 * 0.5 / 6**0.5 / 0.6745)
 
 
 def test_a_steady_movement_is_no_tremble_and_gaps_are_left_out() -> None:
     steady = np.arange(20.0)
     steady[7] = np.nan
-    assert tremble([steady, steady[::-1] * 3 + 50]) == 0  # nor is the cut between two runs
-    assert np.isnan(tremble([steady[6:10]]))
-    assert np.isnan(tremble([steady[:2]]))
-    assert np.isnan(tremble([]))
+    assert jitter([steady, steady[::-1] * 3 + 50]) == 0  # nor is the cut between two runs
+    assert np.isnan(jitter([steady[6:10]]))
+    assert np.isnan(jitter([steady[:2]]))
+    assert np.isnan(jitter([]))
 
 
 def test_a_still_head_leaves_the_mouth_its_movement() -> None:

@@ -9,17 +9,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from golden import golden_arrays, golden_state, made_inception
 from skimage.metrics import structural_similarity
 
-from data_processing.errors import UserError
-from data_processing.faces import Identity
-from data_processing.landmarks import find_landmarks
-from data_processing.video import read_frames
-from data_processing.weights import weight_path
+from data_processing.face.identity import IdentityEncoder
+from data_processing.face.tracking import find_landmarks
+from data_processing.media.video_reader import read_frames
 from evaluation import metrics
 from evaluation.metrics import FID, LPIPS, bootstrap_interval, lip_sync_error, psnr, read_arrays, ssim
 from models.syncnet_v2 import SyncNetV2, load_syncnet_v2
+from tests.support.golden import golden_arrays, golden_state, made_inception
+from utils.errors import UserError
+from utils.weights import weight_path
 
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -276,7 +276,7 @@ def test_identity_takes_views(portrait_clip: Path) -> None:
     frame, points = next(read_frames(portrait_clip)), find_landmarks(portrait_clip).points[0]
     wide = np.zeros((len(frame), frame.shape[1] + 8, 3), np.uint8)
     wide[:, : frame.shape[1]] = frame
-    identity = Identity()
+    identity = IdentityEncoder()
     alone, view = identity(frame, points), identity(wide[:, : frame.shape[1]], points)
     np.testing.assert_array_equal(alone, view)
     assert np.linalg.norm(alone) == pytest.approx(1)

@@ -9,18 +9,19 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from golden import golden_state, made_inception
-from made_media import speech_like, write_video
 
 import evaluate
-from data_processing.errors import UserError
-from data_processing.landmarks import find_landmarks
-from data_processing.video import read_frames
-from data_processing.writing import VideoWriter
+from data_processing.face.tracking import find_landmarks
+from data_processing.media.video_reader import read_frames
+from data_processing.media.video_writer import VideoWriter
 from evaluation import videos
-from evaluation.looks import LOOKS
-from evaluation.videos import COLUMNS, compare, find_pairs, markdown_table
-from pipeline import BUNDLED_CHECKPOINT
+from evaluation.artifacts import ARTIFACTS
+from evaluation.reports import COLUMNS, markdown_table
+from evaluation.videos import compare_videos, find_pairs
+from tests.support.golden import golden_state, made_inception
+from tests.support.media import speech_like, write_video
+from utils.bundled import BUNDLED_GENERATOR
+from utils.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +70,7 @@ def output(folders: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory)
 
 def test_the_same_video_scores_as_the_same(output: Path) -> None:
     scores = json.loads((output / "evaluation.json").read_text())["videos"]["same"]
-    assert (scores["frames"], scores["left_over"]) == (3, 0)
+    assert (scores["frames"], scores["unpaired_frames"]) == (3, 0)
     for region in ("frame", "face", "mouth"):
         assert (scores[f"psnr_{region}"], scores[f"ssim_{region}"]) == (100, pytest.approx(1))
     assert scores["lpips_face"] == scores["lpips_mouth"] == scores["lmd"] == 0
@@ -85,7 +86,7 @@ def test_the_same_video_scores_as_the_same(output: Path) -> None:
 def test_a_smaller_blurred_video_is_worse_in_the_picture_not_in_the_face(output: Path) -> None:
     report = json.loads((output / "evaluation.json").read_text())
     scores = report["videos"]["worse"]
-    assert (scores["frames"], scores["left_over"]) == (3, 4)
+    assert (scores["frames"], scores["unpaired_frames"]) == (3, 4)
     assert 15 < scores["psnr_face"] < 40
     assert scores["lpips_mouth"] > 0.1
     assert scores["lmd"] < 256 / 20  # the same mouth in the same place
@@ -104,7 +105,7 @@ def test_what_cannot_be_scored_is_named(output: Path, folders: tuple[Path, Path]
     report = json.loads((output / "evaluation.json").read_text())
     assert report["failed"].keys() == {"broken"}
     assert "broken.mp4" in report["failed"]["broken"]
-    assert report["without_partner"] == [str(folders[1] / "alone.mp4")]
+    assert report["unmatched"] == [str(folders[1] / "alone.mp4")]
 
 
 def test_tables_and_sheet(output: Path) -> None:
@@ -126,7 +127,7 @@ def test_tables_and_sheet(output: Path) -> None:
     with (output / "videos.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [line["video"] for line in rows] == ["same", "worse"]
-    assert rows[0].keys() == {"video", "frames", "left_over", *COLUMNS, *LOOKS} - {"fid"}
+    assert rows[0].keys() == {"video", "frames", "unpaired_frames", *COLUMNS, *ARTIFACTS} - {"fid"}
     sheet = cv2.imread(str(output / "worst_and_best.png"))
     assert sheet.shape == (2 * (40 + 512), 3 * 256, 3)
     top, bottom = sheet[40:552], sheet[592:]  # the worst first; real mouths above the generated ones
@@ -147,10 +148,10 @@ def test_talking_heads_of_another_framing(size: int, folders: tuple[Path, Path],
             padded = np.pad(frame, ((side, side), (side, side), (0, 0)), mode="edge")
             head = padded[top + side :, left + side :][:side, :side]
             writer.write(cv2.resize(head, (size, size), interpolation=cv2.INTER_AREA))
-    judges = videos.Judges(torch.device("cpu"))
-    own = videos.compare(tmp_path / "head.mp4", real, judges, 3, own_crops=True).scores
-    by_real = videos.compare(tmp_path / "head.mp4", real, judges, 3).scores
-    assert not {"psnr_frame", *LOOKS} & own.keys()
+    judges = videos.MetricNetworks(torch.device("cpu"))
+    own = videos.compare_videos(tmp_path / "head.mp4", real, judges, 3, own_crops=True).scores
+    by_real = videos.compare_videos(tmp_path / "head.mp4", real, judges, 3).scores
+    assert not {"psnr_frame", *ARTIFACTS} & own.keys()
     assert own["psnr_face"] > by_real["psnr_face"] + 5
     assert own["lmd"] < by_real["lmd"]
     assert own["csim"] > 0.9
@@ -158,7 +159,7 @@ def test_talking_heads_of_another_framing(size: int, folders: tuple[Path, Path],
         for frame in read_frames(real):
             writer.write(cv2.resize(frame, (320, 240)))
     with pytest.raises(UserError, match=r"expected frames in the form of the real ones, .* there is --own-crops"):
-        videos.compare(tmp_path / "wide.mp4", real, judges, 3)
+        videos.compare_videos(tmp_path / "wide.mp4", real, judges, 3)
 
 
 def damaged_at_its_end(path: Path, clip: Path) -> Path:
@@ -177,7 +178,7 @@ def run(*flags: object) -> None:
 
 def test_a_checkpoint_on_videos(portrait_clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     """Each dubbed with its own sound and compared with itself, or with the next one's and judged alone."""
-    real, checkpoint = tmp_path / "real", BUNDLED_CHECKPOINT
+    real, checkpoint = tmp_path / "real", BUNDLED_GENERATOR
     real.mkdir()
     for name in ("ann", "bob"):
         (real / f"{name}.mp4").write_bytes(portrait_clip.read_bytes())
@@ -189,7 +190,7 @@ def test_a_checkpoint_on_videos(portrait_clip: Path, tmp_path: Path, capsys: pyt
     assert report["failed"].keys() == {"broken", "damaged"}
     assert report["failed"]["broken"].startswith("--videos: expected a video, found something else")
     assert report["failed"]["damaged"].startswith("--videos: expected at most 60 s between two pictures")
-    assert report["without_partner"] == []
+    assert report["unmatched"] == []
     assert report["driven_by"] == "their own sound"
     assert (
         report["means"]["psnr_frame"]["mean"] > report["means"]["psnr_mouth"]["mean"] + 3
@@ -242,7 +243,7 @@ def test_a_damaged_file_is_named_with_its_flag(damaged: str, portrait_clip: Path
     bad = damaged_at_its_end(tmp_path / "bad.mkv", portrait_clip)
     pair = (bad, portrait_clip) if damaged == "generated" else (portrait_clip, bad)
     with pytest.raises(UserError, match=f"^--{damaged}: expected at most 60 s between .* of {bad}"):
-        compare(*pair, None, 2)
+        compare_videos(*pair, None, 2)
 
 
 def test_folders_without_a_common_name(folders: tuple[Path, Path], tmp_path: Path) -> None:

@@ -5,14 +5,14 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from golden import golden_arrays
 from torchvision.models.vgg import cfgs, make_layers
 
-from data_processing.errors import UserError
 from losses.adversarial import discriminator_loss, generator_loss
 from losses.perceptual import OXFORD_SCALES, PerceptualLoss, VGG19Features
 from losses.sync import stack_mouths, sync_loss
 from models.syncnet import SyncNet
+from tests.support.golden import golden_arrays
+from utils.errors import UserError
 
 
 def test_lsgan_matches_the_original() -> None:

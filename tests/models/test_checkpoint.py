@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from golden import golden_state
 
-from data_processing.errors import UserError
 from models.checkpoint import SYNCNET, load_model, load_training_state, save_model, save_training_state
 from models.dinet import DINet, DINetConfig
 from models.syncnet import SyncNet
 from models.wav2lip import Wav2LipConfig
+from tests.support.golden import golden_state
+from utils.errors import UserError
 
 ABOUT = {"audio_features": "phoneme", "mouth_size": 64, "info": {"steps": 100, "loss": 0.5, "data": ["a", "b"]}}
 

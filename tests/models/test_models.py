@@ -6,7 +6,6 @@ import re
 import numpy as np
 import pytest
 import torch
-from golden import golden_arrays, golden_state
 from scipy.ndimage import map_coordinates
 
 from models.ablations import AdaIN, Attention, DenseFlow
@@ -16,6 +15,7 @@ from models.dinet import DINet, DINetConfig
 from models.discriminator import Discriminator
 from models.syncnet import SyncNet
 from models.wav2lip import Wav2Lip, Wav2LipConfig
+from tests.support.golden import golden_arrays, golden_state
 
 
 def assert_close(actual: torch.Tensor, expected: torch.Tensor, tolerance: float = 1e-4) -> None:

@@ -7,13 +7,13 @@ from pathlib import Path
 import onnxruntime
 import pytest
 import torch
-from made_media import text_file
 
 from models.checkpoint import LoadedModel, save_model
 from models.dinet import DINet, DINetConfig
 from scripts import export_onnx
+from tests.support.media import text_file
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 MOUTH = 32
 
 

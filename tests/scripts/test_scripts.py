@@ -15,12 +15,12 @@ import yaml
 
 from configs.schema import load_config
 from data_processing.dataset import load_clips
-from data_processing.geometry import mouth_box
 from models.checkpoint import load_model, save_model
+from models.crop_layout import mouth_box
 from models.dinet import DINet, DINetConfig
 from scripts.visualize import best_lag, draw_strips, dubbed_crops, loudness_of, moved_grid
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 # Notes what it is asked for; a training leaves a state and what it should give.
 # The one that BREAKS names is killed before it is done.
@@ -178,7 +178,7 @@ def test_tables_stand_beside_the_papers(tmp_path: Path) -> None:
     for place, psnr in (("table1/dinet_64", 20), ("table1/bundled", 21), ("table2/flow", 22), ("table2/full", 23)):
         (tmp_path / place).mkdir(parents=True)
         (tmp_path / place / "evaluation.json").write_text(json.dumps(report(psnr)))
-    command = [sys.executable, ROOT / "scripts/tables.py", tmp_path, "--output", tmp_path / "out"]
+    command = [sys.executable, "-m", "scripts.tables", tmp_path, "--output", tmp_path / "out"]
     subprocess.run(command, check=True, capture_output=True)
     first, second = ((tmp_path / "out" / f"table{number}.md").read_text().splitlines() for number in (1, 2))
     cells = first[2].strip("| ").split(" | ")
@@ -210,7 +210,7 @@ def test_compact_checkpoint_halves_a_model(tmp_path: Path) -> None:
     model = DINet(DINetConfig(audio_dim=8, num_references=1))
     save_model(tmp_path / "in", model, audio_features="phoneme", mouth_size=64, info={"steps": 3})
     subprocess.run(
-        [sys.executable, ROOT / "scripts/compact_checkpoint.py", tmp_path / "in", tmp_path / "out"], check=True
+        [sys.executable, "-m", "scripts.compact_checkpoint", tmp_path / "in", tmp_path / "out"], check=True
     )
     assert (tmp_path / "out").stat().st_size < 0.52 * (tmp_path / "in").stat().st_size
     small = load_model(tmp_path / "out")
@@ -231,7 +231,7 @@ def test_plot_runs_draws_every_number(tmp_path: Path) -> None:
     sizes = []
     for flags in ([], ["--only", "psnr"]):
         picture = tmp_path / "curves.png"
-        command = [sys.executable, ROOT / "scripts/plot_runs.py", tmp_path / "one", tmp_path / "two", "--output"]
+        command = [sys.executable, "-m", "scripts.plot_runs", tmp_path / "one", tmp_path / "two", "--output"]
         subprocess.run([*command, picture, *flags], check=True, capture_output=True)
         sizes.append(cv2.imread(str(picture)).shape[1])
     assert sizes[0] == 2 * sizes[1]  # a panel for each number
@@ -244,7 +244,7 @@ def test_visualize_draws_a_frame(tmp_path: Path, portrait_clip: Path) -> None:
     torch.manual_seed(0)
     model = DINet(DINetConfig(audio_dim=29, num_references=2))
     save_model(tmp_path / "model", model, audio_features="phoneme", mouth_size=32, info={})
-    command = [sys.executable, ROOT / "scripts/visualize.py", "generator", "--video", portrait_clip, "--checkpoint"]
+    command = [sys.executable, "-m", "scripts.visualize", "generator", "--video", portrait_clip, "--checkpoint"]
     picture = tmp_path / "figure.png"
     subprocess.run([*command, tmp_path / "model", "--frame", "5", "--output", picture], check=True)
     assert cv2.imread(str(picture)).std() > 10
@@ -266,7 +266,7 @@ def test_strips_show_real_frames_and_what_each_checkpoint_draws(prepared_dataset
     changed[rows, columns] = False
     assert not changed.any()
     picture = tmp_path / "strips.png"
-    command = [sys.executable, ROOT / "scripts/visualize.py", "strips", "--data", prepared_dataset, "--size", "64"]
+    command = [sys.executable, "-m", "scripts.visualize", "strips", "--data", prepared_dataset, "--size", "64"]
     subprocess.run([*command, "--checkpoints", path, path, "--output", picture], check=True)
     assert cv2.imread(str(picture)).std() > 10
     black, white = (np.full((2, 8, 6, 3), level, np.uint8) for level in (0, 255))
@@ -287,7 +287,7 @@ def test_loudness_and_the_lag_of_a_mouth(portrait_clip: Path, tmp_path: Path) ->
     assert best_lag(hidden, sound) == (2, pytest.approx(1))
     assert best_lag(sound, np.zeros(50)) is best_lag(hidden[:4], sound[:4]) is None
     picture = tmp_path / "curves.png"
-    command = [sys.executable, ROOT / "scripts/visualize.py", "loudness", "--videos", portrait_clip, portrait_clip]
+    command = [sys.executable, "-m", "scripts.visualize", "loudness", "--videos", portrait_clip, portrait_clip]
     subprocess.run([*command, "--output", picture], check=True)
     assert cv2.imread(str(picture)).std() > 10
 

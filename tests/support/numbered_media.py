@@ -6,7 +6,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-from data_processing.writing import VideoWriter
+from data_processing.media.video_writer import VideoWriter
 
 SIZE = (64, 48)  # width, height
 BITS = 8

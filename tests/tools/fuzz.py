@@ -1,4 +1,4 @@
-"""Reads thousands of damaged media files: python scripts/fuzz.py --cases 1000 --seed 0
+"""Reads thousands of damaged media files: python -m tests.tools.fuzz --cases 1000 --seed 0
 
 A case is one of a few small files made here with random damage done to it, and everything in `data_processing` that
 reads media reads it in a worker process. It may be read or refused with a `UserError`. All else is a defect:
@@ -34,18 +34,16 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import NamedTuple
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 import av
 import numpy as np
 from tqdm import tqdm
 
-from data_processing.audio import load_audio
-from data_processing.errors import UserError
-from data_processing.video import first_frame_time, probe, read_frames
-from data_processing.writing import VideoWriter
+from data_processing.media.audio_io import load_audio
+from data_processing.media.video_reader import first_frame_time, probe, read_frames
+from data_processing.media.video_writer import VideoWriter
+from utils.errors import UserError
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 LIMIT_S = 60
 MAX_MEMORY_MB = 4000
 MAX_FRAMES = 20_000  # of a file that held 12: what damaged time stamps may make of it
@@ -279,7 +277,7 @@ def _copy_sound(path: Path) -> None:
     output = path.with_name("copy.mp4")
     picture = np.zeros((SIZE[1], SIZE[0], 3), np.uint8)
     try:
-        with VideoWriter(output, *SIZE, sounds=[path]) as writer:
+        with VideoWriter(output, *SIZE, audio_paths=[path]) as writer:
             for _ in range(NUM_FRAMES):
                 writer.write(picture)
         assert probe(output).width == SIZE[0]

@@ -1,6 +1,6 @@
-"""What becomes of every kind of video: python scripts/input_matrix.py --output DIR
+"""What becomes of every kind of video: python -m tests.tools.input_matrix --output DIR
 
-Makes one of each kind of tests/made_media.py (a talking portrait of a second or two) and of each situation of the
+Makes one of each kind of tests/media.py (a talking portrait of a second or two) and of each situation of the
 face, dubs each with two seconds of sound by the bundled generator, and prints a Markdown table of the results.
 """
 
@@ -10,17 +10,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-
 import av
-from made_media import FACES, KINDS, speech_like_wav
 from tqdm import tqdm
 
-from data_processing.errors import command_line
-from data_processing.video import probe
+from data_processing.media.video_reader import probe
+from tests.support.media import FACES, KINDS, speech_like_wav
+from utils.command_line import run_command
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SECONDS = 2.0  # of sound
 COLUMNS = ["video", "size", "fps", "frames", "sound", "notes or error"]
 
@@ -51,11 +48,7 @@ def describe(path: Path) -> list[str]:
     return [size, rate, str(frames), f"{sound:.2f} s"]
 
 
-@command_line
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=Path("input_matrix"), help="folder to keep all files in")
-    args = parser.parse_args()
+def run(args: argparse.Namespace) -> None:
     results = args.output / "dubbed"
     results.mkdir(parents=True, exist_ok=True)
     speech = speech_like_wav(args.output / "speech.wav", SECONDS, seed=1)
@@ -69,6 +62,12 @@ def main() -> None:
         rows.append([name, *cells, "; ".join(said).replace(str(video), name).replace("|", r"\|")])
     for row in [COLUMNS, ["---"] * len(COLUMNS), *rows]:
         print(f"| {' | '.join(row)} |")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=Path("input_matrix"), help="folder to keep all files in")
+    run_command(parser, run)
 
 
 if __name__ == "__main__":

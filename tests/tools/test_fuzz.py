@@ -1,4 +1,4 @@
-"""Damaged media: a short run of scripts/fuzz.py, and every defect that long runs found."""
+"""Damaged media: a short run of -m tests.tools.fuzz, and every defect that long runs found."""
 
 import struct
 from fractions import Fraction
@@ -7,14 +7,14 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from made_media import text_file, tone_wav
-from numbered_media import SIZE, click_time, open_files, write_numbered, write_sound, write_with
 
-from data_processing.audio import load_audio
-from data_processing.errors import Damaged, UserError
-from data_processing.limits import limits
-from data_processing.video import first_frame_time, probe, read_frames
-from scripts.fuzz import FINE, SEEDS, WAYS, damage, make_seeds, read_one, run, table
+from data_processing.media.audio_io import load_audio
+from data_processing.media.video_reader import first_frame_time, probe, read_frames
+from tests.support.media import text_file, tone_wav
+from tests.support.numbered_media import SIZE, click_time, open_files, write_numbered, write_sound, write_with
+from tests.tools.fuzz import FINE, SEEDS, WAYS, damage, make_seeds, read_one, run, table
+from utils.errors import TruncatedMediaError, UserError
+from utils.limits import limits
 
 
 def test_no_defect():
@@ -42,8 +42,8 @@ def test_defects_are_told(monkeypatch, tmp_path):
     def breaks(path):
         raise ZeroDivisionError
 
-    monkeypatch.setattr("scripts.fuzz.WAYS", [breaks])
-    monkeypatch.setattr("scripts.fuzz.tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr("tests.tools.fuzz.WAYS", [breaks])
+    monkeypatch.setattr("tests.tools.fuzz.tempfile.tempdir", str(tmp_path))
     result = read_one(3, 0)
     assert result.outcome == "error" and "ZeroDivisionError" in result.detail
     assert len(list(tmp_path.glob("fuzz_*/*"))) == 1
@@ -60,7 +60,7 @@ def test_a_title_in_another_encoding(tmp_path):
     assert probe(path).width == SIZE[0]
     assert len(list(read_frames(path, 10, 13))) == 3
     assert len(load_audio(path)) > 16000
-    assert click_time(write_with(tmp_path / "out.mp4", 50, sounds=[path])) == pytest.approx(0.5, abs=0.025)
+    assert click_time(write_with(tmp_path / "out.mp4", 50, audio_paths=[path])) == pytest.approx(0.5, abs=0.025)
 
 
 def test_what_is_no_media_file_has_no_first_frame(tmp_path):
@@ -106,7 +106,7 @@ def test_sound_that_cannot_be_used(tmp_path, make, name, words):
     with pytest.raises(UserError, match=words):
         load_audio(path)
     with pytest.raises(UserError, match=str(path)):
-        write_with(tmp_path / "out.mp4", 1, sounds=[path])
+        write_with(tmp_path / "out.mp4", 1, audio_paths=[path])
     assert not any(str(tmp_path) in name for name in open_files())
     assert list(tmp_path.iterdir()) == [path]
 
@@ -116,7 +116,7 @@ def test_sound_that_changes_its_rate(tmp_path):
     halves = [write_sound(tmp_path / f"{rate}.mp2", "mp2", rate) for rate in (44100, 48000)]
     path.write_bytes(b"".join(half.read_bytes() for half in halves))
     assert len(load_audio(path)) / 16000 == pytest.approx(4, abs=0.2)
-    copy = write_with(tmp_path / "out.mp4", 110, sounds=[path])
+    copy = write_with(tmp_path / "out.mp4", 110, audio_paths=[path])
     assert len(load_audio(copy)) / 16000 == pytest.approx(4, abs=0.2)
 
 
@@ -124,7 +124,7 @@ def test_a_damaged_packet_of_copied_sound_is_left_out(tmp_path):
     path = write_sound(tmp_path / "sound.ts", "aac", num_frames=50)
     parts = path.read_bytes().split(b"\xff\xf1")  # as every packet begins
     path.write_bytes(b"\xff\xf1".join(parts[:9]) + b"\0\0" + b"\xff\xf1".join(parts[9:]))
-    out = write_with(tmp_path / "out.mp4", 50, sounds=[path])
+    out = write_with(tmp_path / "out.mp4", 50, audio_paths=[path])
     assert len(list(read_frames(out))) == 50
     assert click_time(out) == pytest.approx(0.5, abs=0.025)
 
@@ -168,7 +168,9 @@ def test_gaps_between_pictures(tmp_path, suffix):
     long = write_numbered(tmp_path / f"long.{suffix}", 4, times=np.array([0, 0.04, 0.08, 7200]))
     frames = read_frames(long)
     next(frames)
-    with pytest.raises(Damaged, match=f"at most 60 s between two pictures, found 7200 s after 0.08 s of {long}"):
+    with pytest.raises(
+        TruncatedMediaError, match=f"at most 60 s between two pictures, found 7200 s after 0.08 s of {long}"
+    ):
         list(frames)
 
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from data_processing.prepare import read_jsonl
 from models.checkpoint import load_training_state, save_model
 from models.syncnet import SyncNet
+from utils.files import read_jsonl
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 ALL_LOSSES = """
 mouth_size: 64
 clip_length: 5

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from data_processing import weights
-from data_processing.errors import UserError
-from data_processing.weights import DEFAULT, WEIGHTS, ByHand, PyPI, Web, Weight, is_cached, weight_path
+from utils import weights
+from utils.errors import UserError
+from utils.weights import DEFAULT, WEIGHTS, ByHand, PyPI, Web, Weight, is_cached, weight_path
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 CONTENT = bytes(range(256)) * 4096  # 1 MiB: several blocks, and every byte tells its place modulo 256
 SIZE = len(CONTENT)
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -220,7 +220,7 @@ def test_all_sources_failing_is_told_in_one_line(server, cache, monkeypatch):
     assert str(caught.value) == (
         f"weight 'test' could not be had ({server.url}-absent: HTTP 404 Not Found; "
         "only by hand from https://example.org/page); "
-        "run `python scripts/download_weights.py test` with a connection, "
+        "run `python -m scripts.download_weights test` with a connection, "
         f"or put the file at {cache / 'test.bin'} (sha256 {SHA256})"
     )
 
@@ -384,7 +384,7 @@ def test_cache_folder_that_cannot_be_made(tmp_path, monkeypatch):
 
 
 def run_script(*arguments, cwd):
-    command = [sys.executable, str(ROOT / "scripts/download_weights.py"), *arguments]
+    command = [sys.executable, "-m", "scripts.download_weights", *arguments]
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd)
 
 

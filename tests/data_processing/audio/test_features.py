@@ -1,4 +1,4 @@
-"""audio_features: windows in closed form; Whisper and DeepSpeech's input against references; the phoneme model."""
+"""audio_features: audio windows in closed form; Whisper and DeepSpeech's input against references; the phoneme model."""
 
 import os
 from collections.abc import Iterator
@@ -6,31 +6,25 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from golden import golden_arrays
-from made_media import babble, speech_like
 
-from data_processing import audio_features
-from data_processing.audio_features import (
+from data_processing.audio import deepspeech, phoneme
+from data_processing.audio.deepspeech import deepspeech_input, read_frozen_graph
+from data_processing.audio.features import FEATURE_DIMS, extract_features
+from data_processing.audio.framing import SAMPLES_PER_FRAME, audio_windows, count_frames, window
+from data_processing.audio.mel import mel_spectrogram
+from data_processing.audio.phoneme import (
     BLANK,
     CHUNK_HOP_ROWS,
     CHUNK_ROWS,
     NUM_TOKENS,
     PHONEME_GROUPS,
-    SAMPLES_PER_FRAME,
-    Sound,
-    count_frames,
-    deepspeech_input,
-    extract,
-    mel_spectrogram,
     phoneme_log_posteriors,
-    read_frozen_graph,
     reduce_phonemes,
-    window,
-    windows,
 )
-from data_processing.errors import UserError
-
-DATA = Path(__file__).parent / "data"
+from dubbing.audio_stream import AudioStream
+from tests.support.golden import DATA, golden_arrays
+from tests.support.media import babble, speech_like
+from utils.errors import UserError
 
 
 def test_windows_repeat_the_edges() -> None:
@@ -38,7 +32,7 @@ def test_windows_repeat_the_edges() -> None:
     np.testing.assert_array_equal(window(features, 3), [[1, 2, 3, 4, 5], [11, 12, 13, 14, 15]])
     np.testing.assert_array_equal(window(features, 0)[0], [0, 0, 0, 1, 2])
     np.testing.assert_array_equal(window(features, 5)[0], [3, 4, 5, 5, 5])
-    batch = windows(features, np.array([5, 1]))
+    batch = audio_windows(features, np.array([5, 1]))
     assert batch.shape == (2, 2, 5)
     np.testing.assert_array_equal(batch[0], window(features, 5))
     np.testing.assert_array_equal(batch[1], window(features, 1))
@@ -54,23 +48,23 @@ def test_window_of_a_single_row() -> None:
 def test_one_row_a_video_frame(samples: int, frames: int) -> None:
     waveform = babble(2.0)[:samples]
     assert count_frames(waveform) == frames
-    features = extract(waveform, "phoneme")
+    features = extract_features(waveform, "phoneme")
     assert features.shape == (frames, 29) and features.dtype == np.float32
     assert features.min() >= 0 and features.max() <= 1
 
 
 def test_num_frames_cuts_and_repeats() -> None:
     waveform = babble(1.0)
-    features = extract(waveform, "phoneme")
-    np.testing.assert_array_equal(extract(waveform, "phoneme", 10), features[:10])
-    longer = extract(waveform, "phoneme", 30)
+    features = extract_features(waveform, "phoneme")
+    np.testing.assert_array_equal(extract_features(waveform, "phoneme", 10), features[:10])
+    longer = extract_features(waveform, "phoneme", 30)
     np.testing.assert_array_equal(longer[:25], features)
     np.testing.assert_array_equal(longer[25:], np.repeat(features[-1:], 5, axis=0))
 
 
 def test_unknown_features() -> None:
     with pytest.raises(UserError, match="phoneme, deepspeech, mel, found 'mfcc'"):
-        extract(np.zeros(640, np.float32), "mfcc")
+        extract_features(np.zeros(640, np.float32), "mfcc")
 
 
 def test_posteriors_are_probabilities() -> None:
@@ -85,7 +79,7 @@ def test_silence_is_blank() -> None:
 
 def test_a_short_recording_is_one_call_of_the_model() -> None:
     waveform = babble(4.0)
-    expected = audio_features._recognise(waveform)[:200]
+    expected = phoneme._recognise(waveform)[:200]
     found = phoneme_log_posteriors(waveform)
     likely = expected > -15
     np.testing.assert_allclose(found[likely], expected[likely], atol=1e-4)
@@ -94,8 +88,8 @@ def test_a_short_recording_is_one_call_of_the_model() -> None:
 def test_features_hardly_depend_on_the_chunk_grid() -> None:
     waveform = babble(24.0)
     cut = CHUNK_HOP_ROWS // 4  # frames, at two rows each: half a hop, the furthest two grids can be apart
-    whole = extract(waveform, "phoneme")[cut:]
-    shifted = extract(waveform[cut * SAMPLES_PER_FRAME :], "phoneme")
+    whole = extract_features(waveform, "phoneme")[cut:]
+    shifted = extract_features(waveform[cut * SAMPLES_PER_FRAME :], "phoneme")
     # One chunk away from the ends, where both see the same sound through grids that never meet.
     middle = slice(CHUNK_ROWS // 2, len(whole) - CHUNK_ROWS // 2)
     difference = np.abs(whole[middle] - shifted[middle])
@@ -121,7 +115,7 @@ def test_mel_spectrogram_against_the_original() -> None:
 
 def test_mel_rows_are_windows_of_the_spectrogram() -> None:
     waveform = np.random.default_rng(0).normal(0, 0.1, 16000).astype(np.float32)
-    rows, mel = extract(waveform, "mel"), mel_spectrogram(waveform)
+    rows, mel = extract_features(waveform, "mel"), mel_spectrogram(waveform)
     assert rows.shape == (25, 1280)
     np.testing.assert_array_equal(rows[7].reshape(80, 16), mel[:, 22:38])  # 7 / 25 s is column 22.4
     np.testing.assert_array_equal(
@@ -132,7 +126,7 @@ def test_mel_rows_are_windows_of_the_spectrogram() -> None:
 def test_phoneme_groups_are_disjoint_and_fill_the_width() -> None:
     indices = [index for tokens in PHONEME_GROUPS.values() for index in tokens.values()]
     assert len(indices) == len(set(indices)) and BLANK not in indices and max(indices) < NUM_TOKENS
-    assert len(PHONEME_GROUPS) + 2 == audio_features.FEATURE_DIMS["phoneme"]
+    assert len(PHONEME_GROUPS) + 2 == FEATURE_DIMS["phoneme"]
 
 
 def test_reduction_in_closed_form() -> None:
@@ -178,13 +172,13 @@ def write_graph(path: Path, lengths_name: str = "input_lengths", width: int = 49
 
 def test_deepspeech_features_are_every_second_logit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     matrix = write_graph(tmp_path / "graph.pb")
-    monkeypatch.setattr(audio_features, "weight_path", lambda name: tmp_path / "graph.pb")
-    audio_features._deepspeech_session.cache_clear()
+    monkeypatch.setattr(deepspeech, "weight_path", lambda name: tmp_path / "graph.pb")
+    deepspeech._deepspeech_session.cache_clear()
     waveform = np.load(DATA / "deepspeech_input.npz")["waveform"].astype(np.float32) / 32768
     try:
-        features = extract(waveform, "deepspeech", 60)
+        features = extract_features(waveform, "deepspeech", 60)
     finally:
-        audio_features._deepspeech_session.cache_clear()
+        deepspeech._deepspeech_session.cache_clear()
     expected = (np.load(DATA / "deepspeech_input.npz")["vector"] @ matrix)[::2]
     assert features.shape == (60, 29) and features.dtype == np.float32
     np.testing.assert_allclose(features[:50], expected, atol=2e-3)
@@ -215,11 +209,11 @@ def pieces_of(waveform: np.ndarray, length: int = 1111) -> Iterator[np.ndarray]:
 
 def test_windows_between_rows_are_blended() -> None:
     rows = np.arange(20, dtype=np.float32)[:, None] ** 2
-    assert np.array_equal(windows(rows, np.array([3.0])), windows(rows, np.array([3])))
-    found = windows(rows, np.array([3.25]))[0, 0]
+    assert np.array_equal(audio_windows(rows, np.array([3.0])), audio_windows(rows, np.array([3])))
+    found = audio_windows(rows, np.array([3.25]))[0, 0]
     expected = [0.75 * t**2 + 0.25 * (t + 1) ** 2 for t in (1, 2, 3, 4, 5)]
     np.testing.assert_allclose(found, expected)
-    assert windows(rows, np.array([18.5]))[0, 0].tolist() == [
+    assert audio_windows(rows, np.array([18.5]))[0, 0].tolist() == [
         16.5**2 + 0.25,
         17.5**2 + 0.25,
         18.5**2 + 0.25,
@@ -231,17 +225,17 @@ def test_windows_between_rows_are_blended() -> None:
 @pytest.mark.parametrize("seconds", [0.03, 1.0, 2.03])
 def test_short_sound_is_heard_in_one(seconds: float) -> None:
     waveform = speech_like(seconds, 1).astype(np.float32)
-    features = extract(waveform, "mel")
-    sound = Sound(pieces_of(waveform), "mel")
+    features = extract_features(waveform, "mel")
+    sound = AudioStream(pieces_of(waveform), "mel")
     times = np.arange(len(features)) / 25
     for start in range(0, len(times), 8):
         found = sound.windows(times[start : start + 8])
-        assert np.array_equal(found, windows(features, np.arange(start, min(start + 8, len(times)))))
+        assert np.array_equal(found, audio_windows(features, np.arange(start, min(start + 8, len(times)))))
 
 
 def test_long_sound_is_heard_in_blocks() -> None:
     waveform = speech_like(40, 2).astype(np.float32)
-    features = extract(waveform, "mel")
+    features = extract_features(waveform, "mel")
     read = 0
 
     def pieces() -> Iterator[np.ndarray]:
@@ -250,17 +244,17 @@ def test_long_sound_is_heard_in_blocks() -> None:
             read += len(piece)
             yield piece
 
-    sound = Sound(pieces(), "mel", block_s=2, after_s=1)
+    sound = AudioStream(pieces(), "mel", block_s=2, after_s=1)
     found = sound.windows(np.array([0.0, 0.04]))
-    np.testing.assert_allclose(found, windows(features, np.array([0, 1])), atol=1e-3)
+    np.testing.assert_allclose(found, audio_windows(features, np.array([0, 1])), atol=1e-3)
     assert read <= 3.2 * 16000
     times = np.arange(2, len(features)) / 25
     found = np.concatenate([sound.windows(times[start : start + 7]) for start in range(0, len(times), 7)])
-    np.testing.assert_allclose(found, windows(features, np.arange(2, len(features))), atol=1e-3)
+    np.testing.assert_allclose(found, audio_windows(features, np.arange(2, len(features))), atol=1e-3)
 
 
 def test_how_long_a_sound_goes_on() -> None:
-    sound = Sound(pieces_of(np.zeros(16000, np.float32)), "mel")
+    sound = AudioStream(pieces_of(np.zeros(16000, np.float32)), "mel")
     assert sound.left(0, 0.2) == 0.2
     assert sound.left(0.9, 0.2) == pytest.approx(0.1)
     assert sound.left(1, 0.2) == 0

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from data_processing.audio_features import extract
-from data_processing.errors import UserError
-from data_processing.weights import weight_path
-from data_processing.whisper import HOP_ROWS, MOST_ROWS, load_encoder, log_mel, whisper_rows
+from data_processing.audio.features import extract_features
+from data_processing.audio.whisper import HOP_ROWS, load_encoder, log_mel, whisper_rows
+from models.whisper import MOST_ROWS
+from utils.errors import UserError
+from utils.weights import weight_path
 
-GOLDEN = np.load(Path(__file__).parent / "data" / "whisper_tiny.npz")
+GOLDEN = np.load(Path(__file__).resolve().parents[2] / "data" / "whisper_tiny.npz")
 WAVEFORM = GOLDEN["waveform"].astype(np.float32) / 32768  # two seconds
 
 
@@ -49,9 +50,9 @@ def test_rows_follow_the_sound_wherever_it_is():
 
 
 def test_features_are_rows_of_a_frame():
-    features = extract(WAVEFORM[:16001], "whisper")
+    features = extract_features(WAVEFORM[:16001], "whisper")
     assert features.shape == (26, 384) and features.dtype == np.float32
-    assert extract(WAVEFORM[:16000], "whisper", 30).shape == (30, 384)
+    assert extract_features(WAVEFORM[:16000], "whisper", 30).shape == (30, 384)
 
 
 @pytest.mark.parametrize("content", [b"", b"nonsense" * 100, b"\x06\x00\x00\x00\x05\x00ab"])

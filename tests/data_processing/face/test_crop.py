@@ -1,22 +1,14 @@
 """geometry: the authors' radii (golden file), closed forms on ramps, and what pasting may and may not touch."""
 
-from pathlib import Path
-
 import cv2
 import numpy as np
 import pytest
 
-from data_processing.geometry import (
-    FaceCrop,
-    crop_radius,
-    crop_size,
-    face_tracks,
-    frame_radii,
-    mouth_box,
-    track_crop,
-)
+from data_processing.face.crop import FaceCrop, crop_radius, frame_radii
+from data_processing.face.syncnet_crop import face_tracks, track_crop
+from models.crop_layout import crop_size, mouth_box
+from tests.support.golden import DATA
 
-DATA = Path(__file__).parent / "data"
 S = 64
 rng = np.random.default_rng(0)
 NOISE = cv2.GaussianBlur(rng.integers(0, 256, (300, 400, 3)).astype(np.uint8), (0, 0), 1.5)

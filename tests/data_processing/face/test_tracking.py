@@ -10,22 +10,21 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import skimage.data
-from made_media import no_face_video
 
-from data_processing import landmarks
-from data_processing.errors import UserError
-from data_processing.landmarks import (
-    DETECT_EVERY,
+from data_processing.face import detectors
+from data_processing.face.detectors import DETECT_EVERY
+from data_processing.face.lips import lip_features, mouth_shape
+from data_processing.face.tracking import (
     MAX_GAP,
     SMOOTHING,
-    clean,
+    clean_landmarks,
     find_landmarks,
-    follow,
-    in_view,
-    lip_features,
-    mouth_shape,
+    mouth_in_view,
+    track_chunks,
 )
-from data_processing.writing import VideoWriter
+from data_processing.media.video_writer import VideoWriter
+from tests.support.media import no_face_video
+from utils.errors import UserError
 
 FACE = skimage.data.astronaut()  # 512 x 512; the mouth's middle is at (223, 147)
 
@@ -54,7 +53,7 @@ def test_short_gap_is_interpolated(gap):
     truth = linear_motion(60)
     raw = truth.copy()
     raw[20 : 20 + gap] = np.nan
-    result = clean(raw, [])
+    result = clean_landmarks(raw, [])
     assert result.shots == [(0, 60)]
     assert result.usable.all()
     assert (np.flatnonzero(~result.found) == np.arange(20, 20 + gap)).all()
@@ -65,7 +64,7 @@ def test_short_gap_is_interpolated(gap):
 def test_long_gap_ends_a_shot():
     raw = linear_motion(60)
     raw[20 : 20 + MAX_GAP + 1] = np.nan
-    result = clean(raw, [])
+    result = clean_landmarks(raw, [])
     assert result.shots == [(0, 20), (20 + MAX_GAP + 1, 60)]
     assert (np.flatnonzero(~result.usable) == np.arange(20, 20 + MAX_GAP + 1)).all()
     assert np.isnan(result.points[20 : 20 + MAX_GAP + 1]).all()
@@ -76,7 +75,7 @@ def test_gaps_at_the_ends_of_a_shot():
     raw = np.tile(linear_motion(1), (60, 1, 1))
     held, too_long = MAX_GAP // 2, MAX_GAP // 2 + 1
     raw[:held], raw[60 - too_long :] = np.nan, np.nan
-    result = clean(raw, [])
+    result = clean_landmarks(raw, [])
     assert result.shots == [(0, 60 - too_long)]
     assert np.allclose(result.points[: 60 - too_long], linear_motion(1))  # held
     assert np.isnan(result.points[60 - too_long :]).all()
@@ -85,7 +84,7 @@ def test_gaps_at_the_ends_of_a_shot():
 def test_smoothing_has_no_lag_and_is_a_gaussian():
     raw = np.zeros((41, 68, 2))
     raw[20] = 1
-    response = clean(raw, []).points[:, 7, 1]
+    response = clean_landmarks(raw, []).points[:, 7, 1]
     offsets = np.arange(-20, 21)
     weights = np.exp(-(offsets**2) / (2 * SMOOTHING**2))
     assert np.allclose(response, response[::-1], atol=1e-7)
@@ -95,23 +94,23 @@ def test_smoothing_has_no_lag_and_is_a_gaussian():
 def test_smoothing_does_not_cross_cuts():
     raw = np.zeros((50, 68, 2))
     raw[20:] = 100
-    result = clean(raw, [20])
+    result = clean_landmarks(raw, [20])
     assert result.shots == [(0, 20), (20, 50)]
     assert (result.points[:20] == 0).all() and (result.points[20:] == 100).all()
-    assert (clean(raw, []).points[18:22] % 100 != 0).all()  # which the step without a cut would show
+    assert (clean_landmarks(raw, []).points[18:22] % 100 != 0).all()  # which the step without a cut would show
 
 
 def test_gap_across_a_cut_is_not_interpolated():
     raw = np.zeros((50, 68, 2))
     raw[20:], raw[18:23] = 100, np.nan
-    result = clean(raw, [20])
+    result = clean_landmarks(raw, [20])
     assert (result.points[:20] == 0).all() and (result.points[20:] == 100).all()
 
 
 def test_shot_without_a_face_is_left_out():
     raw = linear_motion(60)
     raw[20:40] = np.nan
-    result = clean(raw, [20, 40])
+    result = clean_landmarks(raw, [20, 40])
     assert result.shots == [(0, 20), (40, 60)]
     assert not result.usable[20:40].any()
 
@@ -180,7 +179,7 @@ def test_face_that_comes_late(tmp_path):
 def test_no_face(tmp_path):
     path = no_face_video(tmp_path / "clip.mp4")
     with pytest.raises(UserError, match=f"--source: no face found in any of the 10 frames of {path}"):
-        find_landmarks(path, flag="--source")
+        find_landmarks(path)
 
 
 def test_bad_calls(tmp_path, portrait_clip):
@@ -298,9 +297,9 @@ class StandIn:
 
 @pytest.fixture
 def fresh_model():
-    landmarks._face_alignment_model.cache_clear()
+    detectors._face_alignment_model.cache_clear()
     yield
-    landmarks._face_alignment_model.cache_clear()
+    detectors._face_alignment_model.cache_clear()
 
 
 def test_face_alignment(openface_clip, monkeypatch, fresh_model):
@@ -310,7 +309,7 @@ def test_face_alignment(openface_clip, monkeypatch, fresh_model):
     assert (np.flatnonzero(~result.found) == [7, 8]).all()
     truth = 100 * np.random.default_rng(0).random((68, 2)) + 2 * np.arange(50)[:, None, None] * [1, 0]
     assert np.abs(result.points - truth)[6:-6].max() < 1e-3
-    boxes = landmarks._face_alignment_model().boxes
+    boxes = detectors._face_alignment_model().boxes
     detected = [index for index, box in enumerate(boxes) if box is None]
     assert detected == sorted({*range(0, 50, DETECT_EVERY), 8, 9})  # and wherever the face was lost just before
     left, top, right, bottom = boxes[21][0]
@@ -401,9 +400,9 @@ def made_track(seed: int, num_frames: int = 400) -> tuple[np.ndarray, list[int]]
 @pytest.mark.parametrize(("length", "fps"), [(50, 25), (75, 30), (1000, 25), (8, 1)])
 def test_follow_gives_what_clean_gives_of_the_whole(seed: int, length: int, fps: int) -> None:
     raw, cuts = made_track(seed)
-    whole = clean(raw, cuts, fps)
+    whole = clean_landmarks(raw, cuts, fps)
     tracked = iter([(points, index in cuts) for index, points in enumerate(raw)])
-    stretches = list(follow(tracked, fps, length))
+    stretches = list(track_chunks(tracked, fps, length))
     assert [stretch.start for stretch in stretches] == [0, *(stretch.stop for stretch in stretches[:-1])]
     assert stretches[-1].stop == len(raw)
     points = np.stack([one.points(frame) for one in stretches for frame in range(one.start, one.stop)])
@@ -439,7 +438,7 @@ def test_a_detector_that_hesitates_makes_nothing_flicker(fps: int) -> None:
         cuts = {int(cut) for cut in rng.choice(np.arange(1, len(found)), 2)}
         raw = np.where(found[:, None, None], np.zeros((68, 2)), np.nan)
         tracked = iter([(points, index in cuts) for index, points in enumerate(raw)])
-        redrawn = np.concatenate([stretch.strengths for stretch in follow(tracked, fps, 60)]) > 0
+        redrawn = np.concatenate([stretch.strengths for stretch in track_chunks(tracked, fps, 60)]) > 0
         changes = np.flatnonzero(np.diff(np.pad(redrawn, 1)))
         switches += len(changes)
         edges = cuts | {0, len(found)}
@@ -458,7 +457,7 @@ def test_follow_does_not_read_far_ahead() -> None:
             read += 1
             yield np.zeros((68, 2)), False
 
-    stretches = follow(tracked(), 25, 100)
+    stretches = track_chunks(tracked(), 25, 100)
     assert next(stretches).stop == 100
     assert read <= 100 + 25
     assert next(stretches).stop == 200
@@ -467,20 +466,20 @@ def test_follow_does_not_read_far_ahead() -> None:
 
 def test_shots_are_seen_before_they_are_given() -> None:
     tracked = iter([(np.zeros((68, 2)), index == 95) for index in range(300)])
-    first, second, *_ = follow(tracked, 25, 100)
+    first, second, *_ = track_chunks(tracked, 25, 100)
     assert (first.stop, second.start) == (95, 95)
     assert second.numbers[0] == 1
-    assert second.seen_of(95) == (95 - second.offset, second.stop - second.offset + 24)
+    assert second.shot_rows(95) == (95 - second.offset, second.stop - second.offset + 24)
 
 
 def test_in_view() -> None:
     points = np.stack([np.linspace(0, 160, 68), np.linspace(0, 100, 68)], axis=1)
     points[[0, 16, 30], 0] = [0, 160, 80]
-    assert in_view(points, 200, 200)
-    assert not in_view(points, 150, 200)  # lips beyond the right edge
-    assert not in_view(points, 200, 90)
+    assert mouth_in_view(points, 200, 200)
+    assert not mouth_in_view(points, 150, 200)  # lips beyond the right edge
+    assert not mouth_in_view(points, 200, 90)
     turned = points.copy()
     turned[30, 0] = 8
-    assert not in_view(turned, 200, 200)
-    assert not in_view(points * [-1, 1] + [200, 0], 200, 200)  # ears in the wrong order
-    assert not in_view(np.full((68, 2), np.nan), 200, 200)
+    assert not mouth_in_view(turned, 200, 200)
+    assert not mouth_in_view(points * [-1, 1] + [200, 0], 200, 200)  # ears in the wrong order
+    assert not mouth_in_view(np.full((68, 2), np.nan), 200, 200)

@@ -7,8 +7,8 @@ import av
 import numpy as np
 import pytest
 
-from data_processing.audio import SAMPLE_RATE, load_audio, save_wav
-from data_processing.errors import UserError
+from data_processing.media.audio_io import SAMPLE_RATE, load_audio, save_wav
+from utils.errors import UserError
 
 
 def sine(rate: int, seconds: float, hz: float = 440.0, amplitude: float = 0.5) -> np.ndarray:
@@ -149,7 +149,7 @@ def test_decoding_error_keeps_the_good_part(tmp_path: Path, capsys: pytest.Captu
     data[middle : middle + 2000] = bytes(2000)
     path.write_bytes(data)
 
-    waveform = load_audio(path, "--sound")
+    waveform = load_audio(path)
     seconds = len(waveform) / SAMPLE_RATE
     assert 1.0 < seconds < 3.0
     assert fit_sine(waveform, 440.0)[0] == pytest.approx(0.5, abs=0.05)
@@ -176,7 +176,7 @@ def test_errors_name_flag_and_file(tmp_path: Path) -> None:
     ]:
         path = tmp_path / name
         with pytest.raises(UserError) as error:
-            load_audio(path, "--sound")
+            load_audio(path)
         message = str(error.value)
         assert message.startswith("--sound") and str(path) in message and words in message and "\n" not in message
 

@@ -5,8 +5,14 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from made_media import text_file, tone_wav
-from numbered_media import (
+
+from data_processing.media import audio_track
+from data_processing.media.audio_io import load_audio
+from data_processing.media.audio_track import check_audio_tracks
+from data_processing.media.video_reader import read_frames
+from data_processing.media.video_writer import VideoWriter
+from tests.support.media import text_file, tone_wav
+from tests.support.numbered_media import (
     SIZE,
     click_time,
     numbers,
@@ -15,13 +21,7 @@ from numbered_media import (
     write_sound,
     write_with,
 )
-
-from data_processing import soundtrack
-from data_processing.audio import load_audio
-from data_processing.errors import UserError
-from data_processing.soundtrack import check_sounds
-from data_processing.video import read_frames
-from data_processing.writing import VideoWriter
+from utils.errors import UserError
 
 
 def test_aac_packets_are_copied(tmp_path):
@@ -31,7 +31,7 @@ def test_aac_packets_are_copied(tmp_path):
         with av.open(str(path)) as container:
             return [bytes(packet) for packet in container.demux(audio=0) if packet.size and packet.pts >= 0]
 
-    original, copied = packets(source), packets(write_with(tmp_path / "out.mp4", 50, sounds=[source]))
+    original, copied = packets(source), packets(write_with(tmp_path / "out.mp4", 50, audio_paths=[source]))
     assert len(copied) >= 2 * 44100 // 1024 - 1
     assert copied == original[: len(copied)]
 
@@ -56,7 +56,7 @@ def test_aac_packets_are_copied(tmp_path):
 )
 def test_sound_keeps_its_time_and_ends_with_the_picture(tmp_path, suffix, name, codec, options, expected):
     source = write_sound(tmp_path / name, codec, **options)
-    path = write_with(tmp_path / f"out.{suffix}", 40, sounds=[source])  # 1.6 of the 2 s
+    path = write_with(tmp_path / f"out.{suffix}", 40, audio_paths=[source])  # 1.6 of the 2 s
     assert click_time(path) == pytest.approx(expected, abs=0.025)
     assert len(load_audio(path)) / 16000 == pytest.approx(1.6, abs=0.065)  # a packet is up to 64 ms
     assert numbers(read_frames(path)) == list(range(40))
@@ -64,7 +64,7 @@ def test_sound_keeps_its_time_and_ends_with_the_picture(tmp_path, suffix, name, 
 
 
 def test_sound_shorter_than_picture(tmp_path):
-    path = write_with(tmp_path / "out.mp4", 60, sounds=[tone_wav(tmp_path / "tone.wav", 1.0)])
+    path = write_with(tmp_path / "out.mp4", 60, audio_paths=[tone_wav(tmp_path / "tone.wav", 1.0)])
     assert len(list(read_frames(path))) == 60
     assert len(load_audio(path)) / 16000 == pytest.approx(1.0, abs=0.065)
 
@@ -75,7 +75,7 @@ def test_damaged_sound_is_used_as_far_as_it_goes(tmp_path):
     source.write_bytes(data[: len(data) // 2] + np.random.default_rng(0).bytes(len(data) // 2))
     with pytest.raises(av.error.InvalidDataError), av.open(str(source)) as container:
         list(container.decode(audio=0))
-    path = write_with(tmp_path / "out.mp4", 40, sounds=[source])
+    path = write_with(tmp_path / "out.mp4", 40, audio_paths=[source])
     assert len(list(read_frames(path))) == 40
     assert click_time(path) == pytest.approx(0.5, abs=0.025)
 
@@ -109,7 +109,7 @@ def amplitude_of(waveform: np.ndarray, hertz: float) -> float:
 def test_sounds_are_added_as_they_are(tmp_path):
     sines = [(440, 0.3, 1.0, 16000), (1000, 0.2, 2.5, 44100), (1500, 0.1, 2.0, 48000)]
     sounds = [write_sine(tmp_path / f"{sine[0]}.wav", *sine) for sine in sines]
-    path = write_with(tmp_path / "out.mp4", 75, sounds=sounds)  # 3 s
+    path = write_with(tmp_path / "out.mp4", 75, audio_paths=sounds)  # 3 s
     with av.open(str(path)) as container:
         (track,) = container.streams.audio
         assert (track.codec_context.name, track.rate, track.channels) == ("aac", 48000, 2)
@@ -126,7 +126,7 @@ def test_sounds_are_added_as_they_are(tmp_path):
 
 def test_the_sum_of_sounds_is_cut_off_at_full_scale(tmp_path):
     sounds = [write_sine(tmp_path / f"{name}.wav", 250, 0.8, 1.0) for name in "ab"]
-    waveform = load_audio(write_with(tmp_path / "out.mkv", 25, sounds=sounds))[3200:12800]
+    waveform = load_audio(write_with(tmp_path / "out.mkv", 25, audio_paths=sounds))[3200:12800]
     cut_off = np.clip(1.6 * np.sin(2 * np.pi * 250 * np.arange(16000) / 16000), -1, 1)
     first, third = ([amplitude_of(sound, hertz) for sound in (waveform, cut_off)] for hertz in (250, 750))
     assert first[0] == pytest.approx(first[1], rel=0.1)  # the AAC encoder turns down what is so near full scale
@@ -137,7 +137,7 @@ def test_sounds_are_mixed_each_on_its_own_time(tmp_path):
     late = write_sound(tmp_path / "late.mkv", "pcm_s16le", num_frames=50, audio_start=0.3)
     early = write_sound(tmp_path / "early.ts", "aac", num_frames=50, video_start=0.2)
     path = write_with(
-        tmp_path / "out.mp4", 40, sounds=[late, early, write_sound(tmp_path / "own.mp3", "libmp3lame")]
+        tmp_path / "out.mp4", 40, audio_paths=[late, early, write_sound(tmp_path / "own.mp3", "libmp3lame")]
     )
     loud = np.flatnonzero(np.abs(load_audio(path)) > 0.2) / 16000
     heard = loud[np.diff(loud, prepend=-1) > 0.1]
@@ -146,11 +146,11 @@ def test_sounds_are_mixed_each_on_its_own_time(tmp_path):
 
 def test_long_sounds_are_mixed_as_the_picture_goes(tmp_path, monkeypatch):
     sounds = [write_sine(tmp_path / f"{hertz}.wav", hertz, 0.3, 60) for hertz in (440, 1000)]
-    read, plain = [], soundtrack.resampled
+    read, plain = [], audio_track.resampled
     monkeypatch.setattr(
-        soundtrack, "resampled", lambda *args: (read.append(part.samples) or part for part in plain(*args))
+        audio_track, "resampled", lambda *args: (read.append(part.samples) or part for part in plain(*args))
     )
-    write_with(tmp_path / "out.mp4", 5, sounds=sounds)
+    write_with(tmp_path / "out.mp4", 5, audio_paths=sounds)
     assert 0 < sum(read) < 2 * 48000
 
 
@@ -158,8 +158,8 @@ def test_long_sounds_are_mixed_as_the_picture_goes(tmp_path, monkeypatch):
 def test_one_of_several_sounds_is_unusable(tmp_path, kind):
     good, bad = tone_wav(tmp_path / "good.wav", 1.0), unusable_sound(kind, tmp_path)
     for check in (
-        lambda: VideoWriter(tmp_path / "out.mp4", *SIZE, sounds=[good, bad]),
-        lambda: check_sounds([bad]),
+        lambda: VideoWriter(tmp_path / "out.mp4", *SIZE, audio_paths=[good, bad]),
+        lambda: check_audio_tracks([bad]),
     ):
         with pytest.raises(UserError, match=str(bad)) as error:
             check()
@@ -172,5 +172,5 @@ def test_one_of_several_sounds_is_unusable(tmp_path, kind):
 def test_unusable_sound(tmp_path, kind):
     sound = unusable_sound(kind, tmp_path)
     with pytest.raises(UserError, match=str(sound)):
-        VideoWriter(tmp_path / "out.mp4", *SIZE, sounds=[sound])
+        VideoWriter(tmp_path / "out.mp4", *SIZE, audio_paths=[sound])
     assert [path for path in tmp_path.iterdir() if path != sound] == []

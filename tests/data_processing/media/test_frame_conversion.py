@@ -4,16 +4,16 @@ from fractions import Fraction
 from functools import partial
 
 import av
-import made_media
 import numpy as np
 import pytest
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
 
-from data_processing.audio import SAMPLE_RATE, load_audio
-from data_processing.picture import deinterlaced, to_rgb, to_sdr
-from data_processing.video import probe, read_frames
-from data_processing.writing import VideoWriter
-from scripts.input_matrix import describe, dub
+from data_processing.media.audio_io import SAMPLE_RATE, load_audio
+from data_processing.media.frame_conversion import deinterlace, to_rgb, to_sdr
+from data_processing.media.video_reader import probe, read_frames
+from data_processing.media.video_writer import VideoWriter
+from tests.support import media
+from tests.tools.input_matrix import describe, dub
 
 SIZE = 64  # width of a patch, and height
 
@@ -65,8 +65,8 @@ def sdr_code(light: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("transfer", [ColorTrc.SMPTE2084, ColorTrc.ARIB_STD_B67])
 @pytest.mark.parametrize("suffix", ["mp4", "mkv"])
 def test_hdr_keeps_light_up_to_the_knee(tmp_path, transfer, suffix):
-    light = 203 * LIGHT @ np.transpose(made_media.BT709_TO_BT2020)
-    path = made_media.hdr(tmp_path / f"clip.{suffix}", transfer, patches(light))
+    light = 203 * LIGHT @ np.transpose(media.BT709_TO_BT2020)
+    path = media.hdr(tmp_path / f"clip.{suffix}", transfer, patches(light))
     frames = list(read_frames(path))
     assert len(frames) == 3
     colours = colours_of(frames[1])
@@ -98,7 +98,7 @@ def test_the_colour_table_is_as_exact_as_the_formula(transfer):
 
 
 def test_wide_gamut_sdr(tmp_path):
-    path = made_media.wide_gamut(tmp_path / "clip.mkv", patches(COLOURS))
+    path = media.wide_gamut(tmp_path / "clip.mkv", patches(COLOURS))
     assert np.abs(colours_of(next(read_frames(path))) - COLOURS).max() <= 4
     assert probe(path).notes == ("wide-gamut colours (BT.2020) are converted to BT.709",)
 
@@ -106,17 +106,17 @@ def test_wide_gamut_sdr(tmp_path):
 # --- bits, matrix, range, chroma ----------------------------------------------------------------------------
 
 COLOUR_KINDS = {
-    "601": partial(made_media.tagged, matrix=Colorspace.ITU601),
-    "709": partial(made_media.tagged, matrix=Colorspace.ITU709),
-    "2020 matrix": partial(made_media.tagged, matrix=Colorspace.BT2020),
-    "full range": partial(made_media.tagged, matrix=Colorspace.ITU709, color_range=ColorRange.JPEG),
-    "full range 601": partial(made_media.tagged, matrix=Colorspace.ITU601, color_range=ColorRange.JPEG),
-    "4:2:2": partial(made_media.tagged, matrix=Colorspace.ITU601, pix_fmt="yuv422p"),
-    "4:4:4": partial(made_media.tagged, matrix=Colorspace.ITU709, pix_fmt="yuv444p"),
-    "10 bits": partial(made_media.tagged, matrix=Colorspace.ITU709, pix_fmt="yuv420p10le"),
-    "10 bits 4:2:2": partial(made_media.tagged, matrix=Colorspace.ITU709, pix_fmt="yuv422p10le"),
+    "601": partial(media.tagged, matrix=Colorspace.ITU601),
+    "709": partial(media.tagged, matrix=Colorspace.ITU709),
+    "2020 matrix": partial(media.tagged, matrix=Colorspace.BT2020),
+    "full range": partial(media.tagged, matrix=Colorspace.ITU709, color_range=ColorRange.JPEG),
+    "full range 601": partial(media.tagged, matrix=Colorspace.ITU601, color_range=ColorRange.JPEG),
+    "4:2:2": partial(media.tagged, matrix=Colorspace.ITU601, pix_fmt="yuv422p"),
+    "4:4:4": partial(media.tagged, matrix=Colorspace.ITU709, pix_fmt="yuv444p"),
+    "10 bits": partial(media.tagged, matrix=Colorspace.ITU709, pix_fmt="yuv420p10le"),
+    "10 bits 4:2:2": partial(media.tagged, matrix=Colorspace.ITU709, pix_fmt="yuv422p10le"),
     "10 bits full": partial(
-        made_media.tagged, matrix=Colorspace.ITU709, color_range=ColorRange.JPEG, pix_fmt="yuv420p10le"
+        media.tagged, matrix=Colorspace.ITU709, color_range=ColorRange.JPEG, pix_fmt="yuv420p10le"
     ),
 }
 
@@ -141,20 +141,18 @@ def test_ten_bits_are_rounded_not_cut():
 
 def test_gray_of_limited_range(tmp_path):
     levels = np.repeat(np.arange(0, 256, 15, dtype=np.uint8)[:, None], 3, axis=1)
-    path = made_media.gray(tmp_path / "clip.mkv", patches(levels))
+    path = media.gray(tmp_path / "clip.mkv", patches(levels))
     assert np.abs(colours_of(next(read_frames(path))) - levels).max() <= 2
 
 
 def test_an_unknown_matrix_is_named(tmp_path):
-    path = made_media.write_video(
-        tmp_path / "clip.mp4", patches(COLOURS), options={"x264-params": "colormatrix=YCgCo"}
-    )
+    path = media.write_video(tmp_path / "clip.mp4", patches(COLOURS), options={"x264-params": "colormatrix=YCgCo"})
     assert next(read_frames(path)).shape == (64, 448, 3)
     assert probe(path).notes == ("the colour matrix 8 is not known, ITU601 taken instead",)
 
 
 def test_palette(tmp_path):
-    path = made_media.gif(tmp_path / "clip.gif", patches(COLOURS[:3], 10))
+    path = media.gif(tmp_path / "clip.gif", patches(COLOURS[:3], 10))
     frames = list(read_frames(path))
     assert len(frames) == 10 and probe(path).fps == 25 and probe(path).notes == ()
     assert np.abs(colours_of(frames[5]) - COLOURS[:3]).max() <= 20  # 8 steps of red and green, 4 of blue
@@ -172,15 +170,13 @@ def test_transparent_parts_are_shown_on_black(tmp_path, name):
         "vp9.webm": ("libvpx-vp9", "yuva420p"),
     }[name]
     colours = np.concatenate([np.repeat(COLOURS[2:5], 3, axis=0), np.tile([[0], [128], [255]], (3, 1))], axis=1)
-    path = made_media.transparent(tmp_path / name, codec, pix_fmt, patches(colours.astype(np.uint8), 5))
+    path = media.transparent(tmp_path / name, codec, pix_fmt, patches(colours.astype(np.uint8), 5))
     frames = list(read_frames(path))
     assert len(frames) == 5
     for frame in frames:
         assert np.abs(colours_of(frame) - colours[:, :3] * (colours[:, 3:] / 255)).max() <= 4
     assert "transparent parts are shown on black" in probe(path).notes
-    opaque = made_media.transparent(
-        tmp_path / f"opaque_{name}", codec, pix_fmt, patches(colours[2::3].astype(np.uint8))
-    )
+    opaque = media.transparent(tmp_path / f"opaque_{name}", codec, pix_fmt, patches(colours[2::3].astype(np.uint8)))
     assert "transparent parts are shown on black" not in probe(opaque).notes
 
 
@@ -203,7 +199,7 @@ def edge_columns(picture: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("top_first", [True, False])
 @pytest.mark.parametrize("suffix", ["mp4", "ts"])
 def test_no_combing(tmp_path, suffix, top_first):
-    path = made_media.interlaced(tmp_path / f"clip.{suffix}", moving_edge(50), top_first)
+    path = media.interlaced(tmp_path / f"clip.{suffix}", moving_edge(50), top_first)
     frames = list(read_frames(path))
     assert len(frames) == 25  # one frame per frame
     for index, frame in enumerate(frames):
@@ -214,19 +210,19 @@ def test_no_combing(tmp_path, suffix, top_first):
 
 
 def test_deinterlacing_is_the_same_wherever_it_begins(tmp_path):
-    path = made_media.interlaced(tmp_path / "clip.mkv")
+    path = media.interlaced(tmp_path / "clip.mkv")
     with av.open(str(path)) as container:
         frames = [(frame.time, frame) for frame in container.decode(video=0)]
-    whole = [(time, to_rgb(frame)) for time, frame in deinterlaced(iter(frames))]
-    later = [(time, to_rgb(frame)) for time, frame in deinterlaced(iter(frames[9:]), after_seek=True)]
+    whole = [(time, to_rgb(frame)) for time, frame in deinterlace(iter(frames))]
+    later = [(time, to_rgb(frame)) for time, frame in deinterlace(iter(frames[9:]), after_seek=True)]
     assert [time for time, _ in whole] == [time for time, _ in frames]
     assert [time for time, _ in later] == [time for time, _ in frames[10:]]
     assert all(np.array_equal(a[1], b[1]) for a, b in zip(whole[10:], later, strict=True))
-    assert list(deinterlaced(iter([]))) == []
+    assert list(deinterlace(iter([]))) == []
 
 
 def test_progressive_pictures_are_left_alone(tmp_path):
-    path = made_media.h264(tmp_path / "clip.mp4", moving_edge(5))
+    path = media.h264(tmp_path / "clip.mp4", moving_edge(5))
     with av.open(str(path)) as container:
         expected = [to_rgb(frame) for frame in container.decode(video=0)]
     assert np.array_equal(list(read_frames(path)), expected)
@@ -239,7 +235,7 @@ def test_progressive_pictures_are_left_alone(tmp_path):
 @pytest.mark.parametrize("mirrored", [False, True])
 def test_turned_and_mirrored_pictures_stand_upright(tmp_path, degrees, mirrored):
     colours = COLOURS[2:6].reshape(2, 2, 3).repeat(48, axis=0).repeat(32, axis=1)
-    path = made_media.turned(tmp_path / "clip.mp4", degrees, mirrored, [colours] * 3)
+    path = media.turned(tmp_path / "clip.mp4", degrees, mirrored, [colours] * 3)
     frame = next(read_frames(path))
     assert frame.shape == (96, 64, 3)
     middles = frame[24::48, 16::32].astype(int)
@@ -252,10 +248,10 @@ def test_turned_and_mirrored_pictures_stand_upright(tmp_path, degrees, mirrored)
 @pytest.mark.parametrize(
     ("make", "name", "size"),
     [
-        (made_media.odd_size, "clip.webm", (97, 131)),
-        (partial(made_media.tagged, matrix=Colorspace.ITU709, pix_fmt="yuv444p"), "clip.mp4", (97, 131)),
-        (made_media.h264, "clip.mp4", (320, 180)),
-        (made_media.h264, "clip.mkv", (16, 16)),
+        (media.odd_size, "clip.webm", (97, 131)),
+        (partial(media.tagged, matrix=Colorspace.ITU709, pix_fmt="yuv444p"), "clip.mp4", (97, 131)),
+        (media.h264, "clip.mp4", (320, 180)),
+        (media.h264, "clip.mkv", (16, 16)),
     ],
 )
 def test_sizes(tmp_path, make, name, size):
@@ -267,25 +263,25 @@ def test_sizes(tmp_path, make, name, size):
 
 
 def test_anamorphic(tmp_path):
-    info = probe(made_media.anamorphic(tmp_path / "clip.mp4", grays(2)))
+    info = probe(media.anamorphic(tmp_path / "clip.mp4", grays(2)))
     assert (info.width, info.height, info.pixel_aspect) == (192, 256, Fraction(4, 3))
 
 
 # --- numbers and times of frames ----------------------------------------------------------------------------
 
 MADE = {
-    "23.976.mp4": partial(made_media.at_rate, fps=Fraction(24000, 1001)),
-    "29.97.mp4": partial(made_media.at_rate, fps=Fraction(30000, 1001)),
-    "50.mkv": partial(made_media.at_rate, fps=50),
-    "60.mp4": partial(made_media.at_rate, fps=60),
-    "webm.webm": made_media.webm,
-    "odd.webm": made_media.odd_size,
-    "avi.avi": made_media.avi,
-    "matroska.mkv": made_media.h264,
-    "stream.ts": made_media.h264,
-    "gray.mkv": made_media.gray,
-    "10_bit.mov": partial(made_media.tagged, matrix=Colorspace.ITU709, pix_fmt="yuv420p10le"),
-    "gif.gif": made_media.gif,
+    "23.976.mp4": partial(media.at_rate, fps=Fraction(24000, 1001)),
+    "29.97.mp4": partial(media.at_rate, fps=Fraction(30000, 1001)),
+    "50.mkv": partial(media.at_rate, fps=50),
+    "60.mp4": partial(media.at_rate, fps=60),
+    "webm.webm": media.webm,
+    "odd.webm": media.odd_size,
+    "avi.avi": media.avi,
+    "matroska.mkv": media.h264,
+    "stream.ts": media.h264,
+    "gray.mkv": media.gray,
+    "10_bit.mov": partial(media.tagged, matrix=Colorspace.ITU709, pix_fmt="yuv420p10le"),
+    "gif.gif": media.gif,
 }
 
 
@@ -305,8 +301,8 @@ def test_every_frame_at_its_time(tmp_path, name):
 
 
 def test_variable_rate(tmp_path):
-    path = made_media.variable_frame_rate(tmp_path / "clip.mp4", grays(30))
-    times = np.round(made_media.uneven_times(30), 3)
+    path = media.variable_frame_rate(tmp_path / "clip.mp4", grays(30))
+    times = np.round(media.uneven_times(30), 3)
     read = shown(read_frames(path))
     distance = np.abs(times[None] - np.arange(len(read))[:, None] / 25)
     assert np.allclose(distance[np.arange(len(read)), read], distance.min(axis=1), atol=1e-9)
@@ -314,12 +310,12 @@ def test_variable_rate(tmp_path):
 
 
 SOUGHT = {
-    "interlaced.mp4": lambda path: made_media.interlaced(path, moving_edge(50)),
-    "interlaced.ts": lambda path: made_media.interlaced(path, moving_edge(50), False),
-    "interlaced.mkv": lambda path: made_media.interlaced(path, moving_edge(50)),
-    "hdr.mp4": partial(made_media.hdr, transfer=ColorTrc.SMPTE2084),
-    "alpha.webm": partial(made_media.transparent, codec="libvpx-vp9", pix_fmt="yuva420p"),
-    "turned.mp4": made_media.turned,
+    "interlaced.mp4": lambda path: media.interlaced(path, moving_edge(50)),
+    "interlaced.ts": lambda path: media.interlaced(path, moving_edge(50), False),
+    "interlaced.mkv": lambda path: media.interlaced(path, moving_edge(50)),
+    "hdr.mp4": partial(media.hdr, transfer=ColorTrc.SMPTE2084),
+    "alpha.webm": partial(media.transparent, codec="libvpx-vp9", pix_fmt="yuva420p"),
+    "turned.mp4": media.turned,
 }
 
 
@@ -342,10 +338,10 @@ def pitch(waveform: np.ndarray) -> float:
 def test_the_default_sound_is_taken(tmp_path, suffix, capsys):
     times = np.arange(SAMPLE_RATE) / SAMPLE_RATE
     tones = [0.5 * np.sin(2 * np.pi * hertz * times) for hertz in (440, 880, 1000)]
-    path = made_media.write_video(tmp_path / f"clip.{suffix}", grays(25), sounds=tones)
+    path = media.write_video(tmp_path / f"clip.{suffix}", grays(25), sounds=tones)
     assert pitch(load_audio(path)) == pytest.approx(1000, abs=5)
     assert capsys.readouterr().err == f"note: --audio {path}: of 3 audio tracks number 3 is taken\n"
-    with VideoWriter(tmp_path / "out.mp4", 64, 64, sounds=[path]) as writer:
+    with VideoWriter(tmp_path / "out.mp4", 64, 64, audio_paths=[path]) as writer:
         for frame in grays(20):
             writer.write(frame)
     assert pitch(load_audio(tmp_path / "out.mp4")) == pytest.approx(1000, abs=5)
@@ -355,13 +351,13 @@ def test_the_default_sound_is_taken(tmp_path, suffix, capsys):
 def test_the_first_sound_where_none_is_default(tmp_path, capsys):
     times = np.arange(SAMPLE_RATE) / SAMPLE_RATE
     tones = [0.5 * np.sin(2 * np.pi * hertz * times) for hertz in (440, 1000)]
-    path = made_media.write_video(tmp_path / "clip.ts", grays(25), sounds=tones)  # which marks no defaults
+    path = media.write_video(tmp_path / "clip.ts", grays(25), sounds=tones)  # which marks no defaults
     assert pitch(load_audio(path)) == pytest.approx(440, abs=5)
     assert "of 2 audio tracks number 1 is taken" in capsys.readouterr().err
 
 
 def test_a_video_without_sound(tmp_path):
-    path = made_media.silent_video_without_audio(tmp_path / "clip.mp4", 5)
+    path = media.silent_video_without_audio(tmp_path / "clip.mp4", 5)
     assert len(list(read_frames(path))) == 5
     assert probe(path).notes == ()
 
@@ -370,10 +366,10 @@ def test_a_video_without_sound(tmp_path):
 
 
 def test_input_matrix_describes_results_and_tells_errors(tmp_path):
-    video = made_media.h264(tmp_path / "clip.mkv", grays(20, (48, 64)))
+    video = media.h264(tmp_path / "clip.mkv", grays(20, (48, 64)))
     *picture, sound = describe(video)
     assert picture == ["64×48", "25", "20"]
     assert float(sound.removesuffix(" s")) == pytest.approx(1, abs=0.065)  # a packet of AAC is 64 ms
-    well, said = dub(made_media.text_file(tmp_path / "text.mp4"), video, tmp_path / "out.mp4")
+    well, said = dub(media.text_file(tmp_path / "text.mp4"), video, tmp_path / "out.mp4")
     assert not well and len(said) == 1
     assert said[0].startswith("error: --video: expected a video")

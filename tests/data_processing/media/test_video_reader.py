@@ -8,12 +8,12 @@ import av
 import numpy as np
 import pytest
 from av.video.reformatter import ColorRange, Colorspace
-from made_media import text_file, truncated_mp4
-from numbered_media import SIZE, numbered, numbers, write_numbered, write_sound
 
-from data_processing.errors import UserError
-from data_processing.picture import to_rgb
-from data_processing.video import check_readable, probe, read_frames, read_frames_backward
+from data_processing.media.frame_conversion import to_rgb
+from data_processing.media.video_reader import check_readable, probe, read_frames, read_frames_backward
+from tests.support.media import text_file, truncated_mp4
+from tests.support.numbered_media import SIZE, numbered, numbers, write_numbered, write_sound
+from utils.errors import UserError
 
 # --- reading ------------------------------------------------------------------------------------------------
 
@@ -212,6 +212,6 @@ def test_bad_input(tmp_path, kind, words, read):
 
 
 def test_check_readable(tmp_path):
-    check_readable(write_numbered(tmp_path / "clip.mp4", 1), "--video")
+    check_readable(write_numbered(tmp_path / "clip.mp4", 1))
     with pytest.raises(UserError, match="--video: no such file"):
-        check_readable(tmp_path / "absent.mp4", "--video")
+        check_readable(tmp_path / "absent.mp4")

@@ -11,8 +11,12 @@ import numpy as np
 import pytest
 from av.video.frame import PictureType
 from av.video.reformatter import ColorRange, Colorspace
-from made_media import tone_wav, truncated_mp4
-from numbered_media import (
+
+from data_processing.media.audio_io import load_audio
+from data_processing.media.video_reader import probe, read_frames
+from data_processing.media.video_writer import VideoWriter, check_writable, concatenate_videos
+from tests.support.media import tone_wav, truncated_mp4
+from tests.support.numbered_media import (
     SIZE,
     decoded,
     numbered,
@@ -21,25 +25,21 @@ from numbered_media import (
     write_sound,
     write_with,
 )
-
-from data_processing.audio import load_audio
-from data_processing.errors import UserError
-from data_processing.video import probe, read_frames
-from data_processing.writing import VideoWriter, check_writable, join
+from utils.errors import UserError
 
 
 def test_name_that_looks_like_an_address(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     tone_wav(Path("say:hello.wav"), 0.5)
-    path = write_with(Path("take:1.mp4"), 3, sounds=[Path("say:hello.wav")])
+    path = write_with(Path("take:1.mp4"), 3, audio_paths=[Path("say:hello.wav")])
     with av.open(str(path.absolute())) as container:
         assert container.streams.audio
     assert numbers(read_frames(path)) == [0, 1, 2]
 
 
 def test_check_writable(tmp_path):
-    check_writable(tmp_path / "out.mp4", "--output")
-    check_writable(tmp_path / "OUT.MOV", "--output")
+    check_writable(tmp_path / "out.mp4")
+    check_writable(tmp_path / "OUT.MOV")
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "folder.mp4").mkdir()
     for path, words in [
@@ -49,7 +49,7 @@ def test_check_writable(tmp_path):
         (Path("/proc/out.mp4"), "cannot write into /proc"),
     ]:
         with pytest.raises(UserError, match=words):
-            check_writable(path, "--output")
+            check_writable(path)
 
 
 def test_colours_come_back(tmp_path):
@@ -110,7 +110,7 @@ def test_output_appears_only_when_whole(tmp_path):
 @pytest.mark.parametrize("num_frames", [0, 30])
 def test_nothing_is_left_after_an_exception(tmp_path, codec, num_frames):
     source = write_sound(tmp_path / "source.mkv", codec, num_frames=50)
-    with pytest.raises(ZeroDivisionError), VideoWriter(tmp_path / "out.mp4", *SIZE, sounds=[source]) as writer:
+    with pytest.raises(ZeroDivisionError), VideoWriter(tmp_path / "out.mp4", *SIZE, audio_paths=[source]) as writer:
         for index in range(num_frames):
             writer.write(numbered(index))
         raise ZeroDivisionError
@@ -180,7 +180,7 @@ def test_joined_pieces_show_their_frames_one_after_the_other(tmp_path, suffix, f
         pieces.append(write_moving(tmp_path / f"{first}.mp4", first, length, fps=fps))
         first += length
     tone, output = tone_wav(tmp_path / "tone.wav", 20), tmp_path / f"out.{suffix}"
-    join(pieces, output, [tone])
+    concatenate_videos(pieces, output, [tone])
     with av.open(str(pieces[0])) as container:
         assert PictureType.B in {frame.pict_type for frame in container.decode(video=0)}
     times, pictures = zip(*decoded(output), strict=True)
@@ -190,7 +190,7 @@ def test_joined_pieces_show_their_frames_one_after_the_other(tmp_path, suffix, f
     assert len(load_audio(output)) / 16000 == pytest.approx(float(92 / fps), abs=0.065)
     assert set(tmp_path.iterdir()) == {*pieces, tone, output}
     # what players go by is the same as of a file written at once
-    whole = write_moving(tmp_path / f"whole.{suffix}", 0, 92, fps=fps, sounds=[tone])
+    whole = write_moving(tmp_path / f"whole.{suffix}", 0, 92, fps=fps, audio_paths=[tone])
     assert probe(output) == probe(whole)
     with av.open(str(output)) as joined, av.open(str(whole)) as plain:
         for name in ("average_rate", "duration", "frames", "sample_aspect_ratio"):
@@ -205,7 +205,7 @@ def test_joined_pieces_show_their_frames_one_after_the_other(tmp_path, suffix, f
 
 def test_sound_and_picture_are_interleaved_when_joined(tmp_path):
     piece = write_moving(tmp_path / "piece.mp4", 0, 25)
-    join([piece] * 4, tmp_path / "out.mp4", [tone_wav(tmp_path / "tone.wav", 5)])
+    concatenate_videos([piece] * 4, tmp_path / "out.mp4", [tone_wav(tmp_path / "tone.wav", 5)])
     with av.open(str(tmp_path / "out.mp4")) as container:
         packets = [(p.pos, p.stream.type, float(p.dts * p.time_base)) for p in container.demux() if p.size]
     times = {"video": 0.0, "audio": 0.0}
@@ -216,7 +216,7 @@ def test_sound_and_picture_are_interleaved_when_joined(tmp_path):
 
 def test_a_piece_many_times(tmp_path):
     piece = write_moving(tmp_path / "piece.mp4", 0, 12, pixel_aspect=Fraction(4, 3))
-    join([piece] * 30, tmp_path / "out.mp4")
+    concatenate_videos([piece] * 30, tmp_path / "out.mp4")
     shown = decoded(tmp_path / "out.mp4")
     assert [picture for _, picture in shown] == 30 * [picture for _, picture in decoded(piece)]
     assert [time for time, _ in shown] == [Fraction(index, 25) for index in range(360)]
@@ -238,6 +238,6 @@ def test_pieces_that_cannot_be_joined(tmp_path):
     others += [write_sound(tmp_path / "sound.mp4", "aac")]
     for other in others:
         with pytest.raises(UserError, match=str(other)):
-            join([piece, other], tmp_path / "out.mp4")
+            concatenate_videos([piece, other], tmp_path / "out.mp4")
         assert not [path for path in tmp_path.iterdir() if path.name.startswith((".", "out"))]
     assert not any(str(tmp_path) in name for name in open_files())
