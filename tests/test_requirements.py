@@ -1,0 +1,14 @@
+"""requirements.txt lists the dependencies and all extras of pyproject.toml, no more and no less."""
+
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def test_requirements_equal_pyproject():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    declared = [*project["dependencies"], *sum(project["optional-dependencies"].values(), [])]
+    lines = [line.split("#")[0].strip() for line in (ROOT / "requirements.txt").read_text().splitlines()]
+    assert sorted(line for line in lines if line) == sorted(declared)
+    assert len(set(declared)) == len(declared)
