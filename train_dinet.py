@@ -15,7 +15,8 @@ import torch
 from tqdm import tqdm
 
 from configs.schema import TrainConfig, dump_config, load_config
-from data_processing.dataset import Clip, TrainingBatches, make_batch
+from data_processing.batches import TrainingBatches, make_batch
+from data_processing.dataset import Clip
 from evaluation.clips import validation_samples
 from evaluation.metrics import image_metrics
 from models.checkpoint import load_model, load_training_state, save_training_state

@@ -16,7 +16,7 @@ import torch
 from tqdm import tqdm
 
 from configs.schema import SyncNetConfig, dump_config, load_config
-from data_processing.dataset import SyncBatches
+from data_processing.batches import SyncBatches
 from evaluation.syncnet import PLATEAU_STEPS, curve_figure, diagnose, evaluate_syncnet
 from models.checkpoint import load_training_state, save_training_state
 from training import distributed
@@ -42,7 +42,7 @@ def train(
 ) -> None:
     """Train until `max_steps` or the time is over; continue where state.pt in `run_dir` stands, if it is there."""
     started = time.monotonic()
-    share = batch_shard(config.batch_size)
+    shard = batch_shard(config.batch_size)
     trainer = Trainer.create(config, device)
     resumed = (run_dir / "state.pt").exists()
     if resumed:
@@ -62,11 +62,11 @@ def train(
     )
     if not resumed and not config.init_from:
         first = batches[0]  # all of it, so that the processes start alike
-        trainer.syncnet.calibrate(first.mouths.to(device), first.sounds[:, 0].to(device))
+        trainer.syncnet.calibrate(first.mouths.to(device), first.audio[:, 0].to(device))
     if not resumed and config.shape_warmup_steps and not config.init_from:  # which has learned them already
         warm_up_shapes(trainer, clips)
     trainer.share()
-    batches.share = share
+    batches.shard = shard
     writes = distributed.rank() == 0
     if writes and trainer.step == 0:  # a run killed before its first save can be resumed too
         save_training_state(run_dir / "state.pt", trainer.state())

@@ -16,7 +16,8 @@ from tqdm import tqdm
 
 from data_processing.audio.framing import audio_windows
 from data_processing.av_sync import MAX_SHIFT, encode_windows, offset_and_confidence, shift_scores
-from data_processing.dataset import Clip, Sample, make_batch, reference_indices
+from data_processing.batches import Sample, make_batch, reference_indices
+from data_processing.dataset import Clip
 from evaluation.metrics import ImageMetric, bootstrap_interval
 from models.checkpoint import LoadedModel
 from models.crop_layout import crop_size, mouth_box, mouth_size_of

@@ -35,7 +35,7 @@ from tqdm import tqdm
 
 from configs.schema import load_config
 from data_processing.audio.features import FEATURE_DIMS
-from data_processing.dataset import Batch
+from data_processing.batches import Batch
 from data_processing.face.crop import FaceCrop, crop_radius
 from data_processing.face.detectors import track_landmarks
 from data_processing.face.tracking import find_landmarks

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from data_processing.audio.silence import CLOSED_LIPS
-from data_processing.dataset import load_features, read_jsonl
+from data_processing.dataset import load_features
 from data_processing.face.lips import mouth_opening
 from utils.command_line import run_command
 from utils.errors import UserError
-from utils.files import write_atomically
+from utils.files import read_jsonl, write_atomically
 
 MIN_FRAMES = 25  # of a clip: fewer say little about how far a mouth opens
 MIN_RANGE = 0.02  # between its closed and its open mouth, in parts of the face

@@ -10,7 +10,8 @@ from matplotlib.figure import Figure
 
 from data_processing.audio.features import extract_features
 from data_processing.audio.framing import SAMPLES_PER_FRAME, window
-from data_processing.dataset import Clip, load_clips, make_batch, reference_indices
+from data_processing.batches import make_batch, reference_indices
+from data_processing.dataset import Clip, load_clips
 from data_processing.face.crop import FaceCrop, crop_radius
 from data_processing.face.lips import LIPS, mouth_opening
 from data_processing.face.tracking import find_landmarks

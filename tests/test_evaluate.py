@@ -12,7 +12,8 @@ from skimage.metrics import peak_signal_noise_ratio
 from torch import nn
 
 import evaluate
-from data_processing.dataset import REFERENCE_GAP, Clip
+from data_processing.batches import REFERENCE_GAP
+from data_processing.dataset import Clip
 from data_processing.media.video_writer import VideoWriter
 from evaluation import clips
 from evaluation.clips import Scores, mouth_boxes, score_clips, validation_samples

@@ -19,7 +19,8 @@ from tensorboard.backend.event_processing.event_accumulator import IMAGES, SCALA
 import train_dinet
 from configs.schema import load_config
 from data_processing.audio.framing import audio_windows
-from data_processing.dataset import Batch, TrainingBatches, load_clips
+from data_processing.batches import Batch, TrainingBatches
+from data_processing.dataset import load_clips
 from data_processing.face.lips import lip_features
 from models import checkpoint
 from models.checkpoint import load_model, load_training_state, save_model

@@ -11,7 +11,8 @@ import torch
 import train_syncnet
 from configs.schema import SyncNetConfig, load_config
 from data_processing.av_sync import encode_windows, offset_and_confidence, shift_scores
-from data_processing.dataset import Clip, SyncBatch, SyncBatches
+from data_processing.batches import SyncBatch, SyncBatches
+from data_processing.dataset import Clip
 from evaluation.syncnet import MAX_SHIFT, PLATEAU_STEPS, diagnose, evaluate_syncnet
 from models.checkpoint import SYNCNET, load_model, load_training_state
 from models.syncnet import SyncNet
@@ -49,7 +50,7 @@ def speaking_clip(number: int, num_frames: int, sound_late: int = 0) -> Clip:
 
 
 def calibrate(trainer: Trainer, batch: SyncBatch) -> None:
-    trainer.syncnet.calibrate(batch.mouths, batch.sounds[:, 0])
+    trainer.syncnet.calibrate(batch.mouths, batch.audio[:, 0])
 
 
 @pytest.fixture(scope="module")
@@ -119,11 +120,11 @@ def test_step_against_plain_autograd():
     batch = SyncBatches([speaking_clip(0, 60), speaking_clip(1, 60)], 4, 1, 0, num_negatives=3, negative_gap=8)[0]
     calibrate(trainer, batch)
     torch.nn.init.normal_(trainer.syncnet.merge_encoder[-1].weight, std=0.05)
-    right, *wrong = (trainer.syncnet(batch.mouths, batch.sounds[:, k]) for k in range(4))
+    right, *wrong = (trainer.syncnet(batch.mouths, batch.audio[:, k]) for k in range(4))
     loss = ((right - 1) ** 2).mean() / 2 + sum((scores**2).mean() for scores in wrong) / 6
     face = trainer.syncnet.face_encoder(batch.mouths).mean(dim=(2, 3))
     face = face / face.norm(dim=1, keepdim=True)
-    heard = [trainer.syncnet.audio_encoder(batch.sounds[:, k])[..., 0] for k in range(4)]
+    heard = [trainer.syncnet.audio_encoder(batch.audio[:, k])[..., 0] for k in range(4)]
     likeness = torch.stack([(face * code / code.norm(dim=1, keepdim=True)).sum(dim=1) for code in heard], dim=1)
     contrast = -(20 * likeness).log_softmax(dim=1)[:, 0].mean()
     gradients = torch.autograd.grad(loss + 0.3 * contrast, list(trainer.syncnet.parameters()))
@@ -143,7 +144,7 @@ def test_not_a_number_names_the_clips():
     config = load_config(Path("configs/stages/syncnet_64.yaml"), settings, SyncNetConfig)
     trainer = Trainer.create(config, torch.device("cpu"))
     batch = SyncBatches([speaking_clip(5, 60)], 2, 1, 0, num_negatives=2, negative_gap=8)[0]
-    batch.sounds[0] = torch.nan
+    batch.audio[0] = torch.nan
     with pytest.raises(UserError, match=r"step 0: a loss is not finite.*clips: clip5, clip5"):
         train_step(trainer, batch)
 

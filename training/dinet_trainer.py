@@ -13,7 +13,8 @@ from tqdm import tqdm
 
 from configs.schema import TrainConfig
 from data_processing.audio.framing import audio_windows
-from data_processing.dataset import Batch, Clip, feature_dim
+from data_processing.batches import Batch
+from data_processing.dataset import Clip, feature_dim
 from data_processing.face.lips import LIPS, lip_features
 from evaluation.clips import AUDIO_SHIFT, score_clips
 from evaluation.metrics import ImageMetric

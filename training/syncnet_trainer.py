@@ -15,14 +15,14 @@ from tqdm import tqdm
 from configs.schema import SyncNetConfig
 from data_processing.audio.features import FEATURE_DIMS
 from data_processing.audio.framing import audio_windows
-from data_processing.dataset import (
+from data_processing.batches import (
     SYNC_RADIUS,
-    Clip,
     SyncBatch,
     clip_probabilities,
     mouth_stack,
     sample_augmentation,
 )
+from data_processing.dataset import Clip
 from data_processing.face.lips import LIP_FEATURES, lip_features
 from models.checkpoint import SYNCNET, load_model, save_model
 from models.syncnet import SyncNet
@@ -126,7 +126,7 @@ def train_step(trainer: Trainer, batch: SyncBatch) -> dict[str, float]:
         UserError: the loss is not finite; the clips of the batch are named.
     """
     trainer.optimizer.param_groups[0]["lr"] = learning_rate(trainer.config, trainer.step)
-    mouths, sounds = batch.mouths.to(trainer.device), batch.sounds.to(trainer.device)
+    mouths, sounds = batch.mouths.to(trainer.device), batch.audio.to(trainer.device)
     size, choices = sounds.shape[:2]
     with trainer.autocast():
         scores, faces, codes = trainer.parallel(mouths, sounds.flatten(0, 1))

@@ -1,0 +1,252 @@
+"""Sample training batches from the clips of a prepared dataset.
+
+A batch is a pure function of (seed, step): a resumed run sees the batches that an uninterrupted run would have seen.
+With several processes each one loads only its shard of every batch.
+"""
+
+from collections import Counter
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from data_processing.audio.framing import WINDOW_RADIUS, audio_windows
+from data_processing.dataset import Clip
+from models.crop_layout import mouth_box, mouth_size_of
+from models.syncnet import CLIP_LENGTH, SYNC_WINDOW
+
+SYNC_RADIUS = SYNC_WINDOW // 2  # rows of audio features on either side of the middle of SyncNet's five frames
+SYNC_HALF = CLIP_LENGTH // 2  # frames on either side of the middle of SyncNet's five frames
+REFERENCE_GAP = 5  # frames; a reference nearer to the target frame would show the target's mouth
+ALL = slice(None)
+
+# One sample: clip, index or indices of its target frames, indices of its reference frames, gain, bias, mirrored.
+Sample = tuple[Clip, int | np.ndarray, np.ndarray, float, float, bool]
+
+
+class Batch(NamedTuple):
+    """B samples of T consecutive frames with N reference frames; T = 1 in the frame stage.
+
+    target: (B·T, 3, H, W), RGB in [0, 1], the frames of a sample one after another.
+    references: (B, 3N, H, W), RGB in [0, 1].
+    audio_window: (B·T, D, 5), the audio window of each frame.
+    sync_audio: (B, D, T + 4), the rows of audio features that the windows of a sample cover.
+    clip_ids: names of the clips of the whole batch, all shards, for messages.
+    """
+
+    target: torch.Tensor
+    references: torch.Tensor
+    audio_window: torch.Tensor
+    sync_audio: torch.Tensor
+    clip_ids: list[str]
+
+
+class SyncBatch(NamedTuple):
+    """B mouth windows of five frames, each with matched audio and K negatives (mismatched audio).
+
+    mouths: (B, 15, S, S), RGB in [0, 1], five frames stacked in the channels.
+    audio: (B, 1 + K, D, 9), the matched audio first.
+    clip_ids: names of the clips of the whole batch, all shards, for messages.
+    """
+
+    mouths: torch.Tensor
+    audio: torch.Tensor
+    clip_ids: list[str]
+
+
+class TrainingBatches(torch.utils.data.Dataset):
+    """Item k is the `Batch` of training step k: random frames with random reference frames of the same clip.
+
+    Brightness and contrast of every sample are changed slightly, and half of the samples are mirrored, because new
+    speakers and lighting differ more than those of the dataset.
+
+    speaker_sampling_exponent: a speaker with n frames is sampled with probability ∝ n ** exponent. With 1 all frames
+        are equally probable. A higher exponent favours long recordings of few speakers, from which the mapping from
+        audio to lips is learned sooner; a lower one favours many different faces.
+    clip_length: T, consecutive target frames per sample.
+    shard: the part of every batch that this process trains on.
+    """
+
+    def __init__(
+        self,
+        clips: list[Clip],
+        batch_size: int,
+        num_references: int,
+        num_steps: int,
+        seed: int,
+        speaker_sampling_exponent: float = 1.0,
+        clip_length: int = 1,
+        shard: slice = ALL,
+    ) -> None:
+        self.clips = clips
+        self.batch_size = batch_size
+        self.num_references = num_references
+        self.num_steps = num_steps
+        self.seed = seed
+        self.clip_length = clip_length
+        self.shard = shard
+        self.probabilities = clip_probabilities(clips, speaker_sampling_exponent)
+
+    def __len__(self) -> int:
+        return self.num_steps
+
+    def __getitem__(self, step: int) -> Batch:
+        rng = np.random.default_rng((self.seed, step))
+        samples = []
+        for number in rng.choice(len(self.clips), self.batch_size, p=self.probabilities):
+            clip = self.clips[number]
+            indices = rng.integers(len(clip.frames) - self.clip_length + 1) + np.arange(self.clip_length)
+            references = reference_indices(rng, len(clip.frames), indices, self.num_references)
+            samples.append((clip, indices, references, *sample_augmentation(rng)))
+        clip_ids = [clip.id for clip, *_ in samples]
+        return make_batch(samples[self.shard])._replace(clip_ids=clip_ids)
+
+
+class SyncBatches(torch.utils.data.Dataset):
+    """Item k is the `SyncBatch` of SyncNet's training step k: random windows with matched and mismatched audio.
+
+    Half of the negatives come from the same clip, `negative_gap` frames or more away, and teach the timing; the other
+    half come from other speakers and teach that the voice does not depend on the face. Mouths are augmented as in
+    TrainingBatches and also shifted by up to S/16 pixels. `speaker_sampling_exponent` and `shard` as there.
+    """
+
+    def __init__(
+        self,
+        clips: list[Clip],
+        batch_size: int,
+        num_steps: int,
+        seed: int,
+        num_negatives: int,
+        negative_gap: int,
+        speaker_sampling_exponent: float = 1.0,
+        shard: slice = ALL,
+    ) -> None:
+        self.clips = clips
+        self.batch_size = batch_size
+        self.num_steps = num_steps
+        self.seed = seed
+        self.num_negatives = num_negatives
+        self.negative_gap = negative_gap
+        self.shard = shard
+        self.probabilities = clip_probabilities(clips, speaker_sampling_exponent)
+        self.speakers = np.array([clip.speaker for clip in clips])
+
+    def __len__(self) -> int:
+        return self.num_steps
+
+    def __getitem__(self, step: int) -> SyncBatch:
+        rng = np.random.default_rng((self.seed, step))
+        samples, clip_ids = [], []
+        for number in rng.choice(len(self.clips), self.batch_size, p=self.probabilities):
+            clip = self.clips[number]
+            middle = int(rng.integers(SYNC_HALF, len(clip.frames) - SYNC_HALF))
+            audio_frames = [(clip, middle), *self._negatives(rng, clip, middle)]
+            augmentation = sample_augmentation(rng)
+            max_shift = mouth_size_of(clip.frames.shape[1]) // 16
+            samples.append((audio_frames, *augmentation, *rng.integers(-max_shift, max_shift + 1, 2)))
+            clip_ids.append(clip.id)
+        samples = samples[self.shard]
+        mouths = [mouth_stack(*audio_frames[0], *augmentation) for audio_frames, *augmentation in samples]
+        audio = [
+            [audio_windows(clip.features, np.array([middle]), SYNC_RADIUS)[0] for clip, middle in audio_frames]
+            for audio_frames, *_ in samples
+        ]
+        return SyncBatch(torch.from_numpy(np.stack(mouths)), torch.from_numpy(np.array(audio)), clip_ids)
+
+    def _negatives(self, rng: np.random.Generator, clip: Clip, middle: int) -> list[tuple[Clip, int]]:
+        """Sample clips and middle frames of `num_negatives` audio windows that do not match the mouths at `middle`."""
+        candidates = np.arange(SYNC_HALF, len(clip.frames) - SYNC_HALF)
+        candidates = candidates[np.abs(candidates - middle) >= self.negative_gap]
+        num_same_clip = rng.binomial(self.num_negatives, 0.5) if len(candidates) else 0
+        negatives = []
+        if num_same_clip:
+            negatives += [(clip, int(index)) for index in rng.choice(candidates, num_same_clip)]
+        weights = np.where(self.speakers != clip.speaker, self.probabilities, 0)
+        if not weights.any():  # a dataset of one speaker: sample from all clips instead
+            weights = self.probabilities
+        num_other = self.num_negatives - num_same_clip
+        for number in rng.choice(len(self.clips), num_other, p=weights / weights.sum()):
+            other = self.clips[number]
+            negatives.append((other, int(rng.integers(SYNC_HALF, len(other.frames) - SYNC_HALF))))
+        return negatives
+
+
+def clip_probabilities(clips: list[Clip], speaker_sampling_exponent: float) -> np.ndarray:
+    """Sampling probabilities of clips, (number of clips,).
+
+    A speaker with n frames gets a probability ∝ n ** speaker_sampling_exponent, divided among the speaker's clips
+    in proportion to their frames.
+    """
+    num_frames: Counter[str] = Counter()
+    for clip in clips:
+        num_frames[clip.speaker] += len(clip.frames)
+    weights = np.array(
+        [len(clip.frames) * num_frames[clip.speaker] ** (speaker_sampling_exponent - 1) for clip in clips]
+    )
+    return weights / weights.sum()
+
+
+def reference_indices(
+    rng: np.random.Generator, num_frames: int, indices: int | np.ndarray, count: int
+) -> np.ndarray:
+    """Sample `count` reference frames of a clip for the target frames `indices`.
+
+    References are distinct and at least REFERENCE_GAP from every target frame if the clip is long enough. Otherwise
+    they come from the whole clip, and repeat if it has fewer than `count` frames.
+    """
+    candidates = np.arange(num_frames)
+    distances = np.abs(candidates[:, None] - np.atleast_1d(indices)).min(axis=1)
+    distant = candidates[distances >= REFERENCE_GAP]
+    candidates = distant if len(distant) >= count else candidates
+    return rng.choice(candidates, count, replace=len(candidates) < count)
+
+
+def sample_augmentation(rng: np.random.Generator) -> tuple[float, float, bool]:
+    """Sample gain and bias of the pixel values, and whether to mirror."""
+    return rng.uniform(0.85, 1.15), rng.uniform(-0.06, 0.06), rng.random() < 0.5
+
+
+def make_batch(samples: list[Sample]) -> Batch:
+    """Stack samples, all with the same number of target frames, into a batch."""
+    targets, references, audio, sync_audio = [], [], [], []
+    for clip, indices, reference, gain, bias, mirror in samples:
+        indices = np.atleast_1d(indices)
+        images = _augment(clip.frames[[*indices, *reference]], gain, bias, mirror)
+        targets.append(images[: len(indices)])
+        references.append(images[len(indices) :].reshape(-1, *images.shape[2:]))
+        audio.append(audio_windows(clip.features, indices))
+        middle = indices[len(indices) // 2]
+        sync_audio.append(audio_windows(clip.features, np.array([middle]), WINDOW_RADIUS + len(indices) // 2)[0])
+    return Batch(
+        torch.from_numpy(np.concatenate(targets)),
+        torch.from_numpy(np.stack(references)),
+        torch.from_numpy(np.concatenate(audio)),
+        torch.from_numpy(np.stack(sync_audio)),
+        [sample[0].id for sample in samples],
+    )
+
+
+def mouth_stack(
+    clip: Clip,
+    middle: int,
+    gain: float = 1.0,
+    bias: float = 0.0,
+    mirror: bool = False,
+    down: int = 0,
+    right: int = 0,
+) -> np.ndarray:
+    """The mouth boxes of the five frames around frame `middle`, augmented: (15, S, S) float32 RGB in [0, 1].
+
+    down, right: pixels by which the mouth box is shifted.
+    """
+    rows, columns = mouth_box(mouth_size_of(clip.frames.shape[1]))
+    rows, columns = slice(rows.start + down, rows.stop + down), slice(columns.start + right, columns.stop + right)
+    frames = clip.frames[middle - SYNC_HALF : middle + SYNC_HALF + 1, rows, columns]
+    return np.ascontiguousarray(_augment(frames, gain, bias, mirror).reshape(-1, *frames.shape[1:3]))
+
+
+def _augment(frames: np.ndarray, gain: float, bias: float, mirror: bool) -> np.ndarray:
+    """Augmented images: uint8 (T, H, W, 3) -> float32 (T, 3, H, W) in [0, 1]."""
+    images = np.clip(frames.astype(np.float32) / 255 * gain + bias, 0, 1)
+    images = images[:, :, ::-1] if mirror else images
+    return images.transpose(0, 3, 1, 2)
