@@ -1,7 +1,7 @@
 """Sample training batches from the clips of a prepared dataset.
 
-A batch is a pure function of (seed, step): a resumed run sees the batches that an uninterrupted run would have seen.
-With several processes each one loads only its shard of every batch.
+A batch is a pure function of (seed, step), so a resumed run sees the batches that an uninterrupted run would have
+seen. With several processes each one loads only its shard of every batch.
 """
 
 from collections import Counter
@@ -60,9 +60,9 @@ class TrainingBatches(torch.utils.data.Dataset):
     Brightness and contrast of every sample are changed slightly, and half of the samples are mirrored, because new
     speakers and lighting differ more than those of the dataset.
 
-    speaker_sampling_exponent: a speaker with n frames is sampled with probability ∝ n ** exponent. With 1 all frames
-        are equally probable. A higher exponent favours long recordings of few speakers, from which the mapping from
-        audio to lips is learned sooner; a lower one favours many different faces.
+    speaker_sampling_exponent: a speaker with n frames is sampled with probability ∝ n ** exponent. With 1 all
+        frames are equally probable. A higher exponent favours long recordings of few speakers, from which the
+        mapping from audio to lips is learned sooner. A lower one favours many different faces.
     clip_length: T, consecutive target frames per sample.
     shard: the part of every batch that this process trains on.
     """
@@ -105,9 +105,10 @@ class TrainingBatches(torch.utils.data.Dataset):
 class SyncBatches(torch.utils.data.Dataset):
     """Item k is the `SyncBatch` of SyncNet's training step k: random windows with matched and mismatched audio.
 
-    Half of the negatives come from the same clip, `negative_gap` frames or more away, and teach the timing; the other
-    half come from other speakers and teach that the voice does not depend on the face. Mouths are augmented as in
-    TrainingBatches and also shifted by up to S/16 pixels. `speaker_sampling_exponent` and `shard` as there.
+    On average half of the negatives come from the same clip, `negative_gap` frames or more away, and teach the
+    timing. The others come from other speakers and teach that the voice does not depend on the face. Mouths are
+    augmented as in TrainingBatches and also shifted by up to S/16 pixels; `speaker_sampling_exponent` and `shard`
+    are as there.
     """
 
     def __init__(
@@ -154,7 +155,7 @@ class SyncBatches(torch.utils.data.Dataset):
         return SyncBatch(torch.from_numpy(np.stack(mouths)), torch.from_numpy(np.array(audio)), clip_ids)
 
     def _negatives(self, rng: np.random.Generator, clip: Clip, middle: int) -> list[tuple[Clip, int]]:
-        """Sample clips and middle frames of `num_negatives` audio windows that do not match the mouths at `middle`."""
+        """Sample (clip, middle frame) of `num_negatives` audio windows that do not match frame `middle`."""
         candidates = np.arange(SYNC_HALF, len(clip.frames) - SYNC_HALF)
         candidates = candidates[np.abs(candidates - middle) >= self.negative_gap]
         num_same_clip = rng.binomial(self.num_negatives, 0.5) if len(candidates) else 0

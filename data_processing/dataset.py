@@ -59,9 +59,9 @@ def load_clips(data: Path, split: str, mouth_size: int, audio_features: str, pro
         data: folder of the prepared dataset.
         split: "train" or "val".
         mouth_size: S of the frames; clips prepared with another S are resized.
-        audio_features: kind of audio features, or LIPS for lip features, which come from the landmarks. If the clips
-            were prepared with another kind, the features are extracted from the audio tracks of the clips, once,
-            and kept under `data`/features.
+        audio_features: kind of audio features, or LIPS for lip features, which are computed from the landmarks. If
+            the clips were prepared with another kind, the features are extracted from the audio tracks of the
+            clips, once, and kept under `data`/features.
         processes: number of processes on this machine that load the same clips. If `processes` times the frames do
             not fit into memory, the frames are decoded into files under `data`/decoded and memory-mapped.
 
