@@ -18,8 +18,10 @@ from data_processing.dataset import Clip
 
 
 def numbered_clip(number: int, num_frames: int) -> Clip:
-    """S = 16: red is the index of the frame, green the column, blue the number of the clip; row t of the features is
-    10 t + 0, 1, 2, …"""
+    """S = 16: red is the index of the frame, green the column, blue the number of the clip.
+
+    Row t of the features is 10 t + 0, 1, 2, …
+    """
     frames = np.empty((num_frames, 26, 20, 3), np.uint8)
     frames[..., 0] = np.arange(num_frames)[:, None, None]
     frames[..., 1] = np.arange(20)
