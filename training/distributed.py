@@ -1,11 +1,13 @@
-"""One training in many processes, on one machine or more, as torchrun starts them:
+"""Data-parallel training in several processes, on one machine or more, started by torchrun:
 
     torchrun --nproc-per-node 4 train_dinet.py --config … --data …
 
-A batch is shared out among the processes, gradients and batch norms are averaged over all of it, and the first
-process writes: the losses are those that one process would have had. In a run of one process nothing here acts.
+Each process trains on its shard of every batch. Gradients and batch-norm statistics are averaged over all
+processes, so the losses equal those of one process with the whole batch. Only process 0 writes files and prints.
+In a run of one process these functions do nothing.
 """
 
+import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -20,46 +22,51 @@ from torch.distributed.nn.functional import all_reduce
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
-TIMEOUT = timedelta(hours=1)  # the others wait while the first process loads or validates
+TIMEOUT = timedelta(hours=1)  # the other processes wait while process 0 loads data or validates
 
 
 def init(device: torch.device) -> torch.device:
-    """Meet the other processes that torchrun started, if it did; the device of this one."""
+    """Join the process group if torchrun started several processes.
+
+    Returns:
+        The device of this process: its own GPU, or `device` if there is one process or no GPU.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return device
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
-    if rank() > 0:
-        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 (to the end of the process)
+    if rank() > 0:  # until the process ends
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
+        logging.disable(logging.INFO)
     return device
 
 
-def rank() -> int:
-    """This process's number; 0 is the one that writes."""
-    return dist.get_rank() if dist.is_initialized() else 0
-
-
-def world_size() -> int:
-    """How many processes train together."""
-    return dist.get_world_size() if dist.is_initialized() else 1
-
-
-def local_world_size() -> int:
-    """How many of them are on this machine."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if dist.is_initialized() else 1
-
-
 def shutdown() -> None:
-    """Part from the others at the end."""
+    """Leave the process group."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
+def rank() -> int:
+    """Number of this process; process 0 is the main process, which writes files."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """Number of processes."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def local_world_size() -> int:
+    """Number of processes on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if dist.is_initialized() else 1
+
+
 @contextmanager
 def main_process_first() -> Iterator[None]:
-    """What is in here the first process does before the others, which then find its files."""
+    """Run the body in the main process before the other processes, which can then read the files it wrote."""
     if world_size() > 1 and rank() > 0:
         dist.barrier()
     yield
@@ -68,8 +75,11 @@ def main_process_first() -> Iterator[None]:
 
 
 def wrap(network: nn.Module) -> nn.Module:
-    """`network` for the forward pass of a training step: its batch norms see, and its gradients are averaged over,
-    the batches of all processes. `network` itself stays the one to save, and takes part in both."""
+    """Return `network` wrapped for the forward pass of a training step.
+
+    In the wrapped network, gradients and batch-norm statistics cover the batches of all processes. Both share the
+    same weights; save `network` itself. Its batch norms are replaced in place.
+    """
     if world_size() == 1:
         return network
     if next(network.parameters()).is_cuda:
@@ -89,29 +99,29 @@ def all_reduce_mean(values: dict[str, float], device: torch.device) -> dict[str,
     return dict(zip(values, (total / world_size()).tolist(), strict=True))
 
 
-def broadcast_flag(decision: bool, device: torch.device) -> bool:
-    """What the first process decides."""
+def broadcast_flag(flag: bool, device: torch.device) -> bool:
+    """The main process's `flag`, in every process."""
     if world_size() == 1:
-        return decision
-    answer = torch.tensor(int(decision), device=device)
-    dist.broadcast(answer, src=0)
-    return bool(answer)
+        return flag
+    tensor = torch.tensor(int(flag), device=device)
+    dist.broadcast(tensor, src=0)
+    return bool(tensor)
 
 
 def _convert_batchnorm(network: nn.Module) -> None:
     for name, child in network.named_children():
         if isinstance(child, _BatchNorm):
-            shared = CpuSyncBatchNorm(child.num_features, child.eps, child.momentum)
-            shared.load_state_dict(child.state_dict())
-            setattr(network, name, shared.train(child.training))
+            synchronized = CpuSyncBatchNorm(child.num_features, child.eps, child.momentum)
+            synchronized.load_state_dict(child.state_dict())
+            setattr(network, name, synchronized.train(child.training))
         else:
             _convert_batchnorm(child)
 
 
 class CpuSyncBatchNorm(_BatchNorm):
-    """Batch norm over the batches of all processes, which must be equally large.
+    """Batch norm over the batches of all processes, on the CPU; PyTorch's SyncBatchNorm needs GPUs.
 
-    PyTorch's SyncBatchNorm, which is for GPUs only, on the CPU.
+    All processes must have batches of the same size.
     """
 
     def _check_input_dim(self, x: torch.Tensor) -> None:
@@ -124,12 +134,12 @@ class CpuSyncBatchNorm(_BatchNorm):
         count = x.numel() // x.shape[1] * world_size()
         exact = x.float()
         shape = (1, -1, *[1] * (x.ndim - 2))
-        all_reduce_mean = all_reduce(exact.sum(dims)) / count
-        centred = exact - all_reduce_mean.reshape(shape)
+        mean = all_reduce(exact.sum(dims)) / count
+        centred = exact - mean.reshape(shape)
         variance = all_reduce(centred.square().sum(dims)) / count
         with torch.no_grad():
             self.num_batches_tracked += 1
-            self.running_mean.lerp_(all_reduce_mean, self.momentum)
+            self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(variance * count / (count - 1), self.momentum)
         scale = self.weight * (variance + self.eps).rsqrt()
         return (centred * scale.reshape(shape) + self.bias.reshape(shape)).to(x.dtype)

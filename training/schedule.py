@@ -1,11 +1,19 @@
-"""TODO."""
+"""Learning-rate schedules."""
 
 import math
 
 from configs.schema import SyncNetConfig, TrainConfig
 
 
+def cosine_decay(step: int, total: int) -> float:
+    """Factor that falls along half a cosine period from 1 at step 0 to 0 at step `total`, and stays 0."""
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, step / total)))
+
+
 def learning_rate(config: TrainConfig | SyncNetConfig, step: int) -> float:
-    """Linear warm-up, then a cosine from `learning_rate` to 0 at `max_steps`."""
-    warm = min(1.0, (step + 1) / max(1, config.warmup_steps))
-    return config.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * min(1.0, step / config.max_steps)))
+    """Learning rate of one training step.
+
+    Cosine decay from `learning_rate` to 0 at `max_steps`, multiplied by a linear warm-up over `warmup_steps`.
+    """
+    warmup = min(1.0, (step + 1) / max(1, config.warmup_steps))
+    return config.learning_rate * warmup * cosine_decay(step, config.max_steps)

@@ -1,8 +1,6 @@
-"""TODO."""
+"""Training of SyncNet on matched and mismatched audio–video pairs: optimizer, warm-up, one training step."""
 
-import math
-from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,64 +25,82 @@ from data_processing.face.lips import LIP_FEATURES, lip_features
 from models.checkpoint import SYNCNET, load_model, save_model
 from models.syncnet import SyncNet
 from training import distributed
-from training.run import check_finite
-from training.schedule import learning_rate
-from utils.errors import UserError
+from training.run import autocast, check_finite
+from training.schedule import cosine_decay, learning_rate
+from utils.errors import ParameterError
 
-TEMPERATURE = 0.05  # of the contrast: the codes' likeness lies in [0, 1]
+TEMPERATURE = 0.05  # of the contrastive loss; cosine similarities lie in [0, 1]
 
 
 class PairScorer(nn.Module):
-    """Moments (B, 15, S, S), each with K sounds (B·K, D, 9) -> their scores, and the codes of both.
+    """SyncNet's forward pass for B mouth windows with K audio windows each.
 
-    The mouths, where all the work is, are encoded once for all K.
+    Each mouth window is encoded only once, because almost all computation is in the face encoder.
     """
 
     def __init__(self, syncnet: SyncNet) -> None:
         super().__init__()
         self.syncnet = syncnet
 
-    def forward(self, mouths: torch.Tensor, sounds: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        faces, codes = self.syncnet.face_encoder(mouths), self.syncnet.audio_encoder(sounds)
-        repeated = faces.repeat_interleave(len(sounds) // len(mouths), dim=0)
-        return self.syncnet.merge(repeated, codes), faces, codes
+    def forward(self, mouths: torch.Tensor, audio: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Encode and score.
+
+        Args:
+            mouths: (B, 15, S, S), RGB in [0, 1].
+            audio: (B·K, D, 9), the K audio windows of a mouth window one after another.
+
+        Returns:
+            Scores (B·K, 1, S/32, S/32), face codes (B, 128, S/32, S/32), audio codes (B·K, 128, 1).
+        """
+        face_codes, audio_codes = self.syncnet.face_encoder(mouths), self.syncnet.audio_encoder(audio)
+        repeated = face_codes.repeat_interleave(len(audio) // len(mouths), dim=0)
+        return self.syncnet.merge(repeated, audio_codes), face_codes, audio_codes
 
 
 @dataclass
 class Trainer:
-    """SyncNet with its optimizer, the number of steps taken and the best held-out accuracy so far.
+    """SyncNet with its optimizer, and the training progress.
 
-    parallel: SyncNet's parts, see Comparison, as a step calls them.
+    Attributes:
+        parallel: a PairScorer of `syncnet` for the forward pass of a step, wrapped when several processes train.
+        step: number of training steps taken.
+        best: highest accuracy on held-out speakers so far.
     """
 
     syncnet: SyncNet
     optimizer: torch.optim.AdamW
     config: SyncNetConfig
     device: torch.device
-    parallel: nn.Module | None = None
+    parallel: nn.Module = field(init=False)
     step: int = 0
     best: float = 0.0
 
     def __post_init__(self) -> None:
         self.parallel = PairScorer(self.syncnet)
 
-    def share(self) -> None:
-        """Let the processes of processes.py train together from now on."""
+    def distribute(self) -> None:
+        """Train jointly with the other processes of training/distributed.py from now on."""
         self.parallel = distributed.wrap(self.parallel)
 
     @classmethod
     def create(cls, config: SyncNetConfig, device: torch.device) -> "Trainer":
-        """Network and optimizer at step 0, from the seed or from `init_from`."""
+        """Network and optimizer at step 0, initialised from the seed or from `init_from`.
+
+        Raises:
+            ParameterError: `init_from` was trained with other audio features.
+            CheckpointError: `init_from` cannot be read.
+        """
         torch.manual_seed(config.seed)
         syncnet = SyncNet(FEATURE_DIMS[config.audio_features])
         if config.init_from:
-            start = load_model(config.init_from, kinds=SYNCNET)
-            if start.audio_features != config.audio_features:
-                raise UserError(
-                    f"init_from {config.init_from}: expected {config.audio_features} features, "
-                    f"found {start.audio_features}"
+            initial = load_model(config.init_from, kinds=SYNCNET)
+            if initial.audio_features != config.audio_features:
+                raise ParameterError(
+                    "init_from",
+                    f"{config.init_from}: expected {config.audio_features} features, "
+                    f"found {initial.audio_features}",
                 )
-            syncnet = start.model.train()
+            syncnet = initial.model.train()
         layout = torch.channels_last if config.channels_last else torch.contiguous_format
         syncnet.to(device, memory_format=layout)
         optimizer = torch.optim.AdamW(
@@ -92,14 +108,8 @@ class Trainer:
         )
         return cls(syncnet, optimizer, config, device)
 
-    def autocast(self):
-        """bf16 autocast where the configuration asks for it."""
-        return (
-            torch.autocast(self.device.type, torch.bfloat16) if self.config.precision == "bf16" else nullcontext()
-        )
-
     def state(self) -> dict[str, Any]:
-        """Everything a resumed run needs; batches and learning rate follow from the step."""
+        """Everything that a resumed run needs; batches and learning rate follow from the step."""
         return {
             "step": self.step,
             "best": self.best,
@@ -108,40 +118,44 @@ class Trainer:
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Continue from `state()`."""
+        """Continue from what `state` returned."""
         self.syncnet.load_state_dict(state["syncnet"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.best = state["step"], state["best"]
 
 
 def train_step(trainer: Trainer, batch: SyncBatch) -> dict[str, float]:
-    """One step: every moment's mouths, encoded once, with their own sound and with wrong ones.
+    """One optimizer step on B mouth windows, each with matched audio and K mismatched audio windows.
 
     Returns:
-        loss, least squares of the scores to 1 and 0, as the sync loss reads them, right and wrong in equal weight;
-        contrast, how badly the codes alone tell the own sound among the others (ln(1 + K) by chance); accuracy,
-        the share of right and of wrong pairs on their side of 0.5, averaged.
+        Averaged over all processes:
+        loss: least squares of the scores to 1 (matched) and 0 (mismatched), both with equal weight.
+        contrast: cross-entropy of selecting the matched audio by the similarity of the codes; ln(1 + K) by chance.
+        accuracy: fraction of matched pairs above 0.5 and of mismatched pairs below it, averaged.
 
     Raises:
-        UserError: the loss is not finite; the clips of the batch are named.
+        UserError: a loss is NaN or Inf; the message names the clips of the batch.
     """
     trainer.optimizer.param_groups[0]["lr"] = learning_rate(trainer.config, trainer.step)
-    mouths, sounds = batch.mouths.to(trainer.device), batch.audio.to(trainer.device)
-    size, choices = sounds.shape[:2]
-    with trainer.autocast():
-        scores, faces, codes = trainer.parallel(mouths, sounds.flatten(0, 1))
+    mouths, audio = batch.mouths.to(trainer.device), batch.audio.to(trainer.device)
+    size, choices = audio.shape[:2]
+    with autocast(trainer.config.precision, trainer.device):
+        scores, face_codes, audio_codes = trainer.parallel(mouths, audio.flatten(0, 1))
     scores = scores.unflatten(0, (size, choices))
-    right, wrong = scores[:, 0], scores[:, 1:]
-    loss = ((right - 1).square().mean() + wrong.square().mean()) / 2
-    likeness = F.cosine_similarity(
-        faces.float().mean(dim=(2, 3))[:, None], codes.float()[..., 0].unflatten(0, (size, choices)), dim=-1
+    matched, mismatched = scores[:, 0], scores[:, 1:]
+    loss = ((matched - 1).square().mean() + mismatched.square().mean()) / 2
+    similarity = F.cosine_similarity(
+        face_codes.float().mean(dim=(2, 3))[:, None],
+        audio_codes.float()[..., 0].unflatten(0, (size, choices)),
+        dim=-1,
     )
-    contrast = F.cross_entropy(likeness / TEMPERATURE, torch.zeros(size, dtype=torch.long, device=trainer.device))
-    right, wrong = (score.detach().mean(dim=(-3, -2, -1)) for score in (right, wrong))
+    target = torch.zeros(size, dtype=torch.long, device=trainer.device)
+    contrast = F.cross_entropy(similarity / TEMPERATURE, target)
+    matched, mismatched = (score.detach().mean(dim=(-3, -2, -1)) for score in (matched, mismatched))
     values = {
         "loss": loss.item(),
         "contrast": contrast.item(),
-        "accuracy": ((right > 0.5).float().mean() + (wrong < 0.5).float().mean()).item() / 2,
+        "accuracy": ((matched > 0.5).float().mean() + (mismatched < 0.5).float().mean()).item() / 2,
     }
     values = distributed.all_reduce_mean(values, trainer.device)
     check_finite(values, trainer.step, batch.clip_ids)
@@ -153,50 +167,55 @@ def train_step(trainer: Trainer, batch: SyncBatch) -> dict[str, float]:
 
 
 def warm_up_shapes(trainer: Trainer, clips: list[Clip]) -> None:
-    """Teach either encoder alone to tell how the lips stand, through a linear head that is thrown away.
+    """Train both encoders to predict the lip features, through one linear head that is discarded afterwards.
 
-    Whether a mouth fits a sound is hard to learn for two encoders that know nothing of mouths: both have to be
-    right before either is rewarded. Shapes from the landmarks reward each by itself, and the head they share makes
-    them speak of it in the same way.
+    From random weights, matching mouths to audio is hard to learn: neither encoder gets a useful gradient before
+    the other one is good. Lip features from the landmarks give each encoder a target of its own, and the common
+    head aligns their codes.
     """
     config = trainer.config
     torch.manual_seed(config.seed)
     rng = np.random.default_rng(config.seed)
     probabilities = clip_probabilities(clips, config.speaker_sampling_exponent)
-    shapes = [lip_features(clip.landmarks) for clip in clips]
+    lips = [lip_features(clip.landmarks) for clip in clips]
     head = nn.Linear(128, LIP_FEATURES).to(trainer.device)
     optimizer = torch.optim.AdamW([*trainer.syncnet.parameters(), *head.parameters()])
 
-    def draw(count: int) -> list[tuple[int, int]]:
+    def sample(count: int) -> list[tuple[int, int]]:
+        """Clip numbers and frame indices."""
         numbers = rng.choice(len(clips), count, p=probabilities)
-        return [(number, int(rng.integers(2, len(shapes[number]) - 2))) for number in numbers]
+        return [(number, int(rng.integers(2, len(lips[number]) - 2))) for number in numbers]
 
-    def unexplained(codes: torch.Tensor, drawn: list[tuple[int, int]]) -> torch.Tensor:
-        wanted = np.stack([shapes[number][middle] for number, middle in drawn])
-        return (head(codes).float() - torch.from_numpy(wanted).to(trainer.device)).square().mean()
+    def head_loss(codes: torch.Tensor, samples: list[tuple[int, int]]) -> torch.Tensor:
+        target = np.stack([lips[number][index] for number, index in samples])
+        return (head(codes).float() - torch.from_numpy(target).to(trainer.device)).square().mean()
 
-    bar = tqdm(range(config.shape_warmup_steps), unit="step", desc="lips")
+    bar = tqdm(range(config.shape_warmup_steps), unit="step", desc="lip-shape warm-up")
     for step in bar:
-        optimizer.param_groups[0]["lr"] = 5e-4 * 0.5 * (1 + math.cos(math.pi * step / config.shape_warmup_steps))
-        seen, heard = draw(config.batch_size), draw(8 * config.batch_size)  # sounds cost next to nothing
-        mouths = np.stack([mouth_stack(clips[n], middle, *sample_augmentation(rng)) for n, middle in seen])
+        optimizer.param_groups[0]["lr"] = 5e-4 * cosine_decay(step, config.shape_warmup_steps)
+        face_samples = sample(config.batch_size)
+        audio_samples = sample(8 * config.batch_size)  # the audio encoder is cheap
+        mouths = np.stack([mouth_stack(clips[n], index, *sample_augmentation(rng)) for n, index in face_samples])
         audio = np.stack(
-            [audio_windows(clips[n].features, np.array([middle]), SYNC_RADIUS)[0] for n, middle in heard]
+            [audio_windows(clips[n].features, np.array([index]), SYNC_RADIUS)[0] for n, index in audio_samples]
         )
-        with trainer.autocast():
-            faces = trainer.syncnet.face_encoder(torch.from_numpy(mouths).to(trainer.device)).mean(dim=(2, 3))
-            sounds = trainer.syncnet.audio_encoder(torch.from_numpy(audio).to(trainer.device))[..., 0]
-            losses = [unexplained(faces, seen), unexplained(sounds, heard)]
+        with autocast(config.precision, trainer.device):
+            face_codes = trainer.syncnet.face_encoder(torch.from_numpy(mouths).to(trainer.device)).mean(dim=(2, 3))
+            audio_codes = trainer.syncnet.audio_encoder(torch.from_numpy(audio).to(trainer.device))[..., 0]
+            losses = [head_loss(face_codes, face_samples), head_loss(audio_codes, audio_samples)]
         optimizer.zero_grad(set_to_none=True)
         sum(losses).backward()
         optimizer.step()
-        bar.set_postfix(unexplained_by_picture=f"{losses[0].item():.3f}", by_sound=f"{losses[1].item():.3f}")
+        bar.set_postfix(face_loss=f"{losses[0].item():.3f}", audio_loss=f"{losses[1].item():.3f}")
 
 
 def save_release(trainer: Trainer, path: Path, info: dict[str, Any]) -> None:
-    """Save SyncNet for train_dinet.py, with what has to be known of its training."""
+    """Save SyncNet for train_dinet.py, with notes on its training (`info`, JSON values)."""
     config = trainer.config
-    notes = {"steps": trainer.step, "batch_size": config.batch_size, "seed": config.seed, **info}
     save_model(
-        path, trainer.syncnet, audio_features=config.audio_features, mouth_size=config.mouth_size, info=notes
+        path,
+        trainer.syncnet,
+        audio_features=config.audio_features,
+        mouth_size=config.mouth_size,
+        info={"steps": trainer.step, "batch_size": config.batch_size, "seed": config.seed, **info},
     )

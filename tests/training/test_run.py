@@ -1,0 +1,91 @@
+"""The run directory, configuration overrides and other things that both training commands share."""
+
+import argparse
+import math
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from configs.schema import TrainConfig, load_config
+from tests.support.training import TINY
+from training.run import TrainingRun, batch_shard, check_finite, prepare_run_dir, training_parser
+from utils.errors import OutputError, ParameterError, UserError
+
+
+@pytest.fixture
+def config(tmp_path) -> TrainConfig:
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    return load_config(tmp_path / "tiny.yaml")
+
+
+def test_new_run_directory_holds_the_configuration(config, tmp_path):
+    prepare_run_dir(tmp_path / "runs" / "one", config, resume=False)
+    assert load_config(tmp_path / "runs" / "one" / "config.yaml") == config
+
+
+def test_run_directory_with_a_run_must_be_resumed(config, tmp_path):
+    run_dir = tmp_path / "run"
+    prepare_run_dir(run_dir, config, resume=False)
+    (run_dir / "state.pt").touch()
+    with pytest.raises(OutputError, match="holds a run already") as caught:
+        prepare_run_dir(run_dir, config, resume=False)
+    assert caught.value.path == run_dir
+    (run_dir / ".state.123.partial.pt").touch()  # left by a killed run
+    prepare_run_dir(run_dir, config, resume=True)
+    assert sorted(path.name for path in run_dir.iterdir()) == ["config.yaml", "state.pt"]
+
+
+def test_resume_needs_a_run_with_the_same_configuration(config, tmp_path):
+    run_dir = tmp_path / "run"
+    with pytest.raises(ParameterError, match=r"no run to continue") as caught:
+        prepare_run_dir(run_dir, config, resume=True)
+    assert caught.value.parameter == "resume"
+    prepare_run_dir(run_dir, config, resume=False)
+    (run_dir / "state.pt").touch()
+    with pytest.raises(ParameterError, match="another seed, max_steps;"):
+        prepare_run_dir(run_dir, replace(config, max_steps=5, seed=1), resume=True)
+
+
+def test_flags_override_the_configuration(config, tmp_path):
+    flags = ["--config", tmp_path / "tiny.yaml", "--data", "data", "--device", "cpu", "--max-steps", 7]
+    flags += ["--init-from", "start.safetensors", "--max-minutes", 0.5]
+    args = training_parser("", base="configs/base.yaml").parse_args([str(flag) for flag in flags])
+    run = TrainingRun.from_args(args, TrainConfig)
+    assert run.config == replace(config, max_steps=7, init_from="start.safetensors")
+    assert (run.data, run.run_dir, run.device) == (Path("data"), Path("runs/tiny"), torch.device("cpu"))
+    assert (run.resume, run.max_minutes) == (False, 0.5)
+
+
+@pytest.mark.parametrize("minutes", [0.0, -1.0, math.nan])
+def test_time_limit_must_be_positive(minutes):
+    with pytest.raises(ParameterError, match="expected a number above 0") as caught:
+        TrainingRun.from_args(argparse.Namespace(max_minutes=minutes), TrainConfig)
+    assert caught.value.parameter == "max_minutes"
+
+
+def test_training_ends_at_max_steps_or_at_the_time_limit(config, tmp_path):
+    run = TrainingRun(config, tmp_path, tmp_path, torch.device("cpu"))
+    assert [run.is_last(step) for step in (1, 3, 4)] == [False, False, True]
+    run.max_minutes = 1e-9
+    time.sleep(1e-3)
+    assert run.is_last(1)
+
+
+def test_intervals(config, tmp_path):
+    run = TrainingRun(config, tmp_path, tmp_path, torch.device("cpu"))
+    assert [step for step in range(1, 8) if run.is_due(step, 3)] == [3, 6]
+    assert run.is_due(7, 3, last=True)
+
+
+def test_one_process_trains_on_the_whole_batch():
+    assert list(range(5))[batch_shard(5)] == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_losses_that_are_not_finite_name_the_clips(value):
+    check_finite({"pixel": 1.0}, 7, ["a", "b"])
+    with pytest.raises(UserError, match=r"step 7: a loss is NaN or Inf: .*; clips: a, b"):
+        check_finite({"pixel": 1.0, "lips": value}, 7, ["a", "b"])
