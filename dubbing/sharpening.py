@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import cv2
 import numpy as np
 
-from models.crop_layout import lips_box
+from models.crop_layout import lips_box, mouth_size_of
 
 MAX_SHARPENING = 1.0  # more makes teeth of noise
 
@@ -13,7 +13,7 @@ MAX_SHARPENING = 1.0  # more makes teeth of noise
 def sharpening_amount(drawn: np.ndarray, references: list[np.ndarray]) -> float:
     """How much `sharpened` has to add for drawn lips (B, 13S/8, 5S/4, 3) to have the detail of those of references
     (13S/8, 5S/4, 3), all uint8; MOST_SHARPENING at most."""
-    box = lips_box(drawn.shape[2] * 4 // 5)
+    box = lips_box(mouth_size_of(drawn.shape[1]))
 
     def detail(crops: Iterable[np.ndarray]) -> float:
         grays = (cv2.cvtColor(crop[box], cv2.COLOR_RGB2GRAY) for crop in crops)

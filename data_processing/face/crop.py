@@ -11,7 +11,7 @@ from math import ceil, floor
 import cv2
 import numpy as np
 
-from models.crop_layout import crop_size, mouth_box, mouth_margin_top
+from models.crop_layout import crop_size, lips_box, mouth_box, mouth_margin_top
 
 RADIUS_SCALE = 1.05  # room around the measured face
 COARSE_SIZE = 64  # mouth size at which what has no detail is computed
@@ -101,6 +101,14 @@ class FaceCrop:
             (13S/8, 5S/4, 3) uint8 RGB.
         """
         return sample_region(frame, self.left, self.top, self.pixel_size, crop_size(self.mouth_size))
+
+    def lips_region(self, frame: np.ndarray) -> np.ndarray:
+        """The lips box of a frame (H, W, 3) uint8 at source resolution, (h, w, 3), at least 3 × 3 pixels."""
+        rows, columns = lips_box(self.mouth_size)
+        left = round(self.left + columns.start * self.pixel_size)
+        top = round(self.top + rows.start * self.pixel_size)
+        height, width = (max(3, round((box.stop - box.start) * self.pixel_size)) for box in (rows, columns))
+        return sample_region(frame, left, top, 1.0, (height, width))
 
     def paste(
         self, frame: np.ndarray, generated: np.ndarray, landmarks: np.ndarray | None = None, strength: float = 1
