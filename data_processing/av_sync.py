@@ -1,4 +1,8 @@
-"""How late the sound of a video is against its picture: the bundled SyncNet's answer, with its confidence."""
+"""The A/V offset of a video, and how certain it is (sync confidence), measured with a SyncNet.
+
+SyncNet scores a window of five frames against a window of audio: about 1 if they match, about 0 if not. The A/V
+offset is the shift of the audio with the highest mean score.
+"""
 
 from dataclasses import dataclass
 from functools import cache
@@ -16,13 +20,15 @@ from models.crop_layout import mouth_box
 from models.syncnet import CLIP_LENGTH, SYNC_WINDOW, SyncNet
 from utils.bundled import BUNDLED_SYNCNET
 
-MAX_SHIFT = 15  # frames to either side, 0.6 s: a sound further off belongs to something else
-MAX_FRAMES = 1000  # of one video; more make the answer no surer
+MAX_SHIFT = 15  # frames in either direction, 0.6 s; audio with a larger offset is taken as mismatched
+MAX_FRAMES = 1000  # of one video; more do not make the result more certain
+BATCH_SIZE = 32  # windows encoded at a time
+HALF = CLIP_LENGTH // 2  # frames of a window on either side of its middle frame
 
 
 @dataclass(frozen=True)
 class AVOffset:
-    """audio_delay_ms: how late the sound is, negative if early; confidence: SyncNet's, see `offset_and_confidence`."""
+    """audio_delay_ms: positive if the audio lags the video; confidence: see `offset_and_confidence`."""
 
     audio_delay_ms: float
     confidence: float
@@ -31,32 +37,39 @@ class AVOffset:
 def measure_offset(
     video: Path, shots: list[tuple[int, np.ndarray, float]], waveform: np.ndarray, syncnet: Path = BUNDLED_SYNCNET
 ) -> AVOffset:
-    """Measure one video, whose shots all share one offset.
+    """Measure the A/V offset of a video, assuming that all its shots have the same one.
 
     Args:
-        video: the file.
-        shots: of each its first frame, its landmarks (T, 68, 2) and its crop radius in pixels; T 5 or more.
-        waveform: (N,) the video's sound.
+        video: the video file.
+        shots: for each shot its first frame, landmarks (T, 68, 2) in source pixels, and crop radius in pixels. T is
+            5 or more.
+        waveform: (N,) audio of the video, mono, 16 kHz.
+        syncnet: checkpoint of train_syncnet.py.
 
     Raises:
-        UserError: SyncNet or the model of its audio features cannot be had, or the video not be read.
+        CheckpointError: `syncnet` is not a valid checkpoint.
+        WeightsError: the weights of its audio features are missing.
+        MediaError: the video cannot be read.
     """
-    judge = _judge(syncnet)
-    features = extract_features(waveform, judge.audio_features)
-    scores, left = [], MAX_FRAMES
+    loaded = _load_syncnet(syncnet)
+    features = extract_features(waveform, loaded.audio_features)
+    scores, num_left = [], MAX_FRAMES
     for start, points, radius_px in shots:
-        points = points[:left]
+        points = points[:num_left]
         if len(points) < CLIP_LENGTH:
             break
-        left -= len(points)
-        mouths = _mouths(video, start, points, radius_px, judge.mouth_size)
-        moments, codes = encode_windows(judge.model, mouths, stride=2)
-        scores.append(shift_scores(judge.model, moments + start, codes, features, MAX_SHIFT))
+        num_left -= len(points)
+        mouths = _read_mouths(video, start, points, radius_px, loaded.mouth_size)
+        middles, codes = encode_windows(loaded.model, mouths, stride=2)
+        scores.append(shift_scores(loaded.model, middles + start, codes, features, MAX_SHIFT))
     return offset_from_scores(np.concatenate(scores, axis=1))
 
 
 def offset_from_scores(scores: np.ndarray) -> AVOffset:
-    """From `shift_scores` (2K + 1, moments): the peak of the mean score, by a parabola to parts of a frame."""
+    """A/V offset to a fraction of a frame, from `shift_scores` (2K + 1, M).
+
+    It is the peak of the parabola through the highest mean score and its two neighbours.
+    """
     shift, confidence = offset_and_confidence(scores)
     counts = (~np.isnan(scores)).sum(axis=1)
     means, peak = np.nansum(scores, axis=1) / np.where(counts, counts, np.nan), shift + len(scores) // 2
@@ -68,72 +81,80 @@ def offset_from_scores(scores: np.ndarray) -> AVOffset:
 
 
 @cache
-def _judge(path: Path) -> LoadedModel:
+def _load_syncnet(path: Path) -> LoadedModel:
     return load_model(path, kinds=SYNCNET)
 
 
-def _mouths(video: Path, start: int, points: np.ndarray, radius_px: float, mouth_size: int) -> np.ndarray:
-    """(T, S, S, 3) uint8 RGB."""
+def _read_mouths(video: Path, start: int, points: np.ndarray, radius_px: float, mouth_size: int) -> np.ndarray:
+    """Mouth boxes of the frames from `start` on, one per row of `points`: (T, S, S, 3) uint8 RGB."""
     rows, columns = mouth_box(mouth_size)
     frames = read_frames(video, start, start + len(points))
     crops = (
-        FaceCrop.from_landmarks(found, radius_px, mouth_size).extract(frame)
-        for frame, found in zip(frames, points, strict=True)
+        FaceCrop.from_landmarks(frame_points, radius_px, mouth_size).extract(frame)
+        for frame, frame_points in zip(frames, points, strict=True)
     )
     return np.stack([crop[rows, columns] for crop in crops])
 
 
 @torch.no_grad()
 def encode_windows(syncnet: SyncNet, mouths: np.ndarray, stride: int = 1) -> tuple[np.ndarray, torch.Tensor]:
-    """Encode every `stride`-th moment of a clip: five frames each.
+    """Encode every `stride`-th window of five frames of a clip.
 
     Args:
         syncnet: in evaluation mode.
-        mouths: (T, S, S, 3) uint8 RGB, consecutive frames, five or more.
+        mouths: (T, S, S, 3) uint8 RGB mouth boxes of five or more consecutive frames.
 
     Returns:
-        The middle frames of the moments (M,), and their codes (M, 128, S/32, S/32).
+        The middle frames (M,) of the windows, and their codes (M, 128, S/32, S/32).
     """
     device = next(syncnet.parameters()).device
-    half = CLIP_LENGTH // 2
-    moments = np.arange(half, len(mouths) - half, stride)
+    middles = np.arange(HALF, len(mouths) - HALF, stride)
     codes = []
-    for start in range(0, len(moments), 32):
-        frames = mouths[moments[start : start + 32, None] + np.arange(-half, half + 1)]
+    for start in range(0, len(middles), BATCH_SIZE):
+        frames = mouths[middles[start : start + BATCH_SIZE, None] + np.arange(-HALF, HALF + 1)]
         images = torch.from_numpy(frames).to(device).permute(0, 1, 4, 2, 3).flatten(1, 2)
         codes.append(syncnet.face_encoder(images.float() / 255))
-    return moments, torch.cat(codes)
+    return middles, torch.cat(codes)
 
 
 @torch.no_grad()
-def window_scores(syncnet: SyncNet, codes: torch.Tensor, features: np.ndarray, heard: np.ndarray) -> np.ndarray:
-    """Scores (M,), means over patches, of encoded moments with the sound at `heard` (M,) in features (T, D)."""
-    sound = torch.from_numpy(audio_windows(features, heard, SYNC_WINDOW // 2)).to(codes.device)
-    return syncnet.merge(codes, syncnet.audio_encoder(sound)).mean(dim=(1, 2, 3)).cpu().numpy()
+def window_scores(
+    syncnet: SyncNet, codes: torch.Tensor, features: np.ndarray, audio_middles: np.ndarray
+) -> np.ndarray:
+    """Scores (M,), averaged over patches, of encoded windows with the audio around the rows `audio_middles` (M,) of
+    the audio features (T, D)."""
+    audio = torch.from_numpy(audio_windows(features, audio_middles, SYNC_WINDOW // 2)).to(codes.device)
+    return syncnet.merge(codes, syncnet.audio_encoder(audio)).mean(dim=(1, 2, 3)).cpu().numpy()
 
 
 def shift_scores(
-    syncnet: SyncNet, moments: np.ndarray, codes: torch.Tensor, features: np.ndarray, max_shift: int
+    syncnet: SyncNet, middles: np.ndarray, codes: torch.Tensor, features: np.ndarray, max_shift: int
 ) -> np.ndarray:
-    """Scores (2·max_shift + 1, M) of a clip's moments with its sound moved by −max_shift … max_shift frames.
+    """Scores of the windows of a clip with the audio shifted by −max_shift … max_shift frames.
 
-    Entry (max_shift + d, i) compares moment i with the sound d frames later; NaN where the clip has none. A clip in
-    sync has its highest mean in the middle row.
+    Args:
+        middles, codes: of `encode_windows`.
+        features: (T, D) audio features; row t belongs to frame t.
+
+    Returns:
+        (2·max_shift + 1, M). Entry (max_shift + d, i) compares window i with the audio d frames later; NaN outside
+        of the audio. For a clip in sync the middle row has the highest mean.
     """
-    scores = np.full((2 * max_shift + 1, len(moments)), np.nan, np.float32)
-    half = CLIP_LENGTH // 2
+    scores = np.full((2 * max_shift + 1, len(middles)), np.nan, np.float32)
     for row, shift in enumerate(range(-max_shift, max_shift + 1)):
-        heard = moments + shift
-        there = (heard >= half) & (heard < len(features) - half)
-        if there.any():
-            scores[row, there] = window_scores(syncnet, codes[torch.from_numpy(there)], features, heard[there])
+        audio_middles = middles + shift
+        valid = (audio_middles >= HALF) & (audio_middles < len(features) - HALF)
+        if valid.any():
+            valid_codes = codes[torch.from_numpy(valid)]
+            scores[row, valid] = window_scores(syncnet, valid_codes, features, audio_middles[valid])
     return scores
 
 
 def offset_and_confidence(scores: np.ndarray) -> tuple[int, float]:
-    """How many frames late the sound is, and how sure that is, from `shift_scores` (2K + 1, moments).
+    """A/V offset in frames, positive if the audio lags, and sync confidence, from `shift_scores` (2K + 1, M).
 
-    The offset is the shift of the highest mean score, the confidence how far that stands above the median shift's.
+    The offset is the shift with the highest mean score. The confidence is the difference between this score and the
+    median over all shifts.
     """
     counts = (~np.isnan(scores)).sum(axis=1)
     means = np.where(counts, np.nansum(scores, axis=1) / np.maximum(counts, 1), np.nan)

@@ -1,6 +1,5 @@
-"""TODO."""
+"""Cut one video into clips of a prepared dataset: face crops with synchronised audio, landmarks and features."""
 
-import os
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,33 +7,38 @@ from pathlib import Path
 import numpy as np
 
 from data_processing.audio.features import extract_features
+from data_processing.audio.framing import SAMPLES_PER_FRAME
 from data_processing.av_sync import MAX_SHIFT, measure_offset
 from data_processing.face.crop import FaceCrop, crop_radius, frame_radii
 from data_processing.face.tracking import Landmarks, find_landmarks
 from data_processing.media.audio_io import SAMPLE_RATE, load_audio, save_wav
-from data_processing.media.video_reader import FPS, probe, read_frames
+from data_processing.media.video_reader import probe, read_frames
 from data_processing.media.video_writer import VideoWriter
 from data_processing.sources import Source
 from models.crop_layout import crop_size
-from utils.errors import UserError
+from utils.errors import MediaError
+from utils.files import partial_path, write_atomically
 
-MIN_FRAMES = 20  # shorter shots cannot give five references apart from the frame to draw
-MIN_RADIUS_PX = 24  # smaller faces have no teeth to learn
+MIN_FRAMES = 20  # a shorter shot has no five reference frames at a distance from the target frame
+MIN_RADIUS_PX = 24  # smaller faces show no teeth
 MAX_RADIUS_RATIO = 1.5  # the authors' limit on how much a face may grow within one shot
-MIN_FOUND = 0.8  # share of frames in which the face was seen, not interpolated
-CROP_CRF = 12  # training data: nearly lossless
-# On held-out people SyncNet was within 42 ms of the known offset for all clips of 2.4 s and more, with confidences
-# from 0.10 up; with somebody else's sound clips of 15 s had 0.06 and less. Shorter ones cannot be told.
+MIN_FOUND = 0.8  # fraction of frames in which the face is detected rather than interpolated
+CROP_CRF = 12  # nearly lossless, because the clips are training data
+# On held-out speakers SyncNet was within 42 ms of the known offset for all clips of 2.4 s or more, with confidences
+# from 0.10 upwards; with mismatched audio, clips of 15 s had 0.06 and less. Shorter clips cannot be decided.
 MIN_SYNC_CONFIDENCE = 0.08
 MIN_SYNC_FRAMES = 60
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What every clip of a dataset has in common; stored in dataset.json and compared on resuming.
+    """What all clips of a dataset have in common; stored in dataset.json and compared when a dataset is continued.
 
-    min_sync_confidence: SyncNet's, below which a video is rejected; None to take every sound as it is. Videos of
-        less than MIN_SYNC_FRAMES are always taken so.
+    mouth_size: S of the face crops.
+    landmarks: landmark detector, one of BACKENDS.
+    audio_features: kind of audio features.
+    min_sync_confidence: videos with a lower sync confidence are rejected. None to skip measuring the A/V offset. It
+        is never measured for videos with fewer than MIN_SYNC_FRAMES usable frames.
     """
 
     mouth_size: int
@@ -44,54 +48,36 @@ class Settings:
 
 
 def prepare_video(source: Source, output: Path, settings: Settings) -> tuple[list[dict], list[str]]:
-    """Cut one video into face-crop clips, one a shot, and write them.
+    """Cut one video into clips, one per usable shot, and write them to `output`/clips.
 
     Returns:
-        The manifest lines of the clips accepted, and why the other shots were not.
+        The manifest lines of the clips (without "split"), and why the other shots were rejected, one reason each.
 
     Raises:
-        UserError: the video as a whole is of no use (unreadable, no face, no sound).
+        MediaError: the whole video is rejected: it cannot be read, has no audio track or no face, or its audio does
+            not match.
+        OutputError: a clip cannot be written.
+        WeightsError: the weights of a network are missing.
     """
     probe(source.path)
     waveform = load_audio(source.path)
     landmarks = find_landmarks(source.path, settings.landmarks)
-    waveform = _earlier(waveform, source.audio_late_ms)
-    audio_delay_ms, confidence = source.audio_late_ms, None
-    if settings.min_sync_confidence is not None:
-        shots = _usable_shots(landmarks, waveform)[0]
-        if sum(stop - start for _, start, stop in shots) >= MIN_SYNC_FRAMES:
-            offset = measure_offset(
-                source.path,
-                [(a, landmarks.points[a:b], crop_radius(landmarks.points[a:b])) for _, a, b in shots],
-                waveform,
-            )
-            confidence = offset.confidence
-            if confidence < settings.min_sync_confidence:
-                raise UserError(
-                    f"the sound fits the picture nowhere within {MAX_SHIFT} frames "
-                    f"(confidence below {settings.min_sync_confidence})"
-                )
-            waveform = _earlier(waveform, offset.audio_delay_ms)
-            audio_delay_ms += offset.audio_delay_ms
+    waveform, audio_delay_ms, confidence = _synchronise(source, landmarks, waveform, settings.min_sync_confidence)
     features = extract_features(waveform, settings.audio_features, len(landmarks.points))
 
     clips = []
-    usable, reasons = _usable_shots(landmarks, waveform)
-    for number, start, stop in usable:
-        digest = zlib.crc32(str(source.path.resolve()).encode())
-        name = source.path.stem.replace(".", "_")[:60]  # a dot would be taken for the start of a suffix
+    shots, reasons = _usable_shots(landmarks, waveform)
+    digest = zlib.crc32(str(source.path.resolve()).encode())
+    name = source.path.stem.replace(".", "_")[:60]  # a dot would be taken for the start of a suffix
+    for number, start, stop in shots:
         clip_id = f"{name}-{digest:08x}-{number:02d}"
-        points = landmarks.points[start:stop]
+        path = output / "clips" / f"{clip_id}.mp4"
+        points, found = landmarks.points[start:stop], landmarks.found[start:stop]
         radius_px = crop_radius(points)
-        sound = waveform[start * SAMPLE_RATE // FPS : stop * SAMPLE_RATE // FPS]
-        clip_path = output / "clips" / f"{clip_id}.mp4"
-        _write_clip(clip_path, source.path, start, points, radius_px, sound, settings)
-        _save_arrays(
-            output / "clips" / f"{clip_id}.npz",
-            landmarks=points,
-            features=features[start:stop],
-            found=landmarks.found[start:stop],
-        )
+        audio = waveform[start * SAMPLES_PER_FRAME : stop * SAMPLES_PER_FRAME]
+        _write_video(path, source.path, start, points, radius_px, audio, settings.mouth_size)
+        arrays = {"landmarks": points, "features": features[start:stop], "found": found}
+        _write_arrays(path.with_suffix(".npz"), arrays)
         clips.append(
             {
                 "id": clip_id,
@@ -100,7 +86,7 @@ def prepare_video(source: Source, output: Path, settings: Settings) -> tuple[lis
                 "start_frame": start,
                 "num_frames": stop - start,
                 "radius_px": round(radius_px, 2),
-                "found": round(float(landmarks.found[start:stop].mean()), 3),
+                "found": round(float(found.mean()), 3),
                 "audio_features": settings.audio_features,
                 "audio_late_ms": round(audio_delay_ms, 1),
                 "sync_confidence": None if confidence is None else round(confidence, 3),
@@ -109,31 +95,61 @@ def prepare_video(source: Source, output: Path, settings: Settings) -> tuple[lis
     return clips, reasons
 
 
-def _earlier(waveform: np.ndarray, audio_delay_ms: float) -> np.ndarray:
-    """The sound as it is without `audio_delay_ms` of delay."""
-    late = round(audio_delay_ms * SAMPLE_RATE / 1000)
-    return waveform[late:] if late >= 0 else np.concatenate([np.zeros(-late, np.float32), waveform])
+def _synchronise(
+    source: Source, landmarks: Landmarks, waveform: np.ndarray, min_confidence: float | None
+) -> tuple[np.ndarray, float, float | None]:
+    """Remove the A/V offset given in `source`, then the offset that SyncNet measures.
+
+    Returns:
+        The waveform in sync with the video, the sum of the offsets in milliseconds, and the sync confidence (None
+        if it was not measured).
+
+    Raises:
+        MediaError: the confidence is below `min_confidence`.
+    """
+    waveform = _remove_audio_delay(waveform, source.audio_delay_ms)
+    if min_confidence is None:
+        return waveform, source.audio_delay_ms, None
+    shots = [(start, landmarks.points[start:stop]) for _, start, stop in _usable_shots(landmarks, waveform)[0]]
+    if sum(len(points) for _, points in shots) < MIN_SYNC_FRAMES:
+        return waveform, source.audio_delay_ms, None
+    tracks = [(start, points, crop_radius(points)) for start, points in shots]
+    offset = measure_offset(source.path, tracks, waveform)
+    if offset.confidence < min_confidence:
+        reason = f"no A/V sync within ±{MAX_SHIFT} frames (confidence below {min_confidence})"
+        raise MediaError(source.path, reason)
+    waveform = _remove_audio_delay(waveform, offset.audio_delay_ms)
+    return waveform, source.audio_delay_ms + offset.audio_delay_ms, offset.confidence
+
+
+def _remove_audio_delay(waveform: np.ndarray, audio_delay_ms: float) -> np.ndarray:
+    """Move audio (N,) forward by its delay; with a negative delay, pad it with zeros at the start."""
+    delay = round(audio_delay_ms * SAMPLE_RATE / 1000)
+    return waveform[delay:] if delay >= 0 else np.concatenate([np.zeros(-delay, np.float32), waveform])
 
 
 def _usable_shots(landmarks: Landmarks, waveform: np.ndarray) -> tuple[list[tuple[int, int, int]], list[str]]:
-    """Number, first frame and end of the shots to train on, as far as there is sound; and why not the others."""
-    num_frames = min(len(landmarks.points), len(waveform) * FPS // SAMPLE_RATE)
-    usable, reasons = [], []
+    """The shots to train on, as (number, first frame, end), and why the others are rejected.
+
+    Frames after the end of the audio are left out.
+    """
+    num_frames = min(len(landmarks.points), len(waveform) // SAMPLES_PER_FRAME)
+    shots, reasons = [], []
     for number, (start, stop) in enumerate(landmarks.shots):
         stop = min(stop, num_frames)
-        if reason := unfit_reason(landmarks, start, stop):
+        if reason := rejection_reason(landmarks, start, stop):
             reasons.append(reason)
         else:
-            usable.append((number, start, stop))
-    return usable, reasons
+            shots.append((number, start, stop))
+    return shots, reasons
 
 
-def unfit_reason(landmarks: Landmarks, start: int, stop: int) -> str | None:
-    """Why frames [start, stop) are of no use for training, or None."""
+def rejection_reason(landmarks: Landmarks, start: int, stop: int) -> str | None:
+    """Why frames [start, stop) cannot be used for training; None if they can."""
     if stop - start < MIN_FRAMES:
         return f"shot shorter than {MIN_FRAMES} frames"
     if landmarks.found[start:stop].mean() < MIN_FOUND:
-        return f"face seen in less than {MIN_FOUND:.0%} of the shot"
+        return f"face detected in less than {MIN_FOUND:.0%} of the shot"
     radii = frame_radii(landmarks.points[start:stop])
     if radii.max() < MIN_RADIUS_PX:
         return f"face radius below {MIN_RADIUS_PX} px"
@@ -142,23 +158,27 @@ def unfit_reason(landmarks: Landmarks, start: int, stop: int) -> str | None:
     return None
 
 
-def _write_clip(
-    path: Path, video: Path, start: int, points: np.ndarray, radius_px: float, sound: np.ndarray, settings: Settings
+def _write_video(
+    path: Path,
+    video: Path,
+    start: int,
+    points: np.ndarray,
+    radius_px: float,
+    audio: np.ndarray,
+    mouth_size: int,
 ) -> None:
-    height, width = crop_size(settings.mouth_size)
-    wav = path.with_name(f".{path.stem}.{os.getpid()}.wav")
+    """Write the face crops of the frames from `start` on, one per row of `points` (T, 68, 2), with their audio."""
+    height, width = crop_size(mouth_size)
+    wav = partial_path(path.with_suffix(".wav"))
     try:
-        save_wav(wav, sound)
+        save_wav(wav, audio)
         with VideoWriter(path, width, height, crf=CROP_CRF, audio_paths=[wav]) as writer:
             frames = read_frames(video, start, start + len(points))
             for frame, frame_points in zip(frames, points, strict=True):
-                crop = FaceCrop.from_landmarks(frame_points, radius_px, settings.mouth_size)
-                writer.write(crop.extract(frame))
+                writer.write(FaceCrop.from_landmarks(frame_points, radius_px, mouth_size).extract(frame))
     finally:
         wav.unlink(missing_ok=True)
 
 
-def _save_arrays(path: Path, **arrays: np.ndarray) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial.npz")
-    np.savez(partial, **arrays)
-    partial.replace(path)
+def _write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    write_atomically(path, lambda file: np.savez(file, **arrays))

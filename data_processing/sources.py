@@ -1,4 +1,4 @@
-"""TODO."""
+"""Find the videos of a dataset, with the metadata in MANIFEST.tsv files, and split speakers into train and val."""
 
 import csv
 import zlib
@@ -6,86 +6,107 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_processing.media.video_reader import VIDEO_SUFFIXES
-from utils.errors import UserError
+from utils.errors import FileError, MediaError, ParameterError
 
 METADATA_NAME = "MANIFEST.tsv"
 
 
 @dataclass(frozen=True)
 class Source:
-    """One video to prepare: its person (for the split) and how late its sound is against its picture."""
+    """One video to prepare.
+
+    path: the video file.
+    speaker: name of the speaker, for the split.
+    audio_delay_ms: known A/V offset, positive if the audio lags the video.
+    """
 
     path: Path
     speaker: str
-    audio_late_ms: float
+    audio_delay_ms: float
 
 
 def find_sources(inputs: list[Path], output: Path, speaker: str | None) -> list[Source]:
-    """List the videos of files and folders, with what a MANIFEST.tsv beside them says of each.
+    """List the videos in files and folders, each once.
 
-    Columns `file`, `person` and `audio_late_ms` are read where they exist. Without a person a video is its own.
-    What lies in `output` is left out, so that a dataset inside the folder of its videos does not feed on itself.
+    The columns `file`, `person` and `audio_late_ms` of a MANIFEST.tsv beside the videos are read if it exists. A
+    video without a named speaker counts as a speaker of its own. Files in `output` are skipped, so that a dataset
+    inside the folder of its source videos is not prepared again.
+
+    Args:
+        inputs: video files, or folders that are searched recursively.
+        output: folder of the prepared dataset.
+        speaker: name of the speaker of all videos; None for the names in MANIFEST.tsv.
 
     Raises:
-        UserError: a path does not exist, or no video is found.
+        MediaError: an input does not exist.
+        FileError: a MANIFEST.tsv is not valid.
+        ParameterError: there is no video in the inputs.
     """
     sources, metadata = [], {}
     for given in inputs:
         if not given.exists():
-            raise UserError(f"INPUT: no such file or folder: {given}")
+            raise MediaError(given, "no such file or folder")
         for path in sorted(given.rglob("*")) if given.is_dir() else [given]:
-            hidden = given.is_dir() and (path.suffix.lower() not in VIDEO_SUFFIXES or path.name.startswith("."))
-            if hidden or path.is_dir() or output.resolve() in path.resolve().parents:
+            is_other = given.is_dir() and (path.suffix.lower() not in VIDEO_SUFFIXES or path.name.startswith("."))
+            if is_other or path.is_dir() or output.resolve() in path.resolve().parents:
                 continue
             row: dict[str, str] = {}
-            for folder in path.parents:  # the nearest MANIFEST.tsv that knows the file, up to the folder given
+            for folder in path.parents:  # the nearest MANIFEST.tsv that lists the file, up to the input folder
                 if folder not in metadata:
                     metadata[folder] = _read_metadata(folder / METADATA_NAME)
                 row = metadata[folder].get(path.relative_to(folder).as_posix(), {})
                 if row or folder in (given, given.parent):
                     break
-            who = speaker or row.get("person") or path.stem
-            sources.append(Source(path, who, float(row.get("audio_late_ms") or 0)))
+            name = speaker or row.get("person") or path.stem
+            sources.append(Source(path, name, float(row.get("audio_late_ms") or 0)))
     if not sources:
-        raise UserError(
-            f"INPUT: found no video ({', '.join(sorted(VIDEO_SUFFIXES))}) in {', '.join(map(str, inputs))}"
-        )
-    return list({source.path.resolve(): source for source in sources}.values())  # each once
+        suffixes, places = ", ".join(sorted(VIDEO_SUFFIXES)), ", ".join(map(str, inputs))
+        raise ParameterError("inputs", f"no video file ({suffixes}) in {places}")
+    return list({source.path.resolve(): source for source in sources}.values())
 
 
 def _read_metadata(path: Path) -> dict[str, dict[str, str]]:
+    """Rows of a MANIFEST.tsv by file name, relative to its folder; empty if there is no such file."""
     if not path.is_file():
         return {}
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:  # with or without the mark that Excel puts first
+        with path.open(newline="", encoding="utf-8-sig") as file:  # Excel writes a byte order mark
             rows = list(csv.DictReader(file, delimiter="\t"))
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: expected tab-separated text, found something else ({error})") from None
+        raise FileError(path, f"not tab-separated text: {error}") from None
     if rows and "file" not in rows[0]:
-        raise UserError(f"{path}: expected a column 'file', found {', '.join(rows[0])}")
+        raise FileError(path, f"no column 'file' (columns: {', '.join(rows[0])})")
     for row in rows:
         try:
             float(row.get("audio_late_ms") or 0)
         except ValueError:
-            raise UserError(
-                f"{path}: audio_late_ms of {row['file']}: expected a number, found {row['audio_late_ms']!r}"
-            ) from None
+            found = row["audio_late_ms"]
+            raise FileError(path, f"audio_late_ms of {row['file']}: expected a number, found {found!r}") from None
     return {row["file"]: row for row in rows}
 
 
 def assign_splits(clips: list[dict], val_percent: int) -> None:
-    """Set 'split' of every manifest line to 'train' or 'val': all clips of a person fall on one side.
+    """Set "split" of every manifest line to "train" or "val", with all clips of a speaker in the same split.
 
-    Which side a person's name alone decides, so that it stays when others come; but with two people or more
-    neither side stays empty. Of a single person the last clips are held out.
+    The split depends only on a hash of the speaker's name, so it does not change when speakers are added; but with
+    two or more speakers neither split is left empty. With one speaker, the last clips are held out.
+
+    Args:
+        clips: manifest lines, changed in place.
+        val_percent: percentage of speakers (or of clips, with one speaker) in the val split.
     """
-    people = sorted({clip["person"] for clip in clips}, key=lambda person: zlib.crc32(person.encode()) % 100)
-    val = {person for person in people if zlib.crc32(person.encode()) % 100 < val_percent}
-    if len(people) > 1:
-        val = (val or {people[0]}) - ({people[-1]} if len(val) == len(people) else set())
+    speakers = sorted({clip["person"] for clip in clips}, key=_hash_percent)
+    val = {speaker for speaker in speakers if _hash_percent(speaker) < val_percent}
+    if len(speakers) > 1:
+        val = (val or {speakers[0]}) - ({speakers[-1]} if len(val) == len(speakers) else set())
         for clip in clips:
             clip["split"] = "val" if clip["person"] in val else "train"
     else:
         held_out = min(len(clips) - 1, max(1, len(clips) * val_percent // 100))
         for number, clip in enumerate(clips):
             clip["split"] = "val" if number >= len(clips) - held_out else "train"
+
+
+def _hash_percent(name: str) -> int:
+    """A number from 0 to 99 that depends only on the name."""
+    return zlib.crc32(name.encode()) % 100

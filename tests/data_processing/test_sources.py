@@ -1,0 +1,86 @@
+"""sources: finding videos and their metadata, and the train and val splits."""
+
+from pathlib import Path
+
+import pytest
+
+from data_processing.sources import Source, assign_splits, find_sources
+from utils.errors import FileError, MediaError, ParameterError
+
+NOWHERE = Path("nowhere")  # an output folder that contains none of the inputs
+
+
+def test_find_sources(tmp_path):
+    for name in ("b.mp4", "a.MOV", "inner/c.mkv", "notes.txt", "d.wav"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    without_metadata = [
+        Source(tmp_path / n, p, 0.0) for n, p in [("a.MOV", "a"), ("b.mp4", "b"), ("inner/c.mkv", "c")]
+    ]
+    assert find_sources([tmp_path], NOWHERE, None) == without_metadata
+
+    (tmp_path / "MANIFEST.tsv").write_text(
+        "file\ttitle\tperson\taudio_late_ms\nb.mp4\tx\tBob\t-40\ninner/c.mkv\ty\t\t12.5\n"
+    )
+    with_metadata = [
+        Source(tmp_path / "a.MOV", "a", 0.0),
+        Source(tmp_path / "b.mp4", "Bob", -40.0),
+        Source(tmp_path / "inner/c.mkv", "c", 12.5),
+    ]
+    assert find_sources([tmp_path], NOWHERE, None) == with_metadata
+    assert find_sources([tmp_path / "b.mp4"], NOWHERE, None) == [with_metadata[1]]
+    assert find_sources([tmp_path, tmp_path / "b.mp4"], NOWHERE, None) == with_metadata  # each once
+    assert {source.speaker for source in find_sources([tmp_path], NOWHERE, "Eve")} == {"Eve"}
+
+
+def test_invalid_inputs_are_refused(tmp_path):
+    with pytest.raises(MediaError, match=r"absent: no such file or folder"):
+        find_sources([tmp_path / "absent"], NOWHERE, None)
+    with pytest.raises(ParameterError, match=r"no video file \(.*\.mp4.*\) in ") as caught:
+        find_sources([tmp_path], NOWHERE, None)
+    assert caught.value.parameter == "inputs"
+    (tmp_path / "a.mp4").touch()
+    (tmp_path / "MANIFEST.tsv").write_text("name\tperson\na.mp4\tBob\n")
+    with pytest.raises(FileError, match=r"MANIFEST\.tsv: no column 'file' \(columns: name, person\)"):
+        find_sources([tmp_path], NOWHERE, None)
+    (tmp_path / "MANIFEST.tsv").write_text("file\taudio_late_ms\na.mp4\tlate\n")
+    with pytest.raises(FileError, match=r"audio_late_ms of a\.mp4: expected a number, found 'late'"):
+        find_sources([tmp_path], NOWHERE, None)
+
+
+def test_dataset_inside_the_folder_of_its_videos_is_skipped(tmp_path):
+    (tmp_path / "out" / "clips").mkdir(parents=True)
+    for name in ("a.mp4", "out/clips/a-0.mp4", ".hidden.mp4"):
+        (tmp_path / name).touch()
+    assert [source.path.name for source in find_sources([tmp_path], tmp_path / "out", None)] == ["a.mp4"]
+
+
+def test_manifest_in_a_subfolder_is_read(tmp_path):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "a.mp4").touch()
+    (tmp_path / "sub" / "MANIFEST.tsv").write_text("\ufefffile\tperson\na.mp4\tAnn\n", encoding="utf-8")
+    assert [source.speaker for source in find_sources([tmp_path], NOWHERE, None)] == ["Ann"]
+
+
+def splits(speakers: list[str], val_percent: int) -> list[str]:
+    """The splits of clips, one per entry of `speakers`."""
+    clips = [{"person": speaker} for speaker in speakers]
+    assign_splits(clips, val_percent)
+    return [clip["split"] for clip in clips]
+
+
+def test_split_depends_only_on_the_name_of_the_speaker():
+    speakers = [f"person {k // 2}" for k in range(4000)]  # two clips each
+    val = {speaker for speaker, split in zip(speakers, splits(speakers, 10), strict=True) if split == "val"}
+    assert 150 < len(val) < 250
+    assert splits(speakers, 10)[::2] == splits(speakers, 10)[1::2]
+    larger = {speaker for speaker, split in zip(speakers, splits(speakers, 20), strict=True) if split == "val"}
+    assert val < larger  # a higher percentage only adds speakers
+    assert splits(["Bob", "Joe"], 10) == ["train", "val"]  # must not change between versions
+
+
+def test_no_split_is_empty():
+    for val_percent in (0, 10, 100):
+        for speakers in (["Bob", "Ann"], ["Joe", "Jim", "Joe"], ["Bob", "Bob", "Bob"], [f"{k}" for k in range(7)]):
+            assert set(splits(speakers, val_percent)) == {"train", "val"}
+    assert splits(["Bob", "Bob", "Bob"], 10) == ["train", "train", "val"]  # with one speaker, the last clips
