@@ -1,6 +1,7 @@
-"""The typed schema of training configurations: a base file, a recipe that states its differences, flags."""
+"""The typed schema of training configurations, and how they are read: base file, recipes, overrides."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from types import UnionType
@@ -13,7 +14,7 @@ from data_processing.face.lips import LIPS
 from models.dinet import DEFORMATIONS
 from models.syncnet import CLIP_LENGTH
 from models.wav2lip import DOUBLINGS
-from utils.errors import UserError
+from utils.errors import ConfigError, ParameterError, UserError, error_reason
 
 GENERATOR_NAMES = ("dinet", *(f"wav2lip_{size}" for size in DOUBLINGS))
 LOSSES = ("pixel", "lips", "perceptual", "adversarial", "clip_adversarial", "sync")
@@ -21,28 +22,35 @@ LOSSES = ("pixel", "lips", "perceptual", "adversarial", "clip_adversarial", "syn
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """One training run of the generator. Every field must be set by base.yaml or the recipe; others are refused.
+    """Configuration of train_dinet.py. base.yaml sets every field; a recipe overrides some of them.
 
-    mouth_size: S, side of the mouth box in crop pixels; num_references: reference frames a sample.
-    generator: dinet, or the baseline wav2lip_96, wav2lip_192 or wav2lip_384, by the size of its faces.
-    deformation, inpainting: of dinet (models.dinet.DINetConfig); others than adaat and true are ablations.
-    audio_features: what the generator hears; or lips: it is driven by the real lips' movements, to be taught to
-        hear in a next run.
-    speaker_sampling_exponent: how much long recordings of one person count (data_processing.dataset.TrainingBatches).
-    clip_length: consecutive frames a sample: 1 in the frame stage, 5 in the clip stage.
-    freeze_bn: the generator's batch norms keep the statistics of `init_from`: where a batch holds few people, as
-        in the clip stage, its own would make everybody look like these few.
-    audio_warmup_steps: steps for which the audio encoder alone learns, before anything else, to give the codes that
-        the lips gave in `init_from`, which must be a generator driven by lips.
-    syncnet: checkpoint of train_syncnet.py, the judge of the sync loss, or null.
-    sync_target: what the generated mouths' score is drawn to: one (paper), or real, the score of the real mouths.
-    learning_rate: Adam's, reached after warmup_steps and falling along a cosine to 0 at max_steps.
-    loss_weights: weight of each loss, 0 leaves it out; the keys are the names in the log.
-    adversarial_start: step from which the adversarial loss acts and the discriminator is trained.
-    precision: bf16 (autocast) or fp32; channels_last: memory layout of the networks; compile: have
-        torch.compile make the generator faster (not on every machine; it takes minutes to begin).
-    init_from: release checkpoint whose weights to start from, or null.
-    validate_every, save_every, image_every: steps; val_frames: frames drawn from each held-out clip.
+    seed: of the initial weights and of the batches.
+    mouth_size: S, side of the mouth box in crop pixels.
+    num_references: reference frames per sample.
+    generator: dinet, or one of the baselines wav2lip_96, wav2lip_192 and wav2lip_384, named after their input size.
+    deformation, inpainting: variants of DINet (models.dinet.DINetConfig). All but adaat and true are ablations.
+    audio_features: kind of audio features; or lips, to drive the generator with lip features of the target frame.
+        Its audio encoder is then replaced in a later run.
+    speaker_sampling_exponent: a speaker with n frames is sampled with probability ∝ n ** exponent.
+    clip_length: consecutive frames per sample: 1 in the frame stage, 5 in the clip stage.
+    freeze_bn: keep the batch norm statistics of `init_from`. With few identities per batch, as in the clip stage,
+        the generator would overfit to their statistics.
+    audio_warmup_steps: steps that first train only the audio encoder, to reproduce the codes of the lip encoder of
+        `init_from`, which must be a generator driven by lip features.
+    syncnet: checkpoint of train_syncnet.py for the sync loss, or null.
+    sync_target: target of the sync score of generated frames: one (paper), or real, the score of the real frames.
+    batch_size: samples per step, over all processes.
+    max_steps: number of steps.
+    learning_rate: of Adam, reached after `warmup_steps`, then a cosine schedule down to 0 at `max_steps`.
+    adam_betas: β₁ and β₂ of Adam.
+    loss_weights: weight of each loss; 0 disables it. The keys are the names in the log.
+    adversarial_start: step from which the adversarial losses are used and the discriminators are trained.
+    precision: bf16 (autocast) or fp32.
+    channels_last: memory layout of the networks.
+    compile: compile the generator with torch.compile. Takes minutes at the start; not faster on every machine.
+    init_from: checkpoint whose weights training starts from, or null.
+    log_every, validate_every, image_every, save_every: intervals in steps.
+    val_frames: frames generated per held-out clip in a validation.
     """
 
     seed: int
@@ -78,14 +86,15 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class SyncNetConfig:
-    """One training run of SyncNet; as TrainConfig, over base_syncnet.yaml.
+    """Configuration of train_syncnet.py, over base_syncnet.yaml. Other fields are as in TrainConfig.
 
-    num_negatives: how many each moment is compared with; together they weigh as much as its own sound.
-    negative_gap: frames, at least, between a moment and a wrong sound taken from the same clip.
-    contrast_weight: weight of telling, by their codes alone, a moment's own sound among the wrong ones.
-    shape_warmup_steps: steps for which both encoders learn mouth shapes, through heads that are thrown away, before
-    they are asked whether these agree; not with init_from, which has learned them.
-    weight_decay: AdamW's.
+    num_negatives: mismatched audio windows per mouth window; together they weigh as much as the matched one.
+    negative_gap: minimum distance, in frames, of a negative from the same clip.
+    contrast_weight: weight of the contrastive loss, which classifies the matched audio among the negatives by the
+        similarity of the codes.
+    shape_warmup_steps: steps that first train both encoders to predict lip shapes through a temporary linear head,
+        before they are trained to compare them. Skipped with `init_from`.
+    weight_decay: of AdamW.
     """
 
     seed: int
@@ -111,92 +120,159 @@ class SyncNetConfig:
 
 FOLDER = Path(__file__).parent
 BASES = {TrainConfig: FOLDER / "base.yaml", SyncNetConfig: FOLDER / "base_syncnet.yaml"}
+# former names of keys, which old recipes and the config.yaml of old runs use
+RENAMED = {
+    "person_power": "speaker_sampling_exponent",
+    "wrong_sounds": "num_negatives",
+    "frozen_norms": "freeze_bn",
+}
 MAY_BE_ZERO = ("seed", "warmup_steps", "audio_warmup_steps", "shape_warmup_steps", "adversarial_start")
+# what a Wav2Lip generator requires of other fields
+WAV2LIP_VALUES = {
+    "num_references": 1,
+    "audio_features": "mel",
+    "deformation": "adaat",
+    "inpainting": True,
+    "audio_warmup_steps": 0,
+}
 Config = TypeVar("Config", TrainConfig, SyncNetConfig)
 
 
 def load_config(
     paths: Path | list[Path], overrides: dict[str, Any] | None = None, kind: type[Config] = TrainConfig
 ) -> Config:
-    """Read a recipe, or several of which later ones go over earlier ones, over the base file of its kind and under
-    `overrides` (None values left out); loss weights merge one by one.
+    """Read a configuration.
+
+    Args:
+        paths: one or more recipes (YAML). Each overrides those before it, and the base file of `kind`. Loss weights
+            are overridden one by one. Keys are also accepted under their former names (RENAMED).
+        overrides: values that override the recipes; None values are ignored.
+        kind: TrainConfig or SyncNetConfig.
 
     Raises:
-        UserError: unreadable YAML, unknown or missing keys, wrong types, values out of range; all named.
+        ConfigError: a recipe cannot be read, has unknown or missing keys, or values of wrong types or out of range.
+        ParameterError: one of `overrides` is not a key, has a wrong type or is out of range.
     """
     paths = [paths] if isinstance(paths, Path) else paths
-    values = _read(BASES[kind])
-    for recipe in map(_read, paths):
-        before, weights = values.get("loss_weights"), recipe.get("loss_weights")
-        values |= recipe
-        if isinstance(before, dict) and isinstance(weights, dict):
-            values["loss_weights"] = before | weights
-    values |= {k: v for k, v in (overrides or {}).items() if v is not None}
-    path = " ".join(map(str, paths))
     types = get_type_hints(kind)
-    unknown = sorted(map(str, values.keys() - types.keys()))
-    missing = sorted(types.keys() - values.keys())
-    if unknown or missing:
-        raise UserError(f"--config {path}: unknown keys: {unknown or 'none'}; missing keys: {missing or 'none'}")
-    for name, value in values.items():
-        values[name] = _checked(path, name, value, types[name])
+    values: dict[str, Any] = {}
+    origins: dict[str, Path | None] = {}  # the recipe that sets a key; None for an override
+    for path in [BASES[kind], *paths]:
+        recipe = _read(path, types)
+        if path in paths:
+            origins |= dict.fromkeys(recipe, path)
+        if "loss_weights" in values and "loss_weights" in recipe:
+            recipe["loss_weights"] = values["loss_weights"] | recipe["loss_weights"]
+        values |= recipe
+    for name, value in (overrides or {}).items():
+        if value is None:
+            continue
+        if name not in types:
+            raise ParameterError(name, f"not a key of {kind.__name__}")
+        try:
+            values[name] = _converted(value, types[name])
+        except TypeError as error:
+            raise ParameterError(name, str(error)) from None
+        origins[name] = None
+    if missing := sorted(types.keys() - values.keys()):
+        raise ConfigError(paths[-1], f"missing keys: {missing}; {BASES[kind]} does not set them either")
     config = kind(**values)
-    _check_ranges(path, config)
+    for names, reason in _problems(config):
+        raise _range_error(names, reason, origins, paths)
     return config
 
 
 def dump_config(config: TrainConfig | SyncNetConfig) -> str:
-    """The resolved configuration as YAML that `load_config` reads back."""
+    """The resolved configuration as YAML, which `load_config` reads."""
     return yaml.safe_dump(asdict(config), sort_keys=False)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path, types: dict[str, Any]) -> dict[str, Any]:
+    """Keys and values of a file, under their present names and with the types of the schema."""
     try:
         values = yaml.safe_load(path.read_text())
     except OSError as error:
-        raise UserError(f"--config: cannot read {path}: {error.strerror}") from None
+        raise ConfigError(path, f"cannot be read: {error_reason(error)}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"--config {path}: not YAML: {' '.join(str(error).split())}") from None
-    if values is not None and not isinstance(values, dict):
-        raise UserError(f"--config {path}: expected `key: value` lines, found {type(values).__name__}")
-    return values or {}
+        raise ConfigError(path, f"not valid YAML: {' '.join(str(error).split())}") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigError(path, f"expected `key: value` lines, found {type(values).__name__}")
+    for old, new in RENAMED.items():
+        if old in values and new in types:
+            if new in values:
+                raise ConfigError(path, f"{old} is the former name of {new}; remove one of them")
+            values[new] = values.pop(old)
+    if unknown := sorted(map(str, values.keys() - types.keys())):
+        raise ConfigError(path, f"unknown keys: {unknown}")
+    for name, value in values.items():
+        try:
+            values[name] = _converted(value, types[name])
+        except TypeError as error:
+            raise ConfigError(path, f"{name}: {error}") from None
+    return values
 
 
-def _checked(path: str, name: str, value: Any, kind: Any) -> Any:
+def _converted(value: Any, kind: Any) -> Any:
+    """The value, with integers converted where a float is expected. Raises TypeError."""
     if kind is float and type(value) is int:
         return float(value)
     if get_origin(kind) is UnionType:
-        fits = any(isinstance(value, option) for option in get_args(kind))
+        valid = any(isinstance(value, option) for option in get_args(kind))
     elif get_origin(kind) is list:
-        fits = isinstance(value, list) and all(type(item) in (int, float) for item in value)
+        valid = isinstance(value, list) and all(type(item) in (int, float) for item in value)
     elif get_origin(kind) is dict:
-        fits = isinstance(value, dict) and all(type(item) in (int, float) for item in value.values())
+        valid = isinstance(value, dict) and all(type(item) in (int, float) for item in value.values())
     else:
-        fits = type(value) is kind
-    if not fits:
-        expected = kind.__name__ if isinstance(kind, type) else kind
-        raise UserError(f"--config {path}: {name}: expected {expected}, found {value!r}")
+        valid = type(value) is kind
+    if not valid:
+        raise TypeError(f"expected {kind.__name__ if isinstance(kind, type) else kind}, found {value!r}")
     return value
 
 
-def _check_ranges(path: str, config: TrainConfig | SyncNetConfig) -> None:
-    known = [*FEATURE_DIMS, LIPS] if isinstance(config, TrainConfig) else [*FEATURE_DIMS]
-    checks = {
+def _range_error(
+    names: tuple[str, ...], reason: str, origins: dict[str, Path | None], paths: list[Path]
+) -> UserError:
+    """The error for a value of `names[0]` that is not valid, or not valid together with the other names.
+
+    It names the override or recipe that sets the first of `names` that the base file does not set.
+    """
+    origin = next((origins[name] for name in names if name in origins), paths[0])
+    if origin is None:
+        at_fault = next(name for name in names if name in origins)
+        return ParameterError(at_fault, reason if at_fault == names[0] else f"{names[0]}: {reason}")
+    return ConfigError(origin, f"{names[0]}: {reason}")
+
+
+def _problems(config: TrainConfig | SyncNetConfig) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Values that are not valid: the names of the keys involved, the one with the value first, and the reason."""
+    for name, (valid, expected) in _ranges(config).items():
+        if not valid:
+            yield (name,), f"expected {expected}, found {getattr(config, name)!r}"
+    if isinstance(config, TrainConfig):
+        yield from _conflicts(config)
+
+
+def _ranges(config: TrainConfig | SyncNetConfig) -> dict[str, tuple[bool, str]]:
+    """For each key with a restricted range, whether its value is valid, and what is expected."""
+    features = [*FEATURE_DIMS, LIPS] if isinstance(config, TrainConfig) else [*FEATURE_DIMS]
+    ranges = {
         "mouth_size": (config.mouth_size > 0 and config.mouth_size % 32 == 0, "a multiple of 32"),
         "learning_rate": (0 < config.learning_rate < math.inf, "a number above 0"),
-        "audio_features": (config.audio_features in known, f"one of {', '.join(known)}"),
+        "audio_features": (config.audio_features in features, f"one of {', '.join(features)}"),
         "precision": (config.precision in ("bf16", "fp32"), "bf16 or fp32"),
     }
     if isinstance(config, SyncNetConfig):
-        checks["contrast_weight"] = (0 <= config.contrast_weight < math.inf, "0 or more")
-    if isinstance(config, TrainConfig):
+        ranges["contrast_weight"] = (0 <= config.contrast_weight < math.inf, "0 or more")
+    else:
         weights = config.loss_weights
-        checks |= {
+        ranges |= {
             "loss_weights": (
                 set(weights) == set(LOSSES)
                 and all(0 <= weight < math.inf for weight in weights.values())
                 and weights["pixel"] + weights["perceptual"] > 0,
-                f"the keys {', '.join(LOSSES)}, none below 0, and pixel or perceptual above it",
+                f"the keys {', '.join(LOSSES)}, no weight below 0, and pixel or perceptual above 0",
             ),
             "adam_betas": (
                 len(config.adam_betas) == 2 and all(0 <= beta < 1 for beta in config.adam_betas),
@@ -209,39 +285,24 @@ def _check_ranges(path: str, config: TrainConfig | SyncNetConfig) -> None:
     for field in fields(config):
         if field.type is int:
             lowest = 0 if field.name in MAY_BE_ZERO else 1
-            checks.setdefault(field.name, (getattr(config, field.name) >= lowest, f"{lowest} or more"))
-    for name, (good, expected) in checks.items():
-        if not good:
-            raise UserError(f"--config {path}: {name}: expected {expected}, found {getattr(config, name)!r}")
-    if isinstance(config, TrainConfig):
-        _check_together(path, config)
+            ranges.setdefault(field.name, (getattr(config, field.name) >= lowest, f"{lowest} or more"))
+    return ranges
 
 
-def _check_together(path: str, config: TrainConfig) -> None:
-    """What one value asks of another."""
+def _conflicts(config: TrainConfig) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Values that are not valid in combination; see `_problems`."""
     weights = config.loss_weights
     if config.generator != "dinet":
-        wanted = {
-            "num_references": 1,
-            "audio_features": "mel",
-            "deformation": "adaat",
-            "inpainting": True,
-            "audio_warmup_steps": 0,
-        }
-        for name, value in wanted.items():
-            if (found := getattr(config, name)) != value:
-                raise UserError(f"--config {path}: {name}: expected {value} with {config.generator}, found {found}")
+        for name, expected in WAV2LIP_VALUES.items():
+            value = getattr(config, name)
+            if value != expected:
+                yield (name, "generator"), f"expected {expected} with {config.generator}, found {value}"
     if config.mouth_size < 64 and (weights["adversarial"] or weights["clip_adversarial"]):
-        raise UserError(
-            f"--config {path}: mouth_size: expected at least 64 with an adversarial loss (its discriminator takes "
-            f"no smaller crops), found {config.mouth_size}"
-        )
+        reason = "expected at least 64 with an adversarial loss (its discriminator needs crops of that size)"
+        yield ("mouth_size", "loss_weights"), f"{reason}, found {config.mouth_size}"
     if config.clip_length != CLIP_LENGTH and (weights["clip_adversarial"] or weights["sync"]):
-        raise UserError(
-            f"--config {path}: clip_length: expected {CLIP_LENGTH} with the clip discriminator or the sync loss, "
-            f"found {config.clip_length}"
-        )
+        reason = f"expected {CLIP_LENGTH} with the clip discriminator or the sync loss, found {config.clip_length}"
+        yield ("clip_length", "loss_weights"), reason
     if weights["sync"] and not config.syncnet:
-        raise UserError(
-            f"--config {path}: syncnet: expected a checkpoint of train_syncnet.py with the sync loss, found null"
-        )
+        reason = "expected a checkpoint of train_syncnet.py with the sync loss, found null"
+        yield ("syncnet", "loss_weights"), reason

@@ -1,4 +1,4 @@
-"""The schema of training configurations: what is refused, and in which words; recipes over base; the round trip."""
+"""schema: recipes over the base file, errors that name file and key, former names of keys, the round trip."""
 
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -6,47 +6,56 @@ from pathlib import Path
 import pytest
 import yaml
 
-from configs.schema import BASES, SyncNetConfig, TrainConfig, dump_config, load_config
-from utils.errors import UserError
+from configs.schema import BASES, RENAMED, SyncNetConfig, TrainConfig, dump_config, load_config
+from utils.errors import ConfigError, ParameterError
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+ROOT = Path(__file__).resolve().parents[2]
+CONFIGS = ROOT / "configs"
 BASE = CONFIGS / "base.yaml"
-RECIPES = sorted(path for path in CONFIGS.glob("*.yaml") if not path.name.startswith("base"))
+RECIPES = sorted(CONFIGS.glob("*/*.yaml"))
+OLD_RUNS = sorted((ROOT / "results" / "small").glob("*.yaml"))  # some with former names of keys
 
 
 def recipe(folder: Path, text: str) -> Path:
+    """A recipe with this text."""
     path = folder / "recipe.yaml"
     path.write_text(text)
     return path
 
 
 def given(line: str) -> tuple[str, object]:
-    """Name and value of a recipe's line; loss weights as they are after merging."""
+    """Name and value in a line of a recipe; loss weights are merged with those of the base file."""
     ((name, value),) = yaml.safe_load(line).items()
     if name == "loss_weights" and isinstance(value, dict):
         value = yaml.safe_load(BASE.read_text())["loss_weights"] | value
     return name, value
 
 
-def refusal(path: Path, **overrides: object) -> str:
-    with pytest.raises(UserError) as caught:
-        load_config(path, overrides)
+def error_message(path: Path) -> str:
+    """The message of the error for an invalid recipe."""
+    with pytest.raises(ConfigError) as caught:
+        load_config(path)
     message = str(caught.value)
     assert "\n" not in message
-    assert "--config" in message
-    assert str(path) in message
+    assert caught.value.path == path  # from which the command adds the flag
+    assert message.startswith(f"{path}: ")
     return message
 
 
-def test_an_empty_recipe_is_base(tmp_path):
+def test_empty_recipe_is_the_base(tmp_path):
     assert asdict(load_config(recipe(tmp_path, ""))) == yaml.safe_load(BASE.read_text())
 
 
-def test_a_recipe_goes_over_base_and_overrides_over_both(tmp_path):
+def test_recipe_overrides_base_and_is_overridden(tmp_path):
     path = recipe(tmp_path, "batch_size: 3\nmax_steps: 7\n")
     base = yaml.safe_load(BASE.read_text())
-    found = asdict(load_config(path, {"max_steps": 9, "init_from": None}))
-    assert found == base | {"batch_size": 3, "max_steps": 9}
+    config = asdict(load_config(path, {"max_steps": 9, "init_from": None}))
+    assert config == base | {"batch_size": 3, "max_steps": 9}
+
+
+def test_there_are_recipes():
+    assert {path.parent.name for path in RECIPES} == {"stages", "ablations", "baselines", "bundled"}
+    assert len(RECIPES) >= 24
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
@@ -58,7 +67,7 @@ def test_every_recipe_loads(path):
     assert resolved.get("loss_weights", {}).items() >= weights.items()
 
 
-def test_loss_weights_merge_one_by_one(tmp_path):
+def test_loss_weights_are_merged_one_by_one(tmp_path):
     base = yaml.safe_load(BASE.read_text())["loss_weights"]
     assert load_config(recipe(tmp_path, "loss_weights: {pixel: 7}")).loss_weights == base | {"pixel": 7}
 
@@ -76,7 +85,7 @@ def test_round_trip(tmp_path):
     assert load_config(recipe(tmp_path, dump_config(config))) == config
 
 
-def test_whole_numbers_serve_as_numbers(tmp_path):
+def test_integers_are_accepted_as_floats(tmp_path):
     config = load_config(recipe(tmp_path, "learning_rate: 1\nadam_betas: [0, 0.9]\n"))
     assert (config.learning_rate, config.adam_betas) == (1.0, [0, 0.9])
     assert type(config.learning_rate) is float
@@ -84,7 +93,7 @@ def test_whole_numbers_serve_as_numbers(tmp_path):
 
 @pytest.mark.parametrize("text", ["bach_size: 4", "1: 2", "lossweights: {pixel: 1.0}"])
 def test_unknown_keys_are_named(tmp_path, text):
-    assert f"unknown keys: ['{text.split(':')[0]}']" in refusal(recipe(tmp_path, text))
+    assert f"unknown keys: ['{text.split(':')[0]}']" in error_message(recipe(tmp_path, text))
 
 
 def test_missing_keys_are_named(tmp_path, monkeypatch):
@@ -92,7 +101,7 @@ def test_missing_keys_are_named(tmp_path, monkeypatch):
     del base["warmup_steps"]
     (tmp_path / "base.yaml").write_text(yaml.safe_dump(base))
     monkeypatch.setitem(BASES, TrainConfig, tmp_path / "base.yaml")
-    assert "missing keys: ['warmup_steps']" in refusal(recipe(tmp_path, "batch_size: 4"))
+    assert "missing keys: ['warmup_steps']" in error_message(recipe(tmp_path, "batch_size: 4"))
 
 
 @pytest.mark.parametrize(
@@ -102,7 +111,7 @@ def test_missing_keys_are_named(tmp_path, monkeypatch):
         ("batch_size: many", "int"),
         ("batch_size: true", "int"),
         ("batch_size: null", "int"),
-        ("learning_rate: 1e-4", "float"),  # without a point YAML reads words
+        ("learning_rate: 1e-4", "float"),  # a string in YAML, which requires a decimal point
         ("learning_rate: true", "float"),
         ("channels_last: 1", "bool"),
         ("precision: 16", "str"),
@@ -115,8 +124,8 @@ def test_missing_keys_are_named(tmp_path, monkeypatch):
     ],
 )
 def test_wrong_types_are_refused(tmp_path, line, expected):
-    name, value = given(line)
-    assert f"{name}: expected {expected}, found {value!r}" in refusal(recipe(tmp_path, line))
+    ((name, value),) = yaml.safe_load(line).items()
+    assert f"{name}: expected {expected}, found {value!r}" in error_message(recipe(tmp_path, line))
 
 
 @pytest.mark.parametrize(
@@ -144,7 +153,7 @@ def test_wrong_types_are_refused(tmp_path, line, expected):
         "loss_weights: {charm: 1.0}",
         "loss_weights: {pixel: -1.0}",
         "loss_weights: {pixel: .nan}",
-        "loss_weights: {perceptual: 0.0}",  # nothing to learn at first
+        "loss_weights: {perceptual: 0.0}",  # no loss at the start
         "adversarial_start: -1",
         "precision: fp16",
         "log_every: 0",
@@ -156,71 +165,137 @@ def test_wrong_types_are_refused(tmp_path, line, expected):
 )
 def test_values_out_of_range_are_refused(tmp_path, line):
     name, value = given(line)
-    message = refusal(recipe(tmp_path, line))
+    message = error_message(recipe(tmp_path, line))
     assert f": {name}: expected " in message
     assert f"found {value!r}" in message
 
 
 def test_crops_too_small_for_the_discriminator_are_refused(tmp_path):
-    without = "mouth_size: 32\nloss_weights: {pixel: 1.0, perceptual: 10.0, adversarial: 0.0}"
-    assert load_config(recipe(tmp_path, without)).mouth_size == 32
-    assert "mouth_size: expected at least 64" in refusal(recipe(tmp_path, "mouth_size: 32"))
+    without_discriminator = "mouth_size: 32\nloss_weights: {pixel: 1.0, perceptual: 10.0, adversarial: 0.0}"
+    assert load_config(recipe(tmp_path, without_discriminator)).mouth_size == 32
+    assert "mouth_size: expected at least 64" in error_message(recipe(tmp_path, "mouth_size: 32"))
 
 
-def test_what_one_value_asks_of_another(tmp_path):
+def test_conflicting_values_are_refused(tmp_path):
     clip = "syncnet: some.safetensors\nloss_weights: {sync: 0.1, clip_adversarial: 1.0}\n"
     assert load_config(recipe(tmp_path, clip + "clip_length: 5")).clip_length == 5
-    assert "5 with the clip discriminator or the sync loss, found 3" in refusal(
+    assert "5 with the clip discriminator or the sync loss, found 3" in error_message(
         recipe(tmp_path, clip + "clip_length: 3")
     )
-    assert "syncnet: expected a checkpoint" in refusal(
+    assert "syncnet: expected a checkpoint" in error_message(
         recipe(tmp_path, "clip_length: 5\nloss_weights: {sync: 0.1}")
+    )
+    # the base file sets the value at fault, but the recipe sets the one that it conflicts with
+    assert "num_references: expected 1 with wav2lip_96, found 5" in error_message(
+        recipe(tmp_path, "generator: wav2lip_96")
     )
     wav2lip = "generator: wav2lip_192\nnum_references: 1\naudio_features: mel\n"
     assert load_config(recipe(tmp_path, wav2lip)).generator == "wav2lip_192"
-    assert "num_references: expected 1 with wav2lip_192, found 5" in refusal(
+    assert "num_references: expected 1 with wav2lip_192, found 5" in error_message(
         recipe(tmp_path, wav2lip + "num_references: 5")
     )
-    assert "inpainting: expected True with" in refusal(recipe(tmp_path, wav2lip + "inpainting: false"))
-    assert "generator: expected one of dinet, wav2lip_96, " in refusal(recipe(tmp_path, "generator: wav2lip"))
-    assert "sync_target: expected one or real" in refusal(recipe(tmp_path, "sync_target: two"))
+    assert "inpainting: expected True with" in error_message(recipe(tmp_path, wav2lip + "inpainting: false"))
+    assert "generator: expected one of dinet, wav2lip_96, " in error_message(recipe(tmp_path, "generator: wav2lip"))
+    assert "sync_target: expected one or real" in error_message(recipe(tmp_path, "sync_target: two"))
 
 
-def test_recipes_go_over_each_other(tmp_path):
+def test_each_recipe_overrides_those_before(tmp_path):
     first, second = tmp_path / "first.yaml", tmp_path / "second.yaml"
     first.write_text("batch_size: 20\nmax_steps: 7\nloss_weights: {pixel: 3.0, lips: 2.0}")
     second.write_text("max_steps: 9\nloss_weights: {lips: 5.0}")
     config = load_config([first, second], {"seed": 4})
     assert (config.batch_size, config.max_steps, config.seed) == (20, 9, 4)
     assert config.loss_weights == load_config(first).loss_weights | {"lips": 5.0}
-    first.write_text("loss_weights: 3")
-    with pytest.raises(UserError, match="loss_weights: expected"):
-        load_config([first, second])
-    second.write_text("depth: 9")
-    with pytest.raises(UserError, match=r"first\.yaml .*second\.yaml: unknown keys: \['depth'\]"):
-        load_config([first, second])
-
-
-SIZES = [CONFIGS / f"frame_{size}.yaml" for size in (32, 64, 128, 256)]
 
 
 @pytest.mark.parametrize(
-    ("name", "differs"),
+    ("first_text", "second_text", "at_fault", "message"),
     [
-        ("without_deformation", {"deformation": "adain"}),
-        ("without_inpainting", {"inpainting": False}),
-        ("attention", {"deformation": "attention"}),
-        ("flow", {"deformation": "flow"}),
+        ("loss_weights: 3", "loss_weights: {lips: 5.0}", 0, "loss_weights: expected"),
+        ("batch_size: 3", "depth: 9", 1, r"unknown keys: \['depth'\]"),
+        ("batch_size: 0", "max_steps: 9", 0, "batch_size: expected 1 or more, found 0"),
+        ("batch_size: 3", "batch_size: 0", 1, "batch_size: expected 1 or more, found 0"),
+        ("batch_size: 3", "loss_weights: {sync: 0.1}\nclip_length: 5", 1, "syncnet: expected a checkpoint"),
+    ],
+)
+def test_the_recipe_at_fault_is_named(tmp_path, first_text, second_text, at_fault, message):
+    paths = [tmp_path / "first.yaml", tmp_path / "second.yaml"]
+    for path, text in zip(paths, (first_text, second_text), strict=True):
+        path.write_text(text)
+    with pytest.raises(ConfigError, match=message) as caught:
+        load_config(paths)
+    assert caught.value.path == paths[at_fault]
+
+
+# --- former names of keys -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("old_text", "new_text", "kind"),
+    [
+        ("person_power: 0.4\nfrozen_norms: true", "speaker_sampling_exponent: 0.4\nfreeze_bn: true", TrainConfig),
+        ("person_power: 2\nwrong_sounds: 3", "speaker_sampling_exponent: 2\nnum_negatives: 3", SyncNetConfig),
+    ],
+)
+def test_former_names_of_keys(tmp_path, old_text, new_text, kind):
+    config = load_config(recipe(tmp_path, old_text), kind=kind)
+    assert config == load_config(recipe(tmp_path, new_text), kind=kind)
+    assert config != load_config(recipe(tmp_path, ""), kind=kind)
+
+
+@pytest.mark.parametrize("kind", [TrainConfig, SyncNetConfig])
+def test_config_of_an_old_run_is_equal_to_the_present_one(tmp_path, kind):
+    """`config.yaml` of a run is compared with the configuration given when the run is resumed."""
+    config = load_config(recipe(tmp_path, "speaker_sampling_exponent: 0.3"), kind=kind)
+    names = {new: old for old, new in RENAMED.items()}
+    old = {names.get(name, name): value for name, value in asdict(config).items()}
+    assert "person_power" in old and "speaker_sampling_exponent" not in old
+    assert load_config(recipe(tmp_path, yaml.safe_dump(old)), kind=kind) == config
+
+
+@pytest.mark.parametrize("path", OLD_RUNS, ids=lambda path: path.name)
+def test_configs_of_the_published_runs_load(path):
+    stated, config = yaml.safe_load(path.read_text()), asdict(load_config(path))
+    assert {RENAMED.get(name, name): value for name, value in stated.items()} == config
+
+
+@pytest.mark.parametrize("old", ["person_power", "frozen_norms"])
+def test_former_and_present_name_together_are_refused(tmp_path, old):
+    value = yaml.safe_load(BASE.read_text())[RENAMED[old]]
+    text = yaml.safe_dump({old: value, RENAMED[old]: value})
+    assert f"{old} is the former name of {RENAMED[old]}" in error_message(recipe(tmp_path, text))
+
+
+def test_former_name_of_a_key_of_the_other_schema_is_unknown(tmp_path):
+    assert "unknown keys: ['wrong_sounds']" in error_message(recipe(tmp_path, "wrong_sounds: 4"))
+
+
+# --- the recipes of this repository -------------------------------------------------------------------------
+
+
+SIZES = [CONFIGS / "stages" / f"frame_{size}.yaml" for size in (32, 64, 128, 256)]
+
+
+@pytest.mark.parametrize(
+    ("name", "differences"),
+    [
+        ("ablations/without_deformation", {"deformation": "adain"}),
+        ("ablations/without_inpainting", {"inpainting": False}),
+        ("ablations/attention", {"deformation": "attention"}),
+        ("ablations/flow", {"deformation": "flow"}),
         *(
-            (f"wav2lip_{size}", {"generator": f"wav2lip_{size}", "num_references": 1, "audio_features": "mel"})
+            (
+                f"baselines/wav2lip_{size}",
+                {"generator": f"wav2lip_{size}", "num_references": 1, "audio_features": "mel"},
+            )
             for size in (96, 192, 384)
         ),
     ],
 )
-def test_ablations_and_baselines_differ_in_nothing_else(name, differs):
+def test_ablations_and_baselines_have_no_other_differences(name, differences):
     for size in SIZES:
-        plain, other = load_config(size), load_config([size, CONFIGS / f"{name}.yaml"])
-        assert replace(plain, **differs) == other != plain
+        config, other = load_config(size), load_config([size, CONFIGS / f"{name}.yaml"])
+        assert replace(config, **differences) == other != config
 
 
 def test_syncnet_recipes(tmp_path):
@@ -229,28 +304,40 @@ def test_syncnet_recipes(tmp_path):
     path = tmp_path / "again.yaml"
     path.write_text(dump_config(config))
     assert load_config(path, kind=SyncNetConfig) == config
-    with pytest.raises(UserError, match=r"unknown keys: .'clip_length'"):
+    with pytest.raises(ConfigError, match=r"unknown keys: .'clip_length'"):
         load_config(recipe(tmp_path, "clip_length: 5"), kind=SyncNetConfig)
-    with pytest.raises(UserError, match="negative_gap: expected 1 or more"):
+    with pytest.raises(ConfigError, match="negative_gap: expected 1 or more"):
         load_config(recipe(tmp_path, "negative_gap: 0"), kind=SyncNetConfig)
 
 
-def test_overrides_are_checked_too(tmp_path):
-    assert "max_steps: expected 1 or more, found -5" in refusal(recipe(tmp_path, ""), max_steps=-5)
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"max_steps": -5}, "^expected 1 or more, found -5"),
+        ({"max_steps": "many"}, "^expected int, found 'many'"),
+        ({"depth": 9}, "^not a key of TrainConfig"),
+        ({"clip_length": 3}, "^expected 5 with the clip discriminator"),
+    ],
+)
+def test_overrides_are_checked(tmp_path, overrides, message):
+    path = recipe(tmp_path, "clip_length: 5\nloss_weights: {clip_adversarial: 1.0}")
+    with pytest.raises(ParameterError, match=message) as caught:
+        load_config(path, overrides)
+    assert caught.value.parameter == next(iter(overrides))
 
 
 @pytest.mark.parametrize("content", [b"batch_size: [1", b"a: b: c", b"\xff\xfe\x00batch", b"\tbatch_size: 1"])
-def test_what_is_not_yaml_is_refused(tmp_path, content):
+def test_invalid_yaml_is_refused(tmp_path, content):
     path = tmp_path / "recipe.yaml"
     path.write_bytes(content)
-    assert "not YAML" in refusal(path)
+    assert "not valid YAML" in error_message(path)
 
 
 @pytest.mark.parametrize(("text", "found"), [("- batch_size", "list"), ("just words", "str"), ("3", "int")])
 def test_yaml_without_keys_is_refused(tmp_path, text, found):
-    assert f"found {found}" in refusal(recipe(tmp_path, text))
+    assert f"found {found}" in error_message(recipe(tmp_path, text))
 
 
-def test_files_that_cannot_be_read_are_refused(tmp_path):
-    assert "No such file" in refusal(tmp_path / "absent.yaml")
-    assert "directory" in refusal(tmp_path)
+def test_unreadable_files_are_refused(tmp_path):
+    assert "No such file" in error_message(tmp_path / "absent.yaml")
+    assert "directory" in error_message(tmp_path)
