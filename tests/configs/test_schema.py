@@ -7,7 +7,8 @@ import pytest
 import yaml
 
 from configs.schema import BASES, RENAMED, SyncNetConfig, TrainConfig, dump_config, load_config
-from utils.errors import ConfigError, ParameterError
+from training.run import prepare_run_dir
+from utils.errors import ConfigError, ParameterError, UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "configs"
@@ -244,13 +245,18 @@ def test_former_names_of_keys(tmp_path, old_text, new_text, kind):
 
 
 @pytest.mark.parametrize("kind", [TrainConfig, SyncNetConfig])
-def test_config_of_an_old_run_is_equal_to_the_present_one(tmp_path, kind):
-    """`config.yaml` of a run is compared with the configuration given when the run is resumed."""
+def test_an_old_run_can_be_resumed(tmp_path, kind):
+    """Resuming compares the config.yaml of the run with the given configuration."""
     config = load_config(recipe(tmp_path, "speaker_sampling_exponent: 0.3"), kind=kind)
     names = {new: old for old, new in RENAMED.items()}
     old = {names.get(name, name): value for name, value in asdict(config).items()}
     assert "person_power" in old and "speaker_sampling_exponent" not in old
-    assert load_config(recipe(tmp_path, yaml.safe_dump(old)), kind=kind) == config
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(old))
+    (tmp_path / "state.pt").touch()
+    assert load_config(tmp_path / "config.yaml", kind=kind) == config
+    prepare_run_dir(tmp_path, config, resume=True)
+    with pytest.raises(UserError, match="seed"):
+        prepare_run_dir(tmp_path, replace(config, seed=7), resume=True)
 
 
 @pytest.mark.parametrize("path", OLD_RUNS, ids=lambda path: path.name)
