@@ -1,1 +1,1 @@
-"""Everything between a video file and a training sample: media, landmarks, crops, features, datasets."""
+"""From video files to training batches: media, faces, audio features, prepared datasets."""

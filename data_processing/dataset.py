@@ -109,7 +109,7 @@ def _manifest_lines(data: Path, split: str) -> list[dict]:
     lines = [line for line in read_jsonl(manifest) if line["split"] == split]
     if not lines:
         raise DatasetError(
-            data, f"no clip in the {split} split; prepare videos of more speakers or raise --val-percent"
+            data, f"no clip in the {split} split; prepare more speakers or hold out a larger percentage of them"
         )
     return lines
 

@@ -146,7 +146,8 @@ def _check_settings(output: Path, settings: Settings) -> None:
     if path.exists():
         stored = json.loads(path.read_text())
         if stored != asdict(settings):
-            raise ParameterError("output", f"{output} was prepared with {stored}, expected {asdict(settings)}")
+            reason = f"{output} was prepared with {stored}, expected {asdict(settings)}; choose another folder"
+            raise ParameterError("output", reason)
     else:
         write_atomically(path, lambda file: file.write((json.dumps(asdict(settings)) + "\n").encode()))
 
