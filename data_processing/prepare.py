@@ -14,10 +14,15 @@ of every video, which is then removed. Videos without A/V sync are rejected.
 
 import argparse
 import json
+import logging
 import os
 from collections import Counter
-from dataclasses import asdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from logging.handlers import QueueHandler
 from pathlib import Path
+from queue import SimpleQueue
 
 import joblib
 import numpy as np
@@ -79,14 +84,16 @@ def prepare(
         results = joblib.Parallel(return_as="generator_unordered")(
             joblib.delayed(_prepare_one)(source, output.resolve(), settings) for source in todo
         )
-        for source, clips, reasons, failure in tqdm(results, total=len(todo), unit="video", desc="preparing"):
-            if failure:
-                tqdm.write(f"{source.path}: {failure}; the next run will try it again")
+        for result in tqdm(results, total=len(todo), unit="video", desc="preparing"):
+            for record in result.log_records:
+                logging.getLogger(record.name).handle(record)
+            if result.failure:
+                tqdm.write(f"{result.source.path}: {result.failure}; the next run will try it again")
                 continue
-            manifest_file.write(_to_jsonl(clips))
-            if not clips:
-                line = {"source": str(source.path.resolve()), "reason": "; ".join(reasons) or "no usable shot"}
-                rejected_file.write(_to_jsonl([line]))
+            manifest_file.write(_to_jsonl(result.clips))
+            if not result.clips:
+                reason = "; ".join(result.reasons) or "no usable shot"
+                rejected_file.write(_to_jsonl([{"source": str(result.source.path.resolve()), "reason": reason}]))
             manifest_file.flush()
             rejected_file.flush()
     clips = read_jsonl(manifest)
@@ -95,27 +102,59 @@ def prepare(
     _print_summary(output)
 
 
-def _prepare_one(
-    source: Source, output: Path, settings: Settings
-) -> tuple[Source, list[dict], list[str], str | None]:
-    """`prepare_video`, with exceptions as values, so that one bad file does not stop the others.
+@dataclass
+class _Result:
+    """What a worker returns for one video.
 
-    Returns:
-        The source, its manifest lines, the reasons for rejections, and an error that is not due to the video (None
-        if there is none). After such an error the video is not rejected; the next run tries it again.
+    clips: manifest lines.
+    reasons: why the video, or some of its shots, were rejected.
+    failure: an error that is not due to the video. It is then not rejected, and the next run tries it again.
+    log_records: notes and warnings, for the main process to print.
     """
+
+    source: Source
+    clips: list[dict] = field(default_factory=list)
+    reasons: list[str] = field(default_factory=list)
+    failure: str | None = None
+    log_records: list[logging.LogRecord] = field(default_factory=list)
+
+
+def _prepare_one(source: Source, output: Path, settings: Settings) -> _Result:
+    """`prepare_video` in a worker. It does not raise, so that one bad file does not stop the others."""
     import cv2
 
     cv2.setNumThreads(1)  # the parallelism is over videos
+    result = _Result(source)
+    with _recorded_logs(result.log_records):
+        try:
+            result.clips, result.reasons = prepare_video(source, output, settings)
+        except OutputError as error:
+            result.failure = str(error)
+        except UserError as error:
+            result.reasons = [str(error).removeprefix(f"{source.path}: ").replace(str(source.path), "the file")]
+        except Exception as error:
+            result.failure = f"{type(error).__name__}: {error}"
+    return result
+
+
+@contextmanager
+def _recorded_logs(records: list[logging.LogRecord]) -> Iterator[None]:
+    """Append the log records of this package to `records` instead of printing them."""
+    queue: SimpleQueue[logging.LogRecord] = SimpleQueue()
+    handler = QueueHandler(queue)  # makes records that can be sent to another process
+    logger = logging.getLogger("data_processing")
+    level, propagate = logger.level, logger.propagate
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
     try:
-        return source, *prepare_video(source, output, settings), None
-    except OutputError as error:
-        return source, [], [], str(error)
-    except UserError as error:
-        reason = str(error).removeprefix(f"{source.path}: ").replace(str(source.path), "the file")
-        return source, [], [reason], None
-    except Exception as error:
-        return source, [], [], f"{type(error).__name__}: {error}"
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+        logger.propagate = propagate
+        while not queue.empty():
+            records.append(queue.get())
 
 
 def _dask(address: str) -> joblib.parallel_config:

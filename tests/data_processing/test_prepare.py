@@ -27,6 +27,7 @@ from tests.support.media import (
     speech_like,
     talking_portrait,
     text_file,
+    two_sounds,
 )
 from utils.errors import OutputError, ParameterError, WeightsError
 from utils.files import read_jsonl
@@ -115,7 +116,7 @@ def test_other_settings_are_refused(prepared_dataset, tmp_path):
 # --- invalid videos -----------------------------------------------------------------------------------------
 
 
-def test_invalid_files_do_not_stop_the_others(tmp_path, capsys):
+def test_invalid_files_do_not_stop_the_others(tmp_path, capsys, caplog):
     videos = tmp_path / "videos"
     videos.mkdir()
     text_file(videos / "text.mp4")
@@ -128,11 +129,11 @@ def test_invalid_files_do_not_stop_the_others(tmp_path, capsys):
             writer.write(frame)
     talking_portrait(videos / "short.mp4", num_frames=MIN_FRAMES - 5)
     silent_video_without_audio(videos / "silent.mp4", num_frames=5)
-    talking_portrait(videos / "good.mp4", num_frames=25)
+    two_sounds(videos / "good.mkv")
 
     prepare.prepare(find_sources([videos], NOWHERE, None), tmp_path / "out", SETTINGS, 10, jobs=2)
     accepted = read_jsonl(tmp_path / "out" / "manifest.jsonl")
-    assert [Path(line["source"]).name for line in accepted] == ["good.mp4"]
+    assert [Path(line["source"]).name for line in accepted] == ["good.mkv"]
     reasons = {
         Path(line["source"]).name: line["reason"] for line in read_jsonl(tmp_path / "out" / "rejected.jsonl")
     }
@@ -144,6 +145,9 @@ def test_invalid_files_do_not_stop_the_others(tmp_path, capsys):
     out = capsys.readouterr().out
     assert "train: 1 clips, 1 speakers" in out or "val: 1 clips, 1 speakers" in out
     assert "rejected: 5 videos" in out
+    (record,) = caplog.records  # of a worker process
+    assert record.getMessage() == f"{videos / 'good.mkv'}: using audio track 2 of 2"
+    assert record.path == videos / "good.mkv"
     assert not list((tmp_path / "out").rglob(".*"))
 
 
