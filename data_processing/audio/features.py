@@ -1,4 +1,13 @@
-"""TODO."""
+"""Audio features: 16 kHz waveform -> (T, D) at 25 rows per second, one row per video frame.
+
+- "whisper": output of an inner block of Whisper's encoder, D = 384. The default: it predicts the lips of held-out
+  speakers best.
+- "phoneme": probabilities of phonemes, grouped by their appearance on the lips, D = 29.
+- "deepspeech": logits of DeepSpeech 0.1.0, as in the paper, D = 29.
+- "mel": 0.2 s of mel spectrogram from each frame on, for the baseline Wav2Lip, D = 80 · 16.
+
+To add audio features, register their dimensions in `FEATURE_DIMS` and call them in `extract_features`.
+"""
 
 import numpy as np
 
@@ -9,18 +18,26 @@ from data_processing.audio.phoneme import phoneme_log_posteriors, reduce_phoneme
 from data_processing.audio.whisper import whisper_rows
 from models.wav2lip import MEL_BINS, MEL_COLUMNS
 from models.whisper import WIDTH
-from utils.errors import UserError
+from utils.errors import ParameterError
 
 FEATURE_DIMS = {"whisper": WIDTH, "phoneme": 29, "deepspeech": 29, "mel": MEL_BINS * MEL_COLUMNS}
 
 
 def extract_features(waveform: np.ndarray, name: str, num_frames: int | None = None) -> np.ndarray:
-    """Audio features of a whole recording.
+    """Audio features of a whole waveform.
 
-    waveform: (N,) float in [-1, 1], 16 kHz; video frame t at 25 fps lasts from sample 640·t to 640·(t+1).
-    name: a key of `FEATURE_DIMS`. Returns (T, D) float32, T = ceil(N / 640), at least 1; with `num_frames`
-    exactly that many rows, by dropping rows at the end or repeating the last one.
-    Raises UserError for an unknown name and if the model cannot be had.
+    Args:
+        waveform: (N,) float in [-1, 1], 16 kHz; video frame t at 25 fps spans samples 640·t to 640·(t+1).
+        name: a key of `FEATURE_DIMS`.
+        num_frames: number of rows; None for ceil(N / 640), at least 1. Extra rows are dropped at the end, missing
+            rows repeat the last one.
+
+    Returns:
+        (T, D) float32.
+
+    Raises:
+        ParameterError: unknown name.
+        WeightsError: the weights of the model cannot be obtained or are not valid.
     """
     if name == "whisper":
         rows = whisper_rows(np.pad(normalize_level(waveform), (0, -len(waveform) % SAMPLES_PER_FRAME)))
@@ -32,7 +49,7 @@ def extract_features(waveform: np.ndarray, name: str, num_frames: int | None = N
     elif name == "deepspeech":
         features = deepspeech_features(waveform)
     else:
-        raise UserError(f"audio features: expected one of {', '.join(FEATURE_DIMS)}, found {name!r}")
+        raise ParameterError("audio_features", f"expected one of {', '.join(FEATURE_DIMS)}, found {name!r}")
     if num_frames is None:
         num_frames = count_frames(waveform)
     missing = max(0, num_frames - len(features))

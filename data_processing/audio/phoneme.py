@@ -1,10 +1,4 @@
-"""16 kHz waveform -> audio features (T, D) at 25 per second, one row a video frame; windows of five rows.
-
-Four kinds: "whisper" (the default: an inner sequence of Whisper's encoder, D = 384, from which the lips of people
-never seen can be told best), "phoneme" (probabilities of speech sounds, grouped by how they look on the lips,
-D = 29), "deepspeech" (the paper's: logits of DeepSpeech 0.1.0, D = 29) and "mel" (what the baseline Wav2Lip hears:
-0.2 s of mel spectrogram from the frame on, D = 80 × 16).
-"""
+"""Audio features "phoneme": probabilities of phonemes, grouped by their appearance on the lips."""
 
 from functools import cache
 
@@ -16,16 +10,16 @@ from utils.weights import weight_path
 
 NUM_TOKENS = 191
 BLANK = 190
-SAMPLES_PER_ROW = 320  # the recogniser gives 50 rows a second: two a video frame
-# The recogniser's squeeze-excitation and attention look at everything they are given at once, so no amount of
-# context makes one piece of a long file exactly what it would be in another cut. Densely overlapping windows,
-# blended by log-probability, make it nearly so: moving the grid by half a hop changes the features by 3 % of
-# their standard deviation. Ten seconds is a usual utterance, as the recogniser was made for.
+SAMPLES_PER_ROW = 320  # the recogniser outputs 50 rows per second, two per video frame
+# The recogniser's squeeze-excitation and attention depend on their whole input, so the output for a chunk of a long
+# file depends on where the chunk starts and ends, whatever its context. Densely overlapping chunks, averaged as
+# log-probabilities, nearly remove this: shifting the grid by half a hop changes the features by 3 % of their
+# standard deviation. Ten seconds is a typical utterance, for which the recogniser was trained.
 CHUNK_ROWS = 500
 CHUNK_HOP_ROWS = 25
-LOG_FLOOR = -20.0  # below this a log-probability is noise, and would rule the blend
-# Sounds that look alike on the lips, as the recogniser's IPA tokens with their output indices. Its other
-# outputs (word boundary, tones, stray marks) are one more class, the CTC blank the last.
+LOG_FLOOR = -20.0  # lower log-probabilities are noise, and would dominate the average
+# Phonemes with the same appearance on the lips: the recogniser's IPA tokens and their output indices. The remaining
+# outputs (word boundary, tones, stray marks) form one more class; the CTC blank is the last.
 PHONEME_GROUPS = {
     "p b": {"p": 35, "pʰ": 36, "p͈": 37, "b": 10, "ɓ": 82, "ʙ": 132, "ɸ": 112, "β": 172},
     "m": {"m": 31, "ɱ": 108},
@@ -72,10 +66,17 @@ PHONEME_GROUPS = {
 
 
 def phoneme_log_posteriors(waveform: np.ndarray) -> np.ndarray:
-    """Log-probability of each of the 191 tokens, 50 times a second.
+    """Log-probabilities of the recogniser's 191 tokens, 50 rows per second.
 
-    waveform: (N,) float in [-1, 1], 16 kHz. Returns (2T, 191) float32, T = ceil(N / 640), at least 1; rows
-    2t and 2t+1 belong to video frame t, row k is centred on sample 320·k; each row sums to 1 after exp.
+    Args:
+        waveform: (N,) float in [-1, 1], 16 kHz.
+
+    Returns:
+        (2T, 191) float32, T = ceil(N / 640), at least 1. Rows 2t and 2t+1 belong to video frame t; row k is centred
+        on sample 320·k. The exponentials of each row sum to 1.
+
+    Raises:
+        WeightsError: the weights cannot be obtained.
     """
     num_rows = 2 * count_frames(waveform)
     padded = np.zeros(num_rows * SAMPLES_PER_ROW, np.float32)
@@ -98,8 +99,8 @@ def phoneme_log_posteriors(waveform: np.ndarray) -> np.ndarray:
 def reduce_phonemes(log_posteriors: np.ndarray) -> np.ndarray:
     """Token log-probabilities (2T, 191) -> features (T, 29) float32 in [0, 1].
 
-    Probabilities are summed over each class and averaged over the frame's two rows; a log-probability of 0
-    becomes 1, one of −12 or less becomes 0. Columns: `PHONEME_GROUPS`, other tokens, blank.
+    Probabilities are summed over each class and averaged over the two rows of a frame. Their logarithms are mapped
+    linearly: 0 to 1, −12 and less to 0. Columns: `PHONEME_GROUPS`, other tokens, blank.
     """
     groups = [list(tokens.values()) for tokens in PHONEME_GROUPS.values()]
     other = sorted(set(range(NUM_TOKENS)) - {BLANK}.union(*groups))
@@ -118,7 +119,7 @@ def _recognise(waveform: np.ndarray) -> np.ndarray:
 @cache
 def _recogniser() -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
-    # Data preparation runs one process a core, and one thread is far faster than real time already.
+    # Data preparation runs one process per core, and one thread is much faster than real time.
     options.intra_op_num_threads = 1
     path = str(weight_path("phoneme"))
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])

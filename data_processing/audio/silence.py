@@ -1,7 +1,8 @@
-"""Where a sound is silent, and what the lips are told there.
+"""Silence in the driving audio, and mouth closure there.
 
-Driven by Whisper's features of silence many mouths stay half open: people do not always close theirs. How open lips
-are can be read from the features linearly; moved along that direction, they close (figures: checkpoints/README.md).
+Driven by Whisper's features of silence, the generator often leaves the mouth half open, as many speakers do. The
+mouth opening depends approximately linearly on the features, so adding a fixed vector (CLOSED_LIPS, made by
+scripts/closed_lips.py) closes it. checkpoints/README.md has the figures.
 """
 
 import numpy as np
@@ -11,29 +12,33 @@ from data_processing.media.audio_io import SAMPLE_RATE
 from data_processing.media.video_reader import FPS
 from utils.bundled import CLOSED_LIPS
 
-SILENCE_DB = 35.0  # below the loud parts
-LOUD_PERCENTILE = 95  # of the frames' loudness: the loud parts
-MIN_SILENCE = 5  # frames: 0.2 s
-REACH = 2  # frames of silence next to speech that are left alone: the windows of speech are as they were
-FADE = 3  # frames in which the mouth then closes, or opens
+SILENCE_DB = 35.0  # a silent frame is at least this much below the level of the loud frames
+LOUD_PERCENTILE = 95  # of the frame levels: the level of the loud frames
+MIN_SILENCE = 5  # frames: a shorter pause is not silence
+SPEECH_MARGIN = 2  # frames of silence beside speech that keep their features: they are in audio windows of speech
+FADE = 3  # frames over which the mouth closes or opens next to that margin
 
 
 def loudness(waveform: np.ndarray) -> np.ndarray:
-    """Root mean square of every whole frame at 25/s of a sound (N,) at 16 kHz: (N // 640,)."""
+    """RMS of every complete frame at 25 fps: waveform (N,) at 16 kHz -> (N // 640,)."""
     size = SAMPLE_RATE // FPS
     frames = waveform[: len(waveform) // size * size].reshape(-1, size)
     return np.sqrt(np.square(frames).mean(axis=1))
 
 
 def loud_level(level: np.ndarray) -> float:
-    """How loud the loud parts are, of `loudness`."""
+    """Level of the loud frames, from the `loudness` (T,) of all frames."""
     return float(np.percentile(level, LOUD_PERCENTILE)) if len(level) else 0.0
 
 
 def silent_frames(waveform: np.ndarray, loud: float | None = None) -> np.ndarray:
-    """(T,) bool, of a sound (N,) at 16 kHz: frames at 25/s more than SILENCE_DB below its loud parts for 0.2 s.
+    """Complete frames that belong to silence: waveform (N,) at 16 kHz -> (N // 640,) bool.
 
-    `loud` is their level, where more is known than this sound.
+    Silence is MIN_SILENCE or more consecutive frames that are SILENCE_DB below the level of the loud frames.
+
+    Args:
+        waveform: (N,) at 16 kHz.
+        loud: level of the loud frames, if it is known from more audio than this; None to measure it here.
     """
     level = loudness(waveform)
     loud = loud_level(level) if loud is None else loud
@@ -41,34 +46,44 @@ def silent_frames(waveform: np.ndarray, loud: float | None = None) -> np.ndarray
 
 
 def closure_weight(silent: np.ndarray) -> np.ndarray:
-    """How far the mouth is to be closed: silent frames (T,) bool -> (T,) in [0, 1].
+    """Weight of mouth closure per frame: silent frames (T,) bool -> (T,) float32 in [0, 1].
 
-    0 in speech and up to REACH frames from it, then rising to 1; at the ends of the sound nothing is opened for.
+    0 in speech and up to SPEECH_MARGIN frames from it, then rising to 1. Audio that starts or ends with silence has
+    weight 1 there.
     """
     if not silent.any() or silent.all():
         return silent.astype(np.float32)
-    # padded with silence, so that only speech counts as a border
+    # Padded with silence, so that distances are measured from speech only.
     distance = distance_transform_cdt(np.pad(silent, len(silent), constant_values=True))[len(silent) : -len(silent)]
-    return np.clip((distance - REACH) / (FADE + 1), 0, 1).astype(np.float32)
+    return np.clip((distance - SPEECH_MARGIN) / (FADE + 1), 0, 1).astype(np.float32)
 
 
 class SilenceMouthClosure:
-    """Moves the features of a sound's silences to where lips close, as it is heard piece by piece.
+    """Shifts Whisper features in silence so that the mouth closes; works on consecutive chunks of audio.
 
     Args:
-        beginning: (N,) at 16 kHz, by which it is known how loud the sound is; None to go by the loudest piece.
+        beginning: (N,) at 16 kHz, from which the level of the loud frames is measured; None to use the maximum over
+            the chunks so far.
     """
 
     def __init__(self, beginning: np.ndarray | None = None) -> None:
-        self._known = beginning is not None
-        self._loud = loud_level(loudness(beginning)) if self._known else 0.0
+        self._level_known = beginning is not None
+        self._loud = loud_level(loudness(beginning)) if self._level_known else 0.0
         self._closed_lips = np.load(CLOSED_LIPS)
 
     def __call__(self, features: np.ndarray, waveform: np.ndarray) -> np.ndarray:
-        """Whisper's features (T, 384) of a piece (N,) at 16 kHz, T = ceil(N / 640), as they were but in silence."""
-        if not self._known:
+        """Shift the features of one chunk.
+
+        Args:
+            features: (T, 384), Whisper features of the chunk, T = ceil(N / 640).
+            waveform: (N,) at 16 kHz.
+
+        Returns:
+            (T, 384); rows outside of silence are unchanged.
+        """
+        if not self._level_known:
             self._loud = max(self._loud, loud_level(loudness(waveform)))
         silent = silent_frames(waveform, self._loud)
-        # a part of a frame at the end is as what comes before it
+        # An incomplete frame at the end is silent if the frame before it is.
         silent = np.pad(silent, (0, len(features) - len(silent)), "edge" if len(silent) else "constant")
         return features + closure_weight(silent)[:, None] * self._closed_lips

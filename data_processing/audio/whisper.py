@@ -1,7 +1,6 @@
-"""The encoder of Whisper (Radford et al. 2022), as far as it serves the lips: 16 kHz sound -> 50 rows a second.
+"""Audio features "whisper": rows of Whisper's encoder (Radford et al. 2022), 50 per second, in overlapping chunks.
 
-Only the first blocks are here: the last ones turn what was pronounced into what was meant. On held-out people the
-third block's output explains more of the lips than any other's (checkpoints/README.md).
+Reads the weights of Whisper tiny in CTranslate2's format. The network is in models/whisper.py.
 """
 
 import struct
@@ -14,33 +13,39 @@ import torch
 
 from data_processing.media.audio_io import SAMPLE_RATE
 from models.whisper import NUM_BLOCKS, NUM_MELS, WIDTH, WhisperEncoder
-from utils.errors import UserError
+from utils.errors import WeightsError
 from utils.weights import weight_path
 
 SAMPLES_PER_ROW = 320
-# Whisper knows where in the 30 seconds a sound is, and tells. Every sound is therefore heard in four pieces of ten
-# seconds, at four places in them, and their rows are averaged: features that depend on the sound, less on when.
-PIECE_ROWS = 500
-HOP_ROWS = 125
+# Whisper's position embedding makes its rows depend on their position in the input. Every row is therefore computed
+# in four overlapping chunks of ten seconds, at four positions, and averaged, to reduce this dependence.
+CHUNK_ROWS = 500
+CHUNK_HOP_ROWS = 125
 
 
 def whisper_rows(waveform: np.ndarray) -> np.ndarray:
-    """(N,) float in [-1, 1], 16 kHz -> (ceil(N / 320), 384) float32, row k about the sound from sample 320·k on.
+    """Whisper's encoder outputs for a waveform of any length.
+
+    Args:
+        waveform: (N,) float in [-1, 1], 16 kHz.
+
+    Returns:
+        (ceil(N / 320), 384) float32, at least one row; row k describes the audio from sample 320·k on.
 
     Raises:
-        UserError: the weights cannot be had.
+        WeightsError: the weights cannot be obtained or are not valid.
     """
     num_rows = max(1, -(-len(waveform) // SAMPLES_PER_ROW))
-    lead = PIECE_ROWS - HOP_ROWS  # silence, so that the first second too is heard in all places
-    starts = range(0, lead + num_rows, HOP_ROWS)
-    silence = np.zeros((starts[-1] + PIECE_ROWS) * SAMPLES_PER_ROW, np.float32)
-    silence[lead * SAMPLES_PER_ROW :][: len(waveform)] = waveform
-    mel = log_mel(silence)
-    weight = torch.hann_window(PIECE_ROWS)[:, None]
-    total, weights = torch.zeros(starts[-1] + PIECE_ROWS, WIDTH), torch.zeros(starts[-1] + PIECE_ROWS, 1)
+    lead = CHUNK_ROWS - CHUNK_HOP_ROWS  # rows of silence, so that the first rows too are in four chunks
+    starts = range(0, lead + num_rows, CHUNK_HOP_ROWS)
+    padded = np.zeros((starts[-1] + CHUNK_ROWS) * SAMPLES_PER_ROW, np.float32)
+    padded[lead * SAMPLES_PER_ROW :][: len(waveform)] = waveform
+    mel = log_mel(padded)
+    weight = torch.hann_window(CHUNK_ROWS)[:, None]
+    total, weights = torch.zeros(starts[-1] + CHUNK_ROWS, WIDTH), torch.zeros(starts[-1] + CHUNK_ROWS, 1)
     for start in starts:
-        rows = slice(start, start + PIECE_ROWS)
-        total[rows] += weight * _encode(mel[:, 2 * start : 2 * (start + PIECE_ROWS)])
+        rows = slice(start, start + CHUNK_ROWS)
+        total[rows] += weight * _encode(mel[:, 2 * start : 2 * (start + CHUNK_ROWS)])
         weights[rows] += weight
     return (total / weights)[lead : lead + num_rows].numpy()
 
@@ -55,10 +60,10 @@ def log_mel(waveform: np.ndarray) -> np.ndarray:
 
 
 def load_encoder(path: str | Path) -> WhisperEncoder:
-    """Read the encoder out of a Whisper tiny model in CTranslate2's format.
+    """Load the encoder of a Whisper tiny model in CTranslate2's format (model.bin), frozen.
 
     Raises:
-        UserError: the file is none.
+        WeightsError: the file cannot be read or is not such a model.
     """
     try:
         stored = _read_ctranslate2(Path(path).read_bytes())
@@ -67,12 +72,15 @@ def load_encoder(path: str | Path) -> WhisperEncoder:
             {ours: torch.from_numpy(stored[theirs].astype(np.float32)) for ours, theirs in _names().items()}
         )
     except (OSError, struct.error, KeyError, ValueError, RuntimeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: expected Whisper tiny in CTranslate2's format, found another file") from error
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise WeightsError(
+            f"{path}: not a valid model of Whisper tiny in CTranslate2's format: {reason}", path=path
+        ) from error
     return encoder.eval().requires_grad_(False)
 
 
 def _names() -> dict[str, str]:
-    """Our tensors' names -> those in the file."""
+    """Tensor names of `WhisperEncoder` -> names in the file."""
     parts = {
         "self_attn.in_proj_": "self_attention/linear_0/",
         "self_attn.out_proj.": "self_attention/linear_1/",
@@ -93,7 +101,10 @@ def _names() -> dict[str, str]:
 
 
 def _read_ctranslate2(content: bytes) -> dict[str, np.ndarray]:
-    """The variables of a model.bin (format 6) by name: after a header, name, shape, type and values of each."""
+    """The variables of a model.bin (format 6) by name.
+
+    After a header, the file stores name, shape, type and values of each variable.
+    """
     position = 0
 
     def take(form: str) -> int:
@@ -110,9 +121,9 @@ def _read_ctranslate2(content: bytes) -> dict[str, np.ndarray]:
 
     version = take("I")
     if version != 6:
-        raise ValueError(f"version {version}")
-    text()  # what kind of model
-    take("I")  # its revision
+        raise ValueError(f"expected format 6, found {version}")
+    text()  # kind of model
+    take("I")  # revision
     types = {0: np.float32, 1: np.int8, 2: np.int16, 3: np.int32, 4: np.float16}
     variables = {}
     for _ in range(take("I")):

@@ -1,8 +1,8 @@
-"""The one place with crop maths: where the face crop and its mouth box lie, and the way there and back.
+"""The face crop: its placement from landmarks, extraction from a frame, and pasting back.
 
-Coordinates are (x, y) in source pixels, pixel k covering [k, k + 1). With mouth size S and radius r the crop
-covers rows [y29 − r, y29 + 2.25 r) and columns [x33 − 1.25 r, x33 + 1.25 r), 13S/8 × 5S/4 crop pixels, so one
-crop pixel is 2r / S source pixels wide. The mouth box is rows [S/2, 3S/2), columns [S/8, 9S/8) of the crop.
+Coordinates are (x, y) in source pixels; pixel k covers [k, k + 1). With mouth size S and radius r the crop covers
+rows [y29 − r, y29 + 2.25 r) and columns [x33 − 1.25 r, x33 + 1.25 r), which are 13S/8 × 5S/4 crop pixels: one crop
+pixel is 2r / S source pixels wide. models/crop_layout.py defines the mouth box within the crop.
 """
 
 from dataclasses import dataclass
@@ -13,51 +13,61 @@ import numpy as np
 
 from models.crop_layout import crop_size, lips_box, mouth_box, mouth_margin_top
 
-RADIUS_SCALE = 1.05  # room around the measured face
-COARSE_SIZE = 64  # mouth size at which what has no detail is computed
-SPOKEN = [*range(5, 12), *range(48, 60)]  # landmarks of chin and lips: what speech moves
-FACE = [*range(2, 15), *range(27, 36)]  # of jaw and nose: the face below the eyes
-DETAIL_TOLERANCE = 12.0  # grey levels of change up to which the skin's own fine texture is kept
+RADIUS_SCALE = 1.05  # margin around the measured face
+COARSE_SIZE = 64  # mouth size at which blurs and masks are computed: they have no detail
+SPEECH_LANDMARKS = [*range(5, 12), *range(48, 60)]  # chin and lips, which speech moves
+LOWER_FACE_LANDMARKS = [*range(2, 15), *range(27, 36)]  # jaw and nose: the face below the eyes
+DETAIL_TOLERANCE = 12.0  # grey levels of change up to which the fine texture of the skin is kept
 
 
 def frame_radii(landmarks: np.ndarray, scale: float = RADIUS_SCALE) -> np.ndarray:
-    """Radius in pixels that each frame alone would ask for: (T, 68, 2) -> (T,)."""
+    """Crop radius in source pixels from each frame alone: landmarks (T, 68, 2) -> (T,)."""
     height = landmarks[:, :, 1].max(axis=1) - landmarks[:, 29, 1]
     mouth_width = np.abs(landmarks[:, 54, 0] - landmarks[:, 48, 0])
     return np.maximum(height, mouth_width) * scale / 2
 
 
 def crop_radius(landmarks: np.ndarray, scale: float = RADIUS_SCALE) -> float:
-    """The one radius in pixels for all frames of a shot, (T, 68, 2): per frame the pasted box would breathe."""
+    """Crop radius in source pixels for all frames of a shot, from its landmarks (T, 68, 2).
+
+    It is the maximum over the frames: with a radius per frame the pasted box would change its size all the time.
+    """
     return float(frame_radii(landmarks, scale).max())
 
 
 def sample_region(
     image: np.ndarray, left: float, top: float, pixel_size: float, size: tuple[int, int]
 ) -> np.ndarray:
-    """The region of an image (H, W[, 3]) uint8 with its corner at (left, top), as `size` = (height, width) pixels.
+    """Resample a region of an image.
 
-    Each of them is `pixel_size` source pixels wide. Beyond the image its edge pixels go on.
+    Args:
+        image: (H, W[, 3]) uint8. Outside the image its edge pixels are repeated.
+        left, top: upper left corner of the region in source pixels.
+        pixel_size: source pixels per output pixel.
+        size: (height, width) of the output.
+
+    Returns:
+        (height, width[, 3]) uint8.
     """
     height, width = size
-    # sampled finer than needed and averaged, so that shrinking does not alias
-    finer = max(1, ceil(pixel_size - 0.25))
-    step = pixel_size / finer
+    # Sample more finely than needed and average, to avoid aliasing.
+    oversampling = max(1, ceil(pixel_size - 0.25))
+    step = pixel_size / oversampling
     region = cv2.warpAffine(
         image,
         np.array([[step, 0, left + step / 2 - 0.5], [0, step, top + step / 2 - 0.5]]),
-        (width * finer, height * finer),
+        (width * oversampling, height * oversampling),
         flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
         borderMode=cv2.BORDER_REPLICATE,
     )
-    return cv2.resize(region, (width, height), interpolation=cv2.INTER_AREA) if finer > 1 else region
+    return cv2.resize(region, (width, height), interpolation=cv2.INTER_AREA) if oversampling > 1 else region
 
 
 @dataclass(frozen=True)
 class FaceCrop:
-    """Where one frame's face crop lies.
+    """Placement of the face crop in one frame.
 
-    left, top: source coordinates of the crop's corner.
+    left, top: upper left corner of the crop in source coordinates.
     pixel_size: source pixels per crop pixel.
     mouth_size: S.
     """
@@ -69,7 +79,7 @@ class FaceCrop:
 
     @classmethod
     def from_landmarks(cls, landmarks: np.ndarray, radius_px: float, mouth_size: int) -> "FaceCrop":
-        """The crop of one frame from its landmarks (68, 2) and the shot's radius."""
+        """The crop of one frame from its landmarks (68, 2) and the radius of its shot."""
         return cls(
             left=float(landmarks[33, 0]) - 1.25 * radius_px,
             top=float(landmarks[29, 1]) - radius_px,
@@ -92,10 +102,10 @@ class FaceCrop:
         return (points - np.array([self.left, self.top])) / self.pixel_size
 
     def extract(self, frame: np.ndarray) -> np.ndarray:
-        """Cut the face crop out of a frame.
+        """Extract the face crop from a frame.
 
         Args:
-            frame: (H, W, 3) uint8 RGB. Beyond its border the edge pixels go on.
+            frame: (H, W, 3) uint8 RGB. Outside the frame its edge pixels are repeated.
 
         Returns:
             (13S/8, 5S/4, 3) uint8 RGB.
@@ -103,7 +113,14 @@ class FaceCrop:
         return sample_region(frame, self.left, self.top, self.pixel_size, crop_size(self.mouth_size))
 
     def lips_region(self, frame: np.ndarray) -> np.ndarray:
-        """The lips box of a frame (H, W, 3) uint8 at source resolution, (h, w, 3), at least 3 × 3 pixels."""
+        """The lips box (models/crop_layout.py) of a frame at source resolution.
+
+        Args:
+            frame: (H, W, 3) uint8.
+
+        Returns:
+            (h, w, 3) uint8, at least 3 × 3 pixels.
+        """
         rows, columns = lips_box(self.mouth_size)
         left = round(self.left + columns.start * self.pixel_size)
         top = round(self.top + rows.start * self.pixel_size)
@@ -113,26 +130,29 @@ class FaceCrop:
     def paste(
         self, frame: np.ndarray, generated: np.ndarray, landmarks: np.ndarray | None = None, strength: float = 1
     ) -> np.ndarray:
-        """Put a generated crop's mouth region into its frame.
+        """Blend the mouth box of a generated crop into its frame.
 
-        First the generated colours are moved to the frame's: what they are off by around the mouth box, where both
-        are known, is continued smoothly into it. Then the change against the frame's own crop is what is pasted,
-        through a mask that falls from 1 to 0 across the border of the mouth box. So where nothing changed nothing
-        is touched, and the fine texture that a crop of low resolution cannot carry stays; where much changed the
-        old texture fades with it. With landmarks, what lies beside the face is left alone, and away from lips and
-        chin only the coarse change is pasted: moles, folds and nostrils stay as they are.
+        What is pasted is the change from the frame's own crop to the generated crop:
+
+        1. The colour cast of the change is subtracted. It is measured around the mouth box, where the generator
+           should reproduce the source, and extrapolated smoothly into the box.
+        2. With landmarks, only the low frequencies of the change are kept away from lips and chin, so that moles,
+           folds and nostrils do not change, and pixels outside the face are masked out.
+        3. The change is upsampled and added to the frame through a mask that falls from 1 to 0 across the border of
+           the mouth box. Source texture that is too fine for the crop stays where the change is small, and fades
+           out where it is large.
 
         Args:
             frame: (H, W, 3) uint8 RGB.
             generated: (13S/8, 5S/4, 3) uint8 RGB.
-            landmarks: (68, 2) of the frame; None to paste the whole mouth box.
-            strength: 0 to leave the frame as it is, 1 to redraw it, between them to fade.
+            landmarks: (68, 2), those of the frame; None to paste the whole mouth box.
+            strength: weight of the change, from 0 (the frame stays as it is) to 1.
 
         Returns:
             A new (H, W, 3) uint8 RGB frame.
 
         Raises:
-            ValueError: `generated` is not of this crop's size.
+            ValueError: `generated` does not have the size of this crop.
         """
         if generated.shape != (*crop_size(self.mouth_size), 3):
             raise ValueError(f"expected {(*crop_size(self.mouth_size), 3)}, found {generated.shape}")
@@ -141,62 +161,65 @@ class FaceCrop:
         x0, x1 = max(0, floor(left - margin)), min(frame.shape[1], ceil(right + margin))
         y0, y1 = max(0, floor(top - margin)), min(frame.shape[0], ceil(bottom + margin))
         pasted = frame.copy()
-        if x0 >= x1 or y0 >= y1:  # the mouth lies outside the picture
+        if x0 >= x1 or y0 >= y1:  # the mouth box lies outside the frame
             return pasted
         bounds = (x0, y0, x1, y1)
         mask = self._feather(y0, y1, top, bottom, margin)[:, None] * self._feather(x0, x1, left, right, margin)
         region = frame[y0:y1, x0:x1].astype(np.float32)
-        own = self.extract(frame).astype(np.float32)
-        change = generated.astype(np.float32) - own
+        source = self.extract(frame).astype(np.float32)
+        change = generated.astype(np.float32) - source
         change -= self._colour_cast(change)
-        lips = 1.0
+        speech_weight = 1.0  # 1 at lips and chin, 0 elsewhere
         if landmarks is not None:
-            spoken = self._around(landmarks[SPOKEN], grow=1 / 16, soft=1 / 24)
-            coarse = self._blurred(change, 1 / 16)
-            change = coarse + spoken[..., None] * (change - coarse)
-            lips = self._enlarge(spoken, bounds)
-            mask *= self._enlarge(self._around(landmarks[FACE], grow=1 / 32, soft=1 / 48), bounds)
-        change = self._enlarge(change, bounds)
-        texture = region - self._enlarge(own, bounds)
+            speech_mask = self._hull_mask(landmarks[SPEECH_LANDMARKS], grow=1 / 16, softness=1 / 24)
+            coarse = self._blur(change, 1 / 16)
+            change = coarse + speech_mask[..., None] * (change - coarse)
+            speech_weight = self._to_source(speech_mask, bounds)
+            face_mask = self._hull_mask(landmarks[LOWER_FACE_LANDMARKS], grow=1 / 32, softness=1 / 48)
+            mask *= self._to_source(face_mask, bounds)
+        change = self._to_source(change, bounds)
+        texture = region - self._to_source(source, bounds)
         amount = cv2.GaussianBlur(np.abs(change).max(axis=2), (0, 0), max(1.0, 1.5 * self.pixel_size))
-        fading = lips * (1 - np.exp(-((amount / DETAIL_TOLERANCE) ** 2)))
+        fading = speech_weight * (1 - np.exp(-((amount / DETAIL_TOLERANCE) ** 2)))
         region += (strength * mask)[..., None] * (change - fading[..., None] * texture)
         pasted[y0:y1, x0:x1] = np.clip(np.rint(region), 0, 255).astype(np.uint8)
         return pasted
 
     def _colour_cast(self, change: np.ndarray) -> np.ndarray:
-        """The change (13S/8, 5S/4, 3) around the mouth box, smoothly continued into the box from its borders."""
+        """The change (13S/8, 5S/4, 3) around the mouth box, extrapolated smoothly into the box."""
         known = np.ones(change.shape[:2], np.float32)
         known[: mouth_margin_top(self.mouth_size)] = 0
         known[mouth_box(self.mouth_size)] = 0
-        total = self._blurred(change * known[..., None], 1 / 4)
-        return total / np.maximum(self._blurred(known, 1 / 4), 1e-3)[..., None]
+        total = self._blur(change * known[..., None], 1 / 4)
+        return total / np.maximum(self._blur(known, 1 / 4), 1e-3)[..., None]
 
-    def _blurred(self, crop: np.ndarray, deviation: float) -> np.ndarray:
-        """A float32 crop without its detail, of `deviation` · S pixels; found at S = 64 at most, because a blur
-        that wide takes as long as a small generator."""
+    def _blur(self, crop: np.ndarray, deviation: float) -> np.ndarray:
+        """Gaussian blur of a float32 crop; its standard deviation is `deviation` · S crop pixels.
+
+        Computed at COARSE_SIZE at most: at full size so wide a blur would take as long as a small generator.
+        """
         size = min(self.mouth_size, COARSE_SIZE)
         small = cv2.resize(crop, crop_size(size)[::-1], interpolation=cv2.INTER_AREA)
         small = cv2.GaussianBlur(small, (0, 0), deviation * size, borderType=cv2.BORDER_REPLICATE)
         return cv2.resize(small, crop.shape[1::-1], interpolation=cv2.INTER_LINEAR)
 
-    def _around(self, points: np.ndarray, grow: float, soft: float) -> np.ndarray:
-        """Mask (13S/8, 5S/4) float32: 1 in the hull of source points (K, 2) and `grow` · S pixels around it,
-        falling to 0 across an edge of deviation `soft` · S."""
+    def _hull_mask(self, points: np.ndarray, grow: float, softness: float) -> np.ndarray:
+        """Mask (13S/8, 5S/4) float32: 1 in the convex hull of source points (K, 2) dilated by `grow` · S crop
+        pixels, 0 outside, with edges blurred by a standard deviation of `softness` · S."""
         size = min(self.mouth_size, COARSE_SIZE)
         mask = np.zeros(crop_size(size), np.float32)
         hull = cv2.convexHull((self.to_crop(points) * size / self.mouth_size - 0.5).astype(np.float32))
         corners = np.rint(16 * hull).astype(np.int32)  # in sixteenths of a pixel
         cv2.fillConvexPoly(mask, corners, 1.0, cv2.LINE_AA, shift=4)
         cv2.polylines(mask, [corners], True, 1.0, max(1, round(2 * grow * size)), cv2.LINE_AA, shift=4)
-        mask = cv2.GaussianBlur(mask, (0, 0), soft * size)
+        mask = cv2.GaussianBlur(mask, (0, 0), softness * size)
         return cv2.resize(mask, crop_size(self.mouth_size)[::-1], interpolation=cv2.INTER_LINEAR)
 
-    def _enlarge(self, crop: np.ndarray, bounds: tuple[int, int, int, int]) -> np.ndarray:
-        """A float32 crop as seen in the source pixels of `bounds` (x0, y0, x1, y1)."""
+    def _to_source(self, crop: np.ndarray, bounds: tuple[int, int, int, int]) -> np.ndarray:
+        """Resample a float32 crop to the source pixels of `bounds` (x0, y0, x1, y1)."""
         x0, y0, x1, y1 = bounds
         pixel_x = pixel_y = self.pixel_size
-        if self.pixel_size < 1:  # the crop is finer than the source: average first, so that it does not alias
+        if self.pixel_size < 1:  # the crop is finer than the source: average first, to avoid aliasing
             height, width = (max(1, round(size * self.pixel_size)) for size in crop.shape[:2])
             pixel_x, pixel_y = pixel_x * crop.shape[1] / width, pixel_y * crop.shape[0] / height
             crop = cv2.resize(crop, (width, height), interpolation=cv2.INTER_AREA)
@@ -216,7 +239,7 @@ class FaceCrop:
 
     @staticmethod
     def _feather(start: int, stop: int, low: float, high: float, margin: float) -> np.ndarray:
-        """Weights of the pixels start … stop−1: 1 between low and high, falling to 0 within ± margin of them."""
+        """Weights of the pixels start … stop − 1: 1 between low and high, falling to 0 within ± margin of them."""
         centre = np.arange(start, stop) + 0.5
         inside = np.minimum(centre - low, high - centre)
         ramp = np.clip((inside + margin) / (2 * margin), 0, 1).astype(np.float32)

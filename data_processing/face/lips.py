@@ -1,13 +1,16 @@
-"""TODO."""
+"""Measures of lips and chin from landmarks: mouth shape, mouth opening, and lip features."""
 
 import numpy as np
 
+LIPS = "lips"  # name of the lip features where a configuration names audio features
+LIP_FEATURES = 29  # dimensions of the lip features
+
 
 def mouth_shape(points: np.ndarray) -> np.ndarray:
-    """How lips and chin stand in every frame of a clip, whatever the head does: (T, 68, 2) -> (T, 50) float32.
+    """Shape of lips and chin, independent of the head pose: landmarks (T, 68, 2) -> (T, 50) float32.
 
-    Lips (48–67) and chin (6–10) seen from the nose base, turned upright by the eyes, in units of the distance
-    between the eyes, as differences from their mean over the clip.
+    Lips (48–67) and chin (6–10) relative to the nose base, rotated so that the eyes are level, in units of the
+    distance between the eyes, minus their mean over the clip. First the 25 x coordinates, then the 25 y.
     """
     eyes = points[:, 42:48].mean(axis=1) - points[:, 36:42].mean(axis=1)
     distance = np.linalg.norm(eyes, axis=1)[:, None, None]
@@ -18,16 +21,16 @@ def mouth_shape(points: np.ndarray) -> np.ndarray:
 
 
 def mouth_opening(points: np.ndarray) -> np.ndarray:
-    """How far the inner lips are apart, in parts of the face from eyes to chin: (T, 68, 2) -> (T,)."""
+    """Vertical distance of the inner lips divided by that of eyes and chin: landmarks (T, 68, 2) -> (T,)."""
     face = np.linalg.norm(points[:, 8] - points[:, 36:48].mean(axis=1), axis=1)
     return (points[:, 66, 1] - points[:, 62, 1]) / face
 
 
 def lip_features(points: np.ndarray) -> np.ndarray:
-    """What the lips do, as features in place of a sound's: (T, 68, 2) -> (T, 29) float32, mostly within [-3, 3].
+    """Lip features, input of lip-driven generators: landmarks (T, 68, 2) -> (T, 29) float32 in [-3, 3].
 
-    Heights, widths and openings of lips and chin from `mouth_shape`, left and right averaged, so that a mirrored
-    face has the same.
+    Heights, widths and openings of lips and chin from `mouth_shape`. Left and right are averaged, so a mirrored
+    face has the same features.
     """
     shape = mouth_shape(points)
     x, y = (dict(zip([*range(48, 68), *range(6, 11)], part.T, strict=True)) for part in np.split(shape, 2, axis=1))
@@ -36,7 +39,3 @@ def lip_features(points: np.ndarray) -> np.ndarray:
     widths = [x[right] - x[left] for left, right in pairs]
     openings = [y[66] - y[62], y[57] - y[51], (y[67] + y[65] - y[61] - y[63]) / 2, y[8] - y[57]]
     return np.clip(20 * np.stack([*heights, *widths, *openings], axis=1), -3, 3).astype(np.float32)
-
-
-LIPS = "lips"  # in place of audio features: the real lips' own movements, which nothing needs to guess
-LIP_FEATURES = 29

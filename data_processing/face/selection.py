@@ -1,4 +1,4 @@
-"""TODO."""
+"""Selection of one face among several: largest, left, right, nearest to a position, or the face on a photo."""
 
 import re
 from collections.abc import Callable
@@ -8,44 +8,50 @@ import cv2
 import numpy as np
 
 from data_processing.face.detectors import FaceSelector, largest_face, track_landmarks
-from data_processing.face.identity import SAME_PERSON, IdentityEncoder
-from utils.errors import UserError
+from data_processing.face.identity import SAME_IDENTITY, IdentityEncoder
+from utils.errors import NoFaceError, ParameterError
 
 
 def face_selector(text: str) -> FaceSelector:
-    """The face that `--face` names: largest, left, right, a place in the picture as "X,Y", or a picture of it.
+    """The selector for the parameter `face`.
+
+    Args:
+        text: "largest", "left", "right", a position in source pixels as "X,Y", or the path of a photo of the face.
 
     Raises:
-        UserError: it is none of these, or the picture does not show one face.
+        ParameterError: it is none of these, or the file is not an image.
+        NoFaceError: no face detected in the photo.
     """
     if text == "largest":
         return largest_face
     if text in ("left", "right"):
         side = np.argmin if text == "left" else np.argmax
         return lambda boxes, fit, frame: int(side(boxes[:, 0] + boxes[:, 2]))
-    if place := re.fullmatch(r"(\d+),(\d+)", text):
-        wanted = np.array(place.groups(), float)
+    if match := re.fullmatch(r"(\d+),(\d+)", text):
+        position = np.array(match.groups(), float)
         return lambda boxes, fit, frame: int(
-            np.argmin(np.linalg.norm((boxes[:, :2] + boxes[:, 2:]) / 2 - wanted, axis=1))
+            np.argmin(np.linalg.norm((boxes[:, :2] + boxes[:, 2:]) / 2 - position, axis=1))
         )
-    return _matching_photo(Path(text))
+    return _photo_selector(Path(text))
 
 
-def _matching_photo(path: Path) -> FaceSelector:
+def _photo_selector(path: Path) -> FaceSelector:
+    """Selects the face with the identity of the largest face on a photo."""
     if not path.is_file():
-        raise UserError(f"--face: expected largest, left, right, X,Y or a picture, found {str(path)!r}")
-    picture = cv2.imread(str(path), cv2.IMREAD_COLOR_RGB)
-    if picture is None:
-        raise UserError(f"--face: expected a picture, found another file: {path}")
-    points, _ = next(track_landmarks(iter([picture]), "dlib"))
+        reason = f"expected largest, left, right, X,Y or an image file, found {str(path)!r}"
+        raise ParameterError("face", reason)
+    photo = cv2.imread(str(path), cv2.IMREAD_COLOR_RGB)
+    if photo is None:
+        raise ParameterError("face", f"{path}: not an image file")
+    points, _ = next(track_landmarks(iter([photo]), "dlib"))
     if np.isnan(points).any():
-        raise UserError(f"--face: no face found in {path}")
-    identity = IdentityEncoder()
-    wanted = identity.vector(picture, points)
+        raise NoFaceError(path, "no face detected in this photo")
+    encoder = IdentityEncoder()
+    identity = encoder.vector(photo, points)
 
-    def choose(boxes: np.ndarray, fit: Callable[[np.ndarray], np.ndarray], frame: np.ndarray) -> int | None:
-        distances = [np.linalg.norm(identity.vector(frame, fit(box)) - wanted) for box in boxes]
+    def select(boxes: np.ndarray, fit: Callable[[np.ndarray], np.ndarray], frame: np.ndarray) -> int | None:
+        distances = [np.linalg.norm(encoder.vector(frame, fit(box)) - identity) for box in boxes]
         nearest = int(np.argmin(distances))
-        return nearest if distances[nearest] <= SAME_PERSON else None
+        return nearest if distances[nearest] <= SAME_IDENTITY else None
 
-    return choose
+    return select

@@ -1,19 +1,20 @@
-"""TODO."""
+"""Face crops as the reference pipeline of the official SyncNet (LSE-D, LSE-C) makes them."""
 
 import cv2
 import numpy as np
 from scipy.signal import medfilt
 
-TRACK_SIZE = 224
-TRACK_CONTEXT = 0.4  # of half the face, on either side and below
-TRACK_PADDING = 110  # grey, beyond the frame
+TRACK_SIZE = 224  # side of the crop in pixels
+TRACK_CONTEXT = 0.4  # margin at the left, right and bottom, relative to half the side of the face box
+TRACK_PADDING = 110  # grey level outside the frame
 
 
 def face_tracks(landmarks: np.ndarray) -> np.ndarray:
-    """Where the faces of one shot, (T, 68, 2) landmarks, lie: (T, 3), x and y of the centre and half the side.
+    """Face boxes of one shot: landmarks (T, 68, 2) -> (T, 3), x and y of the centre and half the side, in pixels.
 
-    The reference pipeline takes the boxes of the S3FD detector, from the forehead to the chin; here they are put
-    around the landmarks, which end at the brows. Running medians of 13 frames, as there.
+    The reference pipeline uses the boxes of the S3FD detector, which reach from the forehead to the chin. Landmarks
+    end at the brows, so the boxes around them are extended upwards. As in the reference, a running median over 13
+    frames smooths them.
     """
     low, high = landmarks.min(axis=1), landmarks.max(axis=1)
     low[:, 1] -= 0.35 * (high[:, 1] - low[:, 1])
@@ -22,11 +23,22 @@ def face_tracks(landmarks: np.ndarray) -> np.ndarray:
 
 
 def track_crop(frame: np.ndarray, track: np.ndarray) -> np.ndarray:
-    """The face of a frame (H, W, 3) uint8 as the reference pipeline crops it: (224, 224, 3)."""
+    """The face crop of one frame, as in the reference pipeline.
+
+    Args:
+        frame: (H, W, 3) uint8.
+        track: (3,), a row of `face_tracks`.
+
+    Returns:
+        (224, 224, 3) uint8, in the channel order of the frame.
+    """
     x, y, half = track
-    room = int(half * (1 + 2 * TRACK_CONTEXT))
-    wide = half * (1 + TRACK_CONTEXT)
-    padded = cv2.copyMakeBorder(frame, room, room, room, room, cv2.BORDER_CONSTANT, value=[TRACK_PADDING] * 3)
-    x, y = x + room, y + room
-    face = padded[int(y - half) : int(y + half * (1 + 2 * TRACK_CONTEXT)), int(x - wide) : int(x + wide)]
-    return cv2.resize(face, (TRACK_SIZE, TRACK_SIZE))
+    padding = int(half * (1 + 2 * TRACK_CONTEXT))
+    half_width = half * (1 + TRACK_CONTEXT)
+    padded = cv2.copyMakeBorder(
+        frame, padding, padding, padding, padding, cv2.BORDER_CONSTANT, value=[TRACK_PADDING] * 3
+    )
+    x, y = x + padding, y + padding
+    top, bottom = int(y - half), int(y + half * (1 + 2 * TRACK_CONTEXT))
+    left, right = int(x - half_width), int(x + half_width)
+    return cv2.resize(padded[top:bottom, left:right], (TRACK_SIZE, TRACK_SIZE))

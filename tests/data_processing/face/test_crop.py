@@ -1,12 +1,11 @@
-"""geometry: the authors' radii (golden file), closed forms on ramps, and what pasting may and may not touch."""
+"""Face crop: radii against the golden file, extraction in closed form, and which pixels pasting changes."""
 
 import cv2
 import numpy as np
 import pytest
 
 from data_processing.face.crop import FaceCrop, crop_radius, frame_radii
-from data_processing.face.syncnet_crop import face_tracks, track_crop
-from models.crop_layout import crop_size, mouth_box
+from models.crop_layout import crop_size, lips_box, mouth_box
 from tests.support.golden import DATA
 
 S = 64
@@ -15,12 +14,12 @@ NOISE = cv2.GaussianBlur(rng.integers(0, 256, (300, 400, 3)).astype(np.uint8), (
 
 
 def ramp(width: int, height: int) -> np.ndarray:
-    """Float: red is x, green is y of the pixel's centre, blue is flat; linear, so interpolating changes nothing."""
+    """Float image: red is x, green is y of the pixel centre, blue is constant; linear interpolation is exact."""
     x, y = np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5)
     return np.stack([x, y, np.full_like(x, 77)], axis=-1).astype(np.float32)
 
 
-def test_radius_is_the_authors():
+def test_radius_matches_the_authors():
     golden = np.load(DATA / "crop_radius.npz")
     accepted = golden["ok"]
     assert accepted.sum() == 45
@@ -28,7 +27,7 @@ def test_radius_is_the_authors():
         golden["landmarks"][accepted], golden["scale"][accepted], golden["radius_px"][accepted], strict=True
     ):
         radii = frame_radii(points.astype(float), scale)
-        # theirs is cut to whole pixels per frame and then raised to a multiple of 4
+        # the authors round down to whole pixels per frame, and then up to a multiple of 4
         assert (int(np.floor(radii).max()) // 4 + 1) * 4 == radius_px
         assert crop_radius(points.astype(float), scale) == radii.max()
 
@@ -38,17 +37,12 @@ def test_radius_closed_form():
     points[:, 29, 1], points[:, 8, 1] = 100, [180, 200]
     points[:, 48, 0], points[:, 54, 0] = 50, 90
     assert np.allclose(frame_radii(points), [80 * 1.05 / 2, 100 * 1.05 / 2])
-    points[0, 54, 0] = 250  # a wide mouth decides
+    points[0, 54, 0] = 250  # the width of the mouth is the maximum
     assert np.allclose(frame_radii(points), [200 * 1.05 / 2, 100 * 1.05 / 2])
     assert crop_radius(points, scale=1.1) == pytest.approx(110)
 
 
-def test_sizes():
-    assert [crop_size(s) for s in (64, 128, 256)] == [(104, 80), (208, 160), (416, 320)]
-    assert mouth_box(256) == (slice(128, 384), slice(32, 288))
-
-
-def test_place_of_the_crop():
+def test_placement_from_landmarks():
     points = np.zeros((68, 2))
     points[29], points[33] = (1000, 120.5), (200.25, 2000)
     crop = FaceCrop.from_landmarks(points, radius_px=48, mouth_size=S)
@@ -67,7 +61,7 @@ def test_extract_of_a_ramp(pixel_size, shift):
     height, width = crop_size(S)
     x, y = np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5)
     expected = np.stack([12.2 + shift + x * pixel_size, 5.6 + y * pixel_size, np.full_like(x, 77)], axis=-1)
-    assert np.abs(crop.extract(ramp(500, 500)) - expected).max() < 0.04  # OpenCV counts in 1/32 pixel
+    assert np.abs(crop.extract(ramp(500, 500)) - expected).max() < 0.04  # OpenCV uses steps of 1/32 pixel
 
 
 @pytest.mark.parametrize("factor", [1, 2, 3])
@@ -80,7 +74,7 @@ def test_extract_in_whole_pixels_is_slicing(factor):
     assert np.abs(crop.extract(frame) - mean).max() <= 0.51
 
 
-def test_landmarks_moved_by_half_a_pixel_move_the_crop_by_half_a_pixel():
+def test_subpixel_shift_of_landmarks_shifts_the_crop():
     points = np.zeros((68, 2))
     points[29], points[33] = (0, 100), (150, 0)
     still = FaceCrop.from_landmarks(points, 40, S).extract(ramp(400, 300))
@@ -89,11 +83,11 @@ def test_landmarks_moved_by_half_a_pixel_move_the_crop_by_half_a_pixel():
 
 
 @pytest.mark.parametrize("pixel_size", [0.5, 1, 1.7])
-def test_beyond_the_border_the_edge_goes_on(pixel_size):
+def test_edge_pixels_are_repeated_outside_the_frame(pixel_size):
     height, width = crop_size(S)
     crop = FaceCrop(left=-width * pixel_size / 2, top=-height * pixel_size / 2, pixel_size=pixel_size, mouth_size=S)
-    found = crop.extract(NOISE)
-    assert (found[: height // 2 - 1, : width // 2 - 1] == NOISE[0, 0]).all()
+    extracted = crop.extract(NOISE)
+    assert (extracted[: height // 2 - 1, : width // 2 - 1] == NOISE[0, 0]).all()
     far = FaceCrop(left=2000, top=10, pixel_size=1, mouth_size=S).extract(NOISE)
     assert np.abs(far.astype(int) - NOISE[10 : 10 + height, -1:]).max() <= 1
 
@@ -108,18 +102,18 @@ CROPS = [
 
 
 @pytest.mark.parametrize("crop", CROPS)
-def test_pasting_back_what_was_cut_out_changes_nothing(crop):
+def test_pasting_the_extracted_crop_changes_nothing(crop):
     assert (crop.paste(NOISE, crop.extract(NOISE)) == NOISE).all()
 
 
 @pytest.mark.parametrize("crop", CROPS)
 @pytest.mark.parametrize("colour", [(255, 0, 0), (10, 200, 90)])
-def test_paste_of_another_crop(crop, colour):
+def test_paste_changes_the_mouth_box_only(crop, colour):
     frame = NOISE.copy()
     generated = crop.extract(frame)
     generated[mouth_box(S)] = colour
     pasted = crop.paste(frame, generated)
-    assert (frame == NOISE).all()  # the frame given is left alone
+    assert (frame == NOISE).all()  # the argument is not modified
     assert pasted.shape == frame.shape and pasted.dtype == np.uint8
 
     left, top, right, bottom = crop.mouth_bounds()
@@ -133,24 +127,24 @@ def test_paste_of_another_crop(crop, colour):
     assert between(-2 * margin).any()
     assert (pasted[~between(margin)] == frame[~between(margin)]).all()
     assert np.abs(pasted[between(-2 * margin)].astype(int) - colour).max() <= 1
-    # half way at the box's border: neither the one nor the other
+    # at the border of the box the two are blended
     if left > margin and crop.pixel_size >= 1:
         border = pasted[between(0) & ~between(-1.01)].astype(float)
         assert 0.2 < np.abs(border - colour).mean() / np.abs(frame.astype(float) - colour).mean() < 0.8
 
 
-def test_paste_takes_off_a_colour_cast():
+def test_paste_removes_a_colour_cast():
     frame = np.full((300, 400, 3), (90, 100, 110), np.uint8)
     crop = FaceCrop(left=60.25, top=30.75, pixel_size=1.5, mouth_size=S)
-    cast = crop.extract(frame) + np.uint8(20)  # the generator is too bright by 20 everywhere
+    cast = crop.extract(frame) + np.uint8(20)  # the generated crop is too bright by 20 everywhere
     assert np.abs(crop.paste(frame, cast).astype(int) - frame).max() <= 1
-    cast[52:60, 30:50] -= 60  # and draws something dark in the middle of the mouth box
+    cast[52:60, 30:50] -= 60  # with a dark patch in the middle of the mouth box
     x, y = int(60.25 + 40 * 1.5), int(30.75 + 56 * 1.5)
     np.testing.assert_allclose(crop.paste(frame, cast)[y, x], (30, 40, 50), atol=1)
 
 
-def test_paste_puts_things_where_they_belong():
-    """A bright spot painted into a crop appears at the spot's source coordinates."""
+def test_paste_position():
+    """A bright spot in the generated crop appears at its source coordinates."""
     frame = np.full((300, 400, 3), 90, np.uint8)
     for pixel_size in (0.6, 1.0, 1.5, 2.2):
         crop = FaceCrop(left=60.25, top=30.75, pixel_size=pixel_size, mouth_size=S)
@@ -165,8 +159,8 @@ def test_paste_puts_things_where_they_belong():
         assert np.abs(centre - (60.25 + 47 * pixel_size, 30.75 + 70 * pixel_size)).max() < 0.15
 
 
-def test_small_change_keeps_the_fine_texture():
-    """Where the generator changes next to nothing, detail finer than a crop pixel stays."""
+def test_small_change_keeps_fine_texture():
+    """Where the change is small, detail finer than a crop pixel stays."""
     frame = np.full((300, 400, 3), 120, np.uint8)
     frame[::2, ::2] += 30
     crop = FaceCrop(left=40, top=20, pixel_size=2.0, mouth_size=S)
@@ -176,14 +170,14 @@ def test_small_change_keeps_the_fine_texture():
 
 
 @pytest.mark.parametrize("corner", [(-500, 20), (1000, 20), (50, -900), (50, 1000)])
-def test_mouth_outside_the_picture(corner):
+def test_mouth_outside_the_frame(corner):
     crop = FaceCrop(*corner, pixel_size=1.0, mouth_size=S)
     generated = np.zeros((*crop_size(S), 3), np.uint8)
     assert (crop.paste(NOISE, generated) == NOISE).all()
 
 
-def test_paste_leaves_the_surroundings_and_the_skins_marks():
-    """With landmarks: nothing beside the face changes, a mole on the cheek stays, the lips are drawn in full."""
+def test_paste_with_landmarks():
+    """Pixels outside the face do not change, a mole on the cheek stays, the lips are replaced."""
     crop = FaceCrop(left=60.0, top=40.0, pixel_size=2.0, mouth_size=S)
     middle = np.array([crop.left + 40 * 2, crop.top + 62 * 2])  # of a face 96 pixels wide, in the mouth box
     angle = np.linspace(0, np.pi, 17)
@@ -195,7 +189,7 @@ def test_paste_leaves_the_surroundings_and_the_skins_marks():
     frame = np.full((300, 400, 3), 150, np.uint8)
     mole = int(middle[0] - 34), int(middle[1] - 18)
     cv2.circle(frame, mole, 1, (60, 60, 60), -1)
-    beside = int(middle[0] + 58), int(middle[1] + 40)  # in the mouth box, not in the face
+    beside = int(middle[0] + 58), int(middle[1] + 40)  # inside the mouth box, outside the face
     cv2.circle(frame, beside, 3, (20, 90, 200), -1)
     generated = np.full((*crop_size(S), 3), 150, np.uint8)  # smooth skin, and darker lips
     lips = tuple(np.rint(crop.to_crop(mouth)).astype(int))
@@ -205,47 +199,33 @@ def test_paste_leaves_the_surroundings_and_the_skins_marks():
                           frame[beside[1] - 3 : beside[1] + 4, beside[0] - 3 : beside[0] + 4, :])  # fmt: skip
     assert np.abs(pasted[mole[1], mole[0]].astype(int) - 60).max() < 15
     assert np.abs(pasted[int(middle[1] + 10), int(middle[0])].astype(int) - (90, 40, 40)).max() < 5
-    whole = crop.paste(frame, generated)  # without landmarks both are drawn over
+    whole = crop.paste(frame, generated)  # without landmarks both are replaced
     assert whole[mole[1], mole[0]].min() > 110
     assert np.abs(whole[beside[1], beside[0]].astype(int) - frame[beside[1], beside[0]]).max() > 40
 
 
-def test_paste_fades():
+def test_paste_strength():
     crop = FaceCrop(left=60.0, top=40.0, pixel_size=1.5, mouth_size=S)
     generated = 255 - crop.extract(NOISE)
     whole = crop.paste(NOISE, generated).astype(int)
     assert np.array_equal(crop.paste(NOISE, generated, strength=0), NOISE)
     half = crop.paste(NOISE, generated, strength=0.5).astype(int)
-    inside = np.abs(whole - NOISE) < 120  # what clipping did not bend
+    inside = np.abs(whole - NOISE) < 120  # not affected by clipping
     assert np.abs(half - (whole + NOISE) / 2)[inside & (whole > 0) & (whole < 255)].max() <= 1
     assert np.abs(half - NOISE).max() > 30
 
 
-def test_paste_refuses_another_size():
+def test_paste_rejects_another_size():
     with pytest.raises(ValueError, match=r"expected \(104, 80, 3\), found \(208, 160, 3\)"):
         FaceCrop(0, 0, 1.0, S).paste(NOISE, np.zeros((208, 160, 3), np.uint8))
 
 
-# --- face tracks --------------------------------------------------------------------------------------------
-
-
-def test_face_tracks_reach_from_the_forehead_to_the_chin() -> None:
-    rng = np.random.default_rng(0)
-    points = rng.uniform([100, 200], [300, 400], (30, 68, 2))
-    points[:, 0], points[:, 1] = (100, 200), (300, 400)  # the corners of the landmarks' box
-    points[20] += 500  # one frame astray, which the median passes over
-    tracks = face_tracks(points)
-    # 200 wide, 200 + 0.35 · 200 high
-    np.testing.assert_allclose(tracks[6:-6], np.tile([200, 265, 135], (18, 1)))
-
-
-def test_track_crop_is_the_reference_pipelines() -> None:
-    rows, columns = np.mgrid[:300, :400]
-    frame = np.stack([rows / 2, columns / 2, 0 * rows], axis=2).astype(np.uint8)
-    crop = track_crop(frame, np.array([200.0, 150.0, 80.0]))
-    # rows y − half … y + 1.8 half, columns x ± 1.4 half
-    assert crop.shape == (224, 224, 3)
-    np.testing.assert_allclose(crop[[0, -1], 112, 0], [70 / 2, 293 / 2], atol=1)
-    np.testing.assert_allclose(crop[112, [0, -1], 1], [88 / 2, 311 / 2], atol=1)
-    beyond = track_crop(frame, np.array([200.0, 250.0, 80.0]))
-    assert (beyond[-1] == 110).all()
+@pytest.mark.parametrize("crop", CROPS)
+def test_lips_region_is_the_lips_box_at_source_resolution(crop):
+    rows, columns = lips_box(S)
+    region = crop.lips_region(ramp(400, 300))
+    size = np.array([columns.stop - columns.start, rows.stop - rows.start]) * crop.pixel_size
+    assert np.abs(size - region.shape[1::-1]).max() <= 0.5
+    if crop.left > 0 and crop.left < 300:
+        first = np.array([crop.left, crop.top]) + np.array([columns.start, rows.start]) * crop.pixel_size
+        assert np.abs(region[0, 0, :2] - 0.5 - first).max() <= 0.51

@@ -1,0 +1,262 @@
+"""Detector backends: dlib on a portrait moved by known amounts, OpenFace's CSV, a fake face_alignment."""
+
+import csv
+import re
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import skimage.data
+
+from data_processing.face import detectors
+from data_processing.face.detectors import DETECTION_INTERVAL, track_landmarks
+from data_processing.face.tracking import find_landmarks
+from data_processing.media.video_writer import VideoWriter
+from tests.support.media import no_face_video
+from utils.errors import FileError, MediaError, NoFaceError, ParameterError
+
+FACE = skimage.data.astronaut()  # 512 x 512; the centre of the mouth is at (223, 147)
+
+
+def write_frames(path: Path, frames) -> Path:
+    writer = None
+    for frame in frames:
+        if writer is None:
+            writer = VideoWriter(path, frame.shape[1], frame.shape[0]).__enter__()
+        writer.write(frame)
+    writer.__exit__(None, None, None)
+    return path
+
+
+@pytest.fixture
+def black_clip(tmp_path) -> Path:
+    """A video of 50 black frames."""
+    return write_frames(tmp_path / "clip.mp4", [np.zeros((32, 32, 3), np.uint8)] * 50)
+
+
+# --- dlib ---------------------------------------------------------------------------------------------------
+
+
+def test_dlib_on_the_portrait(portrait_clip):
+    result = find_landmarks(portrait_clip)
+    assert result.points.shape == (40, 68, 2) and result.points.dtype == np.float32
+    assert result.found.all() and result.usable.all()
+    assert result.shots == [(0, 40)]
+    # `talking_portrait` moves the image by `sway`; its mouth then opens downwards by up to 6 pixels
+    times = np.arange(40) / 25
+    sway = np.stack([-3 * np.sin(2 * np.pi * 0.7 * times), -2 * np.sin(2 * np.pi * 0.9 * times)], axis=-1)
+    upper_lip, nose = result.points[:, 51], result.points[:, 30]
+    assert np.abs(upper_lip - sway - (127, 142)).max() < 5
+    centred = nose - sway
+    assert np.abs(centred - centred.mean(axis=0)).max() < 1.5
+    left_eye, right_eye = result.points[:, 36:42].mean(axis=(0, 1)), result.points[:, 42:48].mean(axis=(0, 1))
+    assert left_eye[0] < 127 < right_eye[0]  # order of the 68 points in a frontal view
+    assert max(left_eye[1], right_eye[1]) < nose[:, 1].min() < result.points[:, 8, 1].min()
+
+
+def test_dlib_tracks_a_moving_face(tmp_path):
+    """The image moves 3 pixels left and 1 up per frame, and the detector runs on every fifth frame only."""
+    frames = (FACE[t : t + 256, 3 * t + 60 : 3 * t + 316] for t in range(30))
+    result = find_landmarks(write_frames(tmp_path / "clip.mp4", frames))
+    assert result.found.all() and result.shots == [(0, 30)]
+    t = np.arange(30)[:, None]
+    still = result.points.mean(axis=1) + t * [3, 1]
+    assert np.abs(still - still.mean(axis=0))[4:-4].max() < 0.75
+    slope = np.polyfit(t[4:-4, 0], result.points.mean(axis=1)[4:-4], 1)[0]
+    assert np.abs(slope - [-3, -1]).max() < 0.05
+
+
+def test_dlib_is_independent_of_the_resolution(tmp_path):
+    """A face four times as large has landmarks four times as large."""
+    small = FACE[:256, 96:352]
+    large = np.kron(small, np.ones((4, 4, 1), np.uint8))
+    a, b = (
+        find_landmarks(write_frames(tmp_path / f"{len(frame)}.mp4", [frame] * 2)).points[0]
+        for frame in (small, large)
+    )
+    assert np.abs(a - b / 4).mean() < 0.8  # of a face 90 pixels wide
+
+
+def test_cut_is_detected(tmp_path):
+    first, second = FACE[:256, 96:352], FACE[:256, 30:286][:, ::-1]
+    frames = [*[first] * 12, *[255 - (255 - second) // 3] * 12]
+    result = find_landmarks(write_frames(tmp_path / "clip.mp4", frames))
+    assert result.shots == [(0, 12), (12, 24)]
+    noses = result.points[:, 30, 0]
+    assert np.ptp(noses[:12]) < 1 and np.ptp(noses[12:]) < 1  # no smoothing across the cut
+    assert abs(noses[0] - noses[-1]) > 10
+
+
+def test_face_that_appears_later(tmp_path):
+    blank = np.full((256, 256, 3), FACE[:256, 96:352].mean(axis=(0, 1)), np.uint8)
+    frames = [*[blank] * 20, *[FACE[:256, 96:352]] * 10]
+    result = find_landmarks(write_frames(tmp_path / "clip.mp4", frames))
+    assert result.shots == [(20, 30)]
+    assert (result.usable == (np.arange(30) >= 20)).all()
+
+
+def test_no_face(tmp_path):
+    path = no_face_video(tmp_path / "clip.mp4")
+    with pytest.raises(NoFaceError, match=re.escape(f"{path}: no face detected in 10 frames (dlib)")) as error:
+        find_landmarks(path)
+    assert error.value.path == path
+
+
+def test_invalid_arguments(tmp_path, portrait_clip):
+    with pytest.raises(ParameterError, match=r"^expected one of dlib, .*, found mediapipe") as error:
+        find_landmarks(portrait_clip, "mediapipe")
+    assert error.value.parameter == "landmarks"
+    with pytest.raises(MediaError, match=r"absent\.mp4: no such file"):
+        find_landmarks(tmp_path / "absent.mp4")
+
+
+# --- OpenFace -----------------------------------------------------------------------------------------------
+
+
+def openface_rows(num_rows: int, fps: float) -> list[dict]:
+    """Landmark k at (k + 60 s, 3 k − 30 s) for the time s in seconds; headers as OpenFace writes them."""
+    rows = []
+    for index in range(num_rows):
+        s = index / fps
+        row = {"frame": index + 1, " face_id": 0, " timestamp": f"{s:.3f}", " confidence": 0.98, " success": 1}
+        row |= {f" x_{k}": f"{k + 60 * s:.1f}" for k in range(68)}
+        row |= {f" y_{k}": f"{3 * k - 30 * s:.1f}" for k in range(68)}
+        rows.append(row)
+    return rows
+
+
+def write_csv(path: Path, rows: list[dict]) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+@pytest.mark.parametrize("fps", [25, 30, 50])
+def test_openface(black_clip, fps):
+    write_csv(black_clip.with_suffix(".csv"), openface_rows(2 * fps, fps))
+    result = find_landmarks(black_clip, "openface")
+    s, k = np.arange(50)[:, None] / 25, np.arange(68)
+    truth = np.stack(np.broadcast_arrays(k + 60 * s, 3 * k - 30 * s), axis=-1)
+    assert result.points.shape == (50, 68, 2)
+    nearest_row = 60 * 0.5 / fps if fps % 25 else 0  # pixels that the face moves in half the time between two rows
+    assert np.abs(result.points - truth)[6:-6].max() < nearest_row + 0.1
+
+
+def test_openface_without_a_face_and_with_missing_rows(black_clip):
+    rows = openface_rows(30, 25)
+    for row in rows[10:13]:
+        row[" success"] = 0
+    write_csv(black_clip.with_suffix(".csv"), rows)
+    result = find_landmarks(black_clip, "openface")
+    assert not result.found[10:13].any() and result.usable[10:13].all()
+    assert result.found[[*range(10), *range(13, 30)]].all()
+    assert not result.usable[35:].any()
+
+
+def drop_column(rows):
+    for row in rows:
+        del row[" y_67"]
+
+
+def break_cell(rows):
+    rows[3][" x_5"] = "n/a"
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (drop_column, "no column y_67"),
+        (break_cell, "a cell is not a number"),
+        (lambda rows: rows.__delitem__(slice(1, None)) or rows[0].__delitem__(" timestamp"), "no column timestamp"),
+    ],
+)
+def test_openface_invalid_csv(black_clip, damage, reason):
+    rows = openface_rows(50, 25)
+    damage(rows)
+    write_csv(black_clip.with_suffix(".csv"), rows)
+    with pytest.raises(MediaError, match=reason) as error:
+        find_landmarks(black_clip, "openface")
+    assert str(black_clip.with_suffix(".csv")) in str(error.value)
+    assert error.value.path == black_clip.with_suffix(".csv")
+
+
+def test_openface_missing_csv(black_clip):
+    with pytest.raises(FileError, match=r"clip\.csv: no such file"):
+        find_landmarks(black_clip, "openface")
+    black_clip.with_suffix(".csv").write_text("")
+    with pytest.raises(MediaError, match="no rows"):
+        find_landmarks(black_clip, "openface")
+    black_clip.with_suffix(".csv").write_bytes(b"\xff\xfe\x00\x80" * 20)
+    with pytest.raises(MediaError, match="not a valid CSV file"):
+        find_landmarks(black_clip, "openface")
+
+
+def test_openface_has_selected_a_face_and_requires_a_file(black_clip):
+    with pytest.raises(ParameterError, match="already selected a face") as error:
+        track_landmarks(iter([]), "openface", black_clip, choose=lambda boxes, fit, frame: 0)
+    assert error.value.parameter == "face"
+    with pytest.raises(ParameterError, match="requires a video file") as error:
+        track_landmarks(iter([]), "openface")
+    assert error.value.parameter == "landmarks"
+
+
+# --- face_alignment (a fake with its interface, because the weights may be missing) --------------------------
+
+
+class FakeFaceAlignment:
+    """Detects a small face and a large one, which moves right by 2 pixels per call; no face in calls 7 and 8."""
+
+    def __init__(self, kind, device):
+        self.boxes = []
+
+    def get_landmarks_from_image(self, image, detected_faces=None):
+        assert image.shape == (32, 32, 3) and image.dtype == np.uint8
+        index = len(self.boxes)
+        self.boxes.append(detected_faces)
+        if index in (7, 8):
+            return None
+        unit = np.random.default_rng(0).random((68, 2))
+        return [5 * unit, 100 * unit + [2 * index, 0]]
+
+
+@pytest.fixture
+def fresh_model():
+    detectors._face_alignment_model.cache_clear()
+    yield
+    detectors._face_alignment_model.cache_clear()
+
+
+def test_face_alignment(black_clip, monkeypatch, fresh_model):
+    module = SimpleNamespace(FaceAlignment=FakeFaceAlignment, LandmarksType=SimpleNamespace(TWO_D=1))
+    monkeypatch.setitem(sys.modules, "face_alignment", module)
+    result = find_landmarks(black_clip, "face_alignment")
+    assert (np.flatnonzero(~result.found) == [7, 8]).all()
+    truth = 100 * np.random.default_rng(0).random((68, 2)) + 2 * np.arange(50)[:, None, None] * [1, 0]
+    assert np.abs(result.points - truth)[6:-6].max() < 1e-3
+    boxes = detectors._face_alignment_model().boxes
+    detected = [index for index, box in enumerate(boxes) if box is None]
+    assert detected == sorted({*range(0, 50, DETECTION_INTERVAL), 8, 9})  # and after each frame without a face
+    left, top, right, bottom = boxes[21][0]
+    assert (
+        np.abs([(left + right) / 2 - truth[20, :, 0].mean(), (top + bottom) / 2 - truth[20, :, 1].mean()]).max()
+        < 10
+    )
+    assert 90 < right - left < 120
+
+
+def test_face_alignment_unavailable(black_clip, monkeypatch, fresh_model):
+    monkeypatch.setitem(sys.modules, "face_alignment", None)
+    with pytest.raises(ParameterError, match="pip install face-alignment") as error:
+        find_landmarks(black_clip, "face_alignment")
+    assert error.value.parameter == "landmarks"
+
+    def offline(*args, **kwargs):
+        raise OSError("no route to host")
+
+    module = SimpleNamespace(FaceAlignment=offline, LandmarksType=SimpleNamespace(TWO_D=1))
+    monkeypatch.setitem(sys.modules, "face_alignment", module)
+    with pytest.raises(ParameterError, match="no route to host"):
+        find_landmarks(black_clip, "face_alignment")
