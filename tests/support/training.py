@@ -84,7 +84,7 @@ def speaking_clip(number: int, num_frames: int, audio_delay: int = 0) -> Clip:
     features = np.repeat(delayed[:, None], 29, axis=1) + 0.05 * rng.normal(size=(num_frames, 29))
     return Clip(
         f"clip{number}",
-        f"person{number}",
+        f"speaker{number}",
         frames.clip(0, 255).astype(np.uint8),
         features.astype(np.float32),
         rng.normal(size=(num_frames, 68, 2)).astype(np.float32),
