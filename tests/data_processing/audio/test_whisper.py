@@ -1,4 +1,4 @@
-"""whisper: OpenAI's own code, given the same weights, on the same sound (tests/data/whisper_tiny.npz)."""
+"""Whisper features against OpenAI's code with the same weights and audio (tests/data/whisper_tiny.npz)."""
 
 from pathlib import Path
 
@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from data_processing.audio.features import extract_features
-from data_processing.audio.whisper import HOP_ROWS, load_encoder, log_mel, whisper_rows
-from models.whisper import MOST_ROWS
-from utils.errors import UserError
+from data_processing.audio.whisper import CHUNK_HOP_ROWS, load_encoder, log_mel, whisper_rows
+from models.whisper import MAX_ROWS
+from utils.errors import WeightsError
 from utils.weights import weight_path
 
 GOLDEN = np.load(Path(__file__).resolve().parents[2] / "data" / "whisper_tiny.npz")
@@ -17,53 +17,56 @@ WAVEFORM = GOLDEN["waveform"].astype(np.float32) / 32768  # two seconds
 
 
 def padded(waveform: np.ndarray) -> np.ndarray:
-    """In the 30 seconds that Whisper is given."""
-    return np.pad(waveform, (0, 320 * MOST_ROWS - len(waveform)))
+    """Padded to the 30 seconds of Whisper's input."""
+    return np.pad(waveform, (0, 320 * MAX_ROWS - len(waveform)))
 
 
-def test_log_mel_is_openais():
+def test_log_mel_matches_openai():
     mel = log_mel(padded(WAVEFORM))
     assert mel.shape == (80, 3000) and mel.dtype == np.float32
     np.testing.assert_allclose(mel[:, :200:4], GOLDEN["log_mel"], atol=1e-4)
 
 
-def test_encoder_is_openais():
+def test_encoder_matches_openai():
     encoder = load_encoder(weight_path("whisper"))
     rows = encoder(torch.from_numpy(log_mel(padded(WAVEFORM)))[None])[0]
-    assert rows.shape == (MOST_ROWS, 384)
+    assert rows.shape == (MAX_ROWS, 384)
     np.testing.assert_allclose(rows[:100:5], GOLDEN["rows"], atol=1e-3)
 
 
 @pytest.mark.parametrize("samples", [0, 1, 320, 321])
-def test_shortest_recordings(samples):
+def test_short_waveforms(samples):
     rows = whisper_rows(np.zeros(samples, np.float32))
     assert rows.shape == (max(1, -(-samples // 320)), 384) and np.isfinite(rows).all()
 
 
-def test_rows_follow_the_sound_wherever_it_is():
+def test_rows_are_nearly_independent_of_the_position():
     alone = whisper_rows(WAVEFORM)
     later = whisper_rows(np.concatenate([np.zeros(320 * 333, np.float32), WAVEFORM]))  # 6.66 s
     assert len(later) == 333 + len(alone)
     assert np.corrcoef(alone.ravel(), later[333:].ravel())[0, 1] > 0.98
-    hop = whisper_rows(np.concatenate([np.zeros(320 * HOP_ROWS, np.float32), WAVEFORM]))
-    np.testing.assert_allclose(hop[HOP_ROWS:], alone, atol=1e-3)
+    hop = whisper_rows(np.concatenate([np.zeros(320 * CHUNK_HOP_ROWS, np.float32), WAVEFORM]))
+    np.testing.assert_allclose(hop[CHUNK_HOP_ROWS:], alone, atol=1e-3)
 
 
-def test_features_are_rows_of_a_frame():
+def test_features_have_one_row_per_frame():
     features = extract_features(WAVEFORM[:16001], "whisper")
     assert features.shape == (26, 384) and features.dtype == np.float32
     assert extract_features(WAVEFORM[:16000], "whisper", 30).shape == (30, 384)
 
 
 @pytest.mark.parametrize("content", [b"", b"nonsense" * 100, b"\x06\x00\x00\x00\x05\x00ab"])
-def test_not_whisper(tmp_path, content):
+def test_invalid_files_are_rejected(tmp_path, content):
     path = tmp_path / "model.bin"
     path.write_bytes(content)
-    with pytest.raises(UserError, match=r"model\.bin: expected Whisper tiny in CTranslate2's format"):
+    with pytest.raises(
+        WeightsError, match=r"model\.bin: not a valid model of Whisper tiny in CTranslate2's format: ."
+    ) as error:
         load_encoder(path)
+    assert error.value.path == path and "\n" not in str(error.value)
 
 
-def test_loads_all_of_it():
+def test_all_tensors_are_loaded():
     encoder = load_encoder(weight_path("whisper"))
     fresh = type(encoder)().state_dict()
     for name, tensor in encoder.state_dict().items():
