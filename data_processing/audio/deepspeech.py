@@ -9,7 +9,7 @@ import numpy as np
 from python_speech_features import mfcc
 
 from data_processing.media.audio_io import SAMPLE_RATE
-from utils.errors import WeightsError
+from utils.errors import WeightsError, error_reason
 from utils.weights import weight_path
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def read_frozen_graph(path: str | Path) -> "tf.Graph":
         with graph.as_default():
             tf.import_graph_def(definition, name="")
     except (OSError, DecodeError, ValueError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = (error_reason(error) or type(error).__name__).splitlines()[0]
         raise WeightsError(f"{path}: not a valid frozen TensorFlow graph: {reason}", path=path) from error
 
     present = {operation.name for operation in graph.get_operations()}

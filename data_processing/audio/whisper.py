@@ -13,7 +13,7 @@ import torch
 
 from data_processing.media.audio_io import SAMPLE_RATE
 from models.whisper import NUM_BLOCKS, NUM_MELS, WIDTH, WhisperEncoder
-from utils.errors import WeightsError
+from utils.errors import WeightsError, error_reason
 from utils.weights import weight_path
 
 SAMPLES_PER_ROW = 320
@@ -69,17 +69,17 @@ def load_encoder(path: str | Path) -> WhisperEncoder:
         stored = _read_ctranslate2(Path(path).read_bytes())
         encoder = WhisperEncoder()
         encoder.load_state_dict(
-            {ours: torch.from_numpy(stored[theirs].astype(np.float32)) for ours, theirs in _names().items()}
+            {ours: torch.from_numpy(stored[theirs].astype(np.float32)) for ours, theirs in _tensor_names().items()}
         )
     except (OSError, struct.error, KeyError, ValueError, RuntimeError, UnicodeDecodeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = f"no tensor {error}" if isinstance(error, KeyError) else error_reason(error).splitlines()[0]
         raise WeightsError(
             f"{path}: not a valid model of Whisper tiny in CTranslate2's format: {reason}", path=path
         ) from error
     return encoder.eval().requires_grad_(False)
 
 
-def _names() -> dict[str, str]:
+def _tensor_names() -> dict[str, str]:
     """Tensor names of `WhisperEncoder` -> names in the file."""
     parts = {
         "self_attn.in_proj_": "self_attention/linear_0/",

@@ -96,7 +96,7 @@ def test_silence_longer_than_a_block(zero_features: None) -> None:
 
 
 def test_silence_is_independent_of_the_start_time(zero_features: None) -> None:
-    """Three minutes that become quieter, read from the start and from the third minute on, as when a dub resumes."""
+    """Three minutes that become quieter, read from the start, and near the end only, as when a dub resumes."""
     sample = np.arange(180 * 16000)
     decibels = np.interp(sample, [0, len(sample)], [0, -20])
     decibels -= 30 * (sample // 8000 % 4 == 3)  # half a second every two seconds
