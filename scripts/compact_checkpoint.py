@@ -1,4 +1,4 @@
-"""Store a released model in 8 bits, half its size: python -m scripts.compact_checkpoint IN OUT"""
+"""Store the kernels of a checkpoint in 8 bits, half the file size: python -m scripts.compact_checkpoint IN OUT"""
 
 import argparse
 from pathlib import Path
@@ -23,8 +23,8 @@ def run(args: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("source", type=Path, metavar="IN", help="a .safetensors model of this project")
-    parser.add_argument("target", type=Path, metavar="OUT")
+    parser.add_argument("source", type=Path, metavar="IN", help="a .safetensors checkpoint of this project")
+    parser.add_argument("target", type=Path, metavar="OUT", help="file to write")
     run_command(parser, run)
 
 

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# From a folder of videos to a generator that dubs, stage after stage:
+# Train all networks, from a folder of videos to a generator for dubbing:
 #
-#     scripts/train_all.sh VIDEOS WORK          the paper's recipe, S = 64 -> 128 -> 256, for GPUs
-#     scripts/train_all.sh VIDEOS WORK small    every stage once, short, from the bundled models, S = 64: on two CPU
-#                                               cores it makes them fit the people of minutes of video
+#     scripts/train_all.sh VIDEOS WORK          the paper's stages, S = 64 -> 128 -> 256, for GPUs
+#     scripts/train_all.sh VIDEOS WORK small    every stage, short, from the bundled models at S = 64; on two CPU cores
+#                                               this adapts them to the speakers of a few minutes of video
 #
-# Stop it whenever you like; the same command goes on where it stopped. GPUS=4 trains on four GPUs of this machine.
-# WORK holds the prepared data, one run directory a stage (tensorboard --logdir WORK) and at last the generator.
+# If it is interrupted, the same command resumes it. GPUS=4 trains on four GPUs of this machine. WORK receives the
+# prepared dataset, one run directory per stage (tensorboard --logdir WORK) and finally the generator.
 set -euo pipefail
 
 if [[ $# -lt 2 || $# -gt 3 || ${3:-small} != small ]]; then
@@ -19,8 +19,8 @@ cd "$(dirname "$0")/.."
 data=$work/data
 source scripts/stage.sh
 
-syncnet() { stage "$1" train_syncnet.py --config "configs/$1.yaml" "${@:2}"; }
-generator() { stage "$1" train_dinet.py --config "configs/$1.yaml" "${@:2}"; }
+syncnet() { stage "$1" train_syncnet.py --config "configs/stages/$1.yaml" "${@:2}"; }
+generator() { stage "$1" train_dinet.py --config "configs/stages/$1.yaml" "${@:2}"; }
 
 size=256
 [[ ${3:-} == small ]] && size=64
@@ -29,8 +29,8 @@ size=256
 if [[ ${3:-} == small ]]; then
     syncnet syncnet_32 --max-steps 100 --init-from checkpoints/syncnet_32.safetensors
     generator finetune_64 --init-from checkpoints/dinet_64.safetensors
-    generator bundled_64_clip --max-steps 40 --init-from "$(of finetune_64 best)" \
-        --syncnet "$(of syncnet_32 syncnet)"
+    stage bundled_64_clip train_dinet.py --config configs/bundled/bundled_64_clip.yaml --max-steps 40 \
+        --init-from "$(of finetune_64 best)" --syncnet "$(of syncnet_32 syncnet)"
     last=bundled_64_clip
 else
     syncnet syncnet_64
@@ -45,4 +45,4 @@ fi
 "$python" evaluate.py --checkpoint "$(of $last generator)" --data "$data" --output "$work/evaluation"
 cp "$(of $last generator)" "$work/dinet_$size.safetensors"
 "$python" inference.py --checkpoint "$work/dinet_$size.safetensors" --output "$work/dub.mp4"
-echo "trained: $work/dinet_$size.safetensors; the bundled example dubbed with it: $work/dub.mp4 ($SECONDS s)"
+echo "generator: $work/dinet_$size.safetensors; dub of the bundled example: $work/dub.mp4 ($SECONDS s)"
