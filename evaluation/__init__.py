@@ -1,1 +1,1 @@
-"""What dubbed mouths are measured by, and on what."""
+"""Evaluation of generators, dubbed videos and SyncNet."""

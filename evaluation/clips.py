@@ -1,7 +1,7 @@
-"""Scoring a generator on the face crops of a prepared dataset, each driven by its own sound ("self-driven" in the
-paper's evaluation).
+"""Scores of a generator on the face crops of a prepared dataset, each driven by its matched audio ("self-driven" in
+the paper's evaluation).
 
-The trainer validates with these functions, on fewer frames and in its own precision.
+Validation during training uses these functions too, on fewer frames and in the precision of the training.
 """
 
 from dataclasses import dataclass
@@ -22,36 +22,37 @@ from evaluation.metrics import ImageMetric, bootstrap_interval
 from models.checkpoint import LoadedModel
 from models.crop_layout import crop_size, mouth_box, mouth_size_of
 
-AUDIO_SHIFT = 12  # frames, 0.48 s: far enough for other sounds, near enough to be the same voice and mood
-SYNC_FRAMES = 45  # of a clip, judged together: shorter ones are judged by chance
+AUDIO_SHIFT = 12  # frames, 0.48 s: long enough for different phonemes, short enough for the same prosody
+SYNC_FRAMES = 45  # frames of a clip that SyncNet scores together; on shorter clips its confidence is mostly noise
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Measures of the mouth box, one value a sample, and where each sample comes from.
+    """Image metrics of the mouth box for K samples.
 
-    values: of each measure by its name, (K,) float; people, clip_ids: K names.
+    values: metric name to (K,) float.
+    speakers, clip_ids: K names, the speaker and the clip of each sample.
     """
 
     values: dict[str, np.ndarray]
-    people: list[str]
+    speakers: list[str]
     clip_ids: list[str]
 
     def means(self) -> dict[str, float]:
-        """The plain mean of each measure over all samples."""
-        return {name: float(found.mean()) for name, found in self.values.items()}
+        """The mean of each metric over all samples."""
+        return {name: float(values.mean()) for name, values in self.values.items()}
 
 
 def mouth_boxes(images: torch.Tensor) -> torch.Tensor:
-    """The mouth boxes (B, 3, S, S) of face crops (B, 3, 13S/8, 5S/4)."""
+    """Mouth boxes (B, 3, S, S) of face crops (B, 3, 13S/8, 5S/4)."""
     rows, columns = mouth_box(mouth_size_of(images.shape[-2]))
     return images[..., rows, columns]
 
 
 def validation_samples(clips: list[Clip], per_clip: int, num_references: int, seed: int = 0) -> list[Sample]:
-    """Up to `per_clip` frames of each clip, evenly spaced, with random references; unchanged in colour.
+    """Up to `per_clip` evenly spaced frames of each clip with random reference frames, without augmentation.
 
-    The references of a frame depend on the seed, the clip's number and the frame's index only.
+    The reference frames depend only on the seed, the position of the clip in `clips` and the index of the frame.
     """
     samples = []
     for number, clip in enumerate(clips):
@@ -64,7 +65,7 @@ def validation_samples(clips: list[Clip], per_clip: int, num_references: int, se
 
 
 def evenly_spaced(total: int, count: int) -> np.ndarray:
-    """Up to `count` of the numbers below `total`, evenly spaced: (min(count, total),) int."""
+    """`count` evenly spaced indices below `total`, all of them if there are fewer: (min(count, total),) int."""
     count = min(count, total)
     return ((np.arange(count) + 0.5) * total / count).astype(int)
 
@@ -73,7 +74,7 @@ def evenly_spaced(total: int, count: int) -> np.ndarray:
 def score_clips(
     generator: nn.Module,
     samples: list[Sample],
-    measures: dict[str, ImageMetric],
+    metrics: dict[str, ImageMetric],
     *,
     mouth_size: int | None = None,
     audio_shift: int = 0,
@@ -81,29 +82,32 @@ def score_clips(
     device: str | torch.device = "cpu",
     precision: torch.dtype | None = None,
 ) -> Scores:
-    """Generate the samples and compare their mouth boxes, rounded to 8 bits, with the real ones.
+    """Generate the target frames of the samples and compare their mouth boxes with the ground truth.
 
-    Boxes are compared at the size of the samples, whatever the generator's, so that generators of two sizes can be.
+    Outputs are rounded to 8 bits. Mouth boxes are compared at the size of the samples, whatever the size of the
+    generator, so that generators of different sizes can be compared.
 
     Args:
-        generator: as `DINet`, on `device`; run in evaluation mode and given back in the mode it came in.
-        measures: by their names; see evaluation.metrics.measures.
-        mouth_size: S of the generator, if it is not the samples': they are shrunk to it (by areas) and what is
-            drawn is enlarged again (bicubic).
-        audio_shift: frames by which the sound is moved against the images, around the clip's end. Scores that
-            do not fall for a shift of half a second come from a mouth that does not listen.
-        precision: the generator runs under autocast to this type; None for float32.
+        generator: like `DINet`, on `device`. It runs in evaluation mode; its mode is restored afterwards.
+        samples: see `validation_samples`.
+        metrics: by name; see `evaluation.metrics.image_metrics`.
+        mouth_size: S of the generator if it is not that of the samples. Inputs are then downsampled to it (by area)
+            and outputs upsampled again (bicubic).
+        audio_shift: number of frames by which the audio is shifted against the images, cyclically within the clip.
+            If a shift of half a second does not lower the scores, the generator ignores the audio.
+        batch_size: samples per forward pass.
+        precision: type of autocast for the generator; None for float32.
     """
-    values: dict[str, list[np.ndarray]] = {name: [] for name in measures}
+    values: dict[str, list[np.ndarray]] = {name: [] for name in metrics}
     was_training = generator.training
     generator.eval()
     try:
         starts = range(0, len(samples), batch_size)
-        for start in tqdm(starts, f"sound {audio_shift:+d} frames", unit="batch", leave=False, disable=None):
+        for start in tqdm(starts, f"audio shift {audio_shift:+d}", unit="batch", leave=False, disable=None):
             chunk = samples[start : start + batch_size]
             batch = make_batch(chunk)
-            heard = [((index + audio_shift) % len(clip.frames), clip) for clip, index, *_ in chunk]
-            audio = np.concatenate([audio_windows(clip.features, np.array([index])) for index, clip in heard])
+            centres = [((index + audio_shift) % len(clip.frames), clip) for clip, index, *_ in chunk]
+            audio = np.concatenate([audio_windows(clip.features, np.array([index])) for index, clip in centres])
             size = crop_size(mouth_size or mouth_size_of(batch.target.shape[-2]))
             masked_source = generator.mask(F.interpolate(batch.target, size, mode="area"))
             inputs = (masked_source, F.interpolate(batch.references, size, mode="area"), torch.from_numpy(audio))
@@ -112,13 +116,13 @@ def score_clips(
             target = mouth_boxes(batch.target)
             output = F.interpolate(mouth_boxes(output.float()), target.shape[-2:], mode="bicubic")
             output = (output.clamp(0, 1) * 255).round() / 255
-            for name, measure in measures.items():
-                values[name].append(measure(output, target))
+            for name, metric in metrics.items():
+                values[name].append(metric(output, target))
     finally:
         generator.train(was_training)
     return Scores(
         {name: np.concatenate(parts) for name, parts in values.items()},
-        people=[clip.speaker for clip, *_ in samples],
+        speakers=[clip.speaker for clip, *_ in samples],
         clip_ids=[clip.id for clip, *_ in samples],
     )
 
@@ -126,75 +130,85 @@ def score_clips(
 @torch.no_grad()
 def sync_check(
     loaded: LoadedModel,
-    judge: LoadedModel,
+    syncnet: LoadedModel,
     clips: list[Clip],
-    heard: list[np.ndarray],
+    sync_features: list[np.ndarray],
     device: torch.device,
     precision: torch.dtype | None = None,
 ) -> dict[str, Any]:
-    """How well a SyncNet of ours finds real and generated mouths to fit their sound. These are no LSE.
+    """A/V sync of real and generated mouths with matched audio, scored by a SyncNet of this project (not LSE).
 
-    The first SYNC_FRAMES frames of every clip that has as many are generated with its own sound; `heard` are the
-    features (T, D) of each clip that the judge hears.
+    The first SYNC_FRAMES frames of each clip are generated; shorter clips are skipped.
+
+    Args:
+        loaded: the generator.
+        syncnet: a SyncNet of models/syncnet.py.
+        clips: with the audio features of the generator, at its mouth size.
+        sync_features: the audio features (T, D) of each clip that `syncnet` takes.
+        precision: as in `score_clips`.
 
     Returns:
-        'num_clips', and for 'real' and 'generated' the mean 'score' in step (about 1 is right, 0 wrong), the mean
-        'confidence' (see models.syncnet.offset_and_confidence) and the share of clips 'within_one_frame' of step.
+        'num_clips', and under 'real' and 'generated' three means over clips: 'score' of the matched audio (about 1
+        in sync, 0 out of sync), 'confidence' (see data_processing.av_sync.offset_and_confidence) and
+        'within_one_frame', the fraction of clips whose measured A/V offset is at most one frame.
     """
-    pairs = [pair for pair in zip(clips, heard, strict=True) if len(pair[0].frames) >= SYNC_FRAMES]
+    pairs = [pair for pair in zip(clips, sync_features, strict=True) if len(pair[0].frames) >= SYNC_FRAMES]
     rows, columns = mouth_box(loaded.mouth_size)
-    found: dict[str, list[tuple[float, float, bool]]] = {"real": [], "generated": []}
+    results: dict[str, list[tuple[float, float, bool]]] = {"real": [], "generated": []}
     for number, (clip, features) in enumerate(tqdm(pairs, desc="sync check", unit="clip", disable=None)):
         rng = np.random.default_rng((0, number))
         references = rng.choice(len(clip.frames), loaded.model.config.num_references, replace=False)
-        drawn = []
+        chunks = []
         for start in range(0, SYNC_FRAMES, 15):
             indices = np.arange(start, start + 15)
             batch = make_batch([(clip, indices, references, 1.0, 0.0, False)])
             inputs = (loaded.model.mask(batch.target), batch.references, batch.audio_window)
             with torch.autocast(device.type, precision, enabled=precision is not None):
                 output = loaded.model(*(x.to(device) for x in inputs)).float()
-            drawn.append((output.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy())
-        for name, frames in (("real", clip.frames[:SYNC_FRAMES]), ("generated", np.concatenate(drawn))):
-            side = (judge.mouth_size, judge.mouth_size)
-            mouths = np.stack([cv2.resize(frame[rows, columns], side, cv2.INTER_AREA) for frame in frames])
-            moments, codes = encode_windows(judge.model, mouths)
-            scores = shift_scores(judge.model, moments, codes, features, MAX_SHIFT)
+            chunks.append((output.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy())
+        for name, frames in (("real", clip.frames[:SYNC_FRAMES]), ("generated", np.concatenate(chunks))):
+            size = (syncnet.mouth_size, syncnet.mouth_size)
+            mouths = np.stack([cv2.resize(frame[rows, columns], size, cv2.INTER_AREA) for frame in frames])
+            centres, codes = encode_windows(syncnet.model, mouths)
+            scores = shift_scores(syncnet.model, centres, codes, features, MAX_SHIFT)
             offset, confidence = offset_and_confidence(scores)
-            found[name].append((float(scores[MAX_SHIFT].mean()), confidence, abs(offset) <= 1))
+            results[name].append((float(scores[MAX_SHIFT].mean()), confidence, abs(offset) <= 1))
     return {
         "num_clips": len(pairs),
         **{
             name: dict(
                 zip(("score", "confidence", "within_one_frame"), np.mean(values, axis=0).tolist(), strict=True)
             )
-            for name, values in found.items()
+            for name, values in results.items()
         },
     }
 
 
-def evaluate(
+def evaluate_generator(
     loaded: LoadedModel,
     clips: list[Clip],
     frames_per_clip: int,
-    measures: dict[str, ImageMetric],
+    metrics: dict[str, ImageMetric],
     device: torch.device,
     precision: torch.dtype | None = None,
 ) -> dict[str, Any]:
-    """Score a model on clips with matched and with shifted sound; `precision` as in `score`.
+    """Score a generator with matched and with shifted audio.
+
+    Args:
+        clips: with the audio features of the generator; their size is the size of comparison.
+        metrics, precision: as in `score_clips`.
 
     Returns:
-        What was measured, ready for JSON. 'matched', 'shifted' (the mean of AUDIO_SHIFT frames later and
-        earlier) and 'difference' (matched − shifted) map each metric to its 'mean' and its bootstrap
-        'interval' over clips; 'people' maps each person to their number of 'frames', 'matched' and 'shifted'
-        means.
+        A report for JSON. 'matched', 'shifted' (mean of AUDIO_SHIFT frames later and earlier) and 'difference'
+        (matched − shifted) map each metric to its 'mean' and its bootstrap 'interval' over clips. 'speakers' maps
+        each speaker to the number of 'frames' and the 'matched' and 'shifted' means.
     """
     samples = validation_samples(clips, frames_per_clip, loaded.model.config.num_references)
     matched, later, earlier = (
         score_clips(
             loaded.model,
             samples,
-            measures,
+            metrics,
             mouth_size=loaded.mouth_size,
             audio_shift=shift,
             device=device,
@@ -202,34 +216,36 @@ def evaluate(
         )
         for shift in (0, AUDIO_SHIFT, -AUDIO_SHIFT)
     )
-    people, clip_ids = np.array(matched.people), matched.clip_ids
-    values: dict[str, dict[str, np.ndarray]] = {"matched": {}, "shifted": {}, "difference": {}}
-    for name in measures:
-        values["matched"][name] = matched.values[name]
-        values["shifted"][name] = (later.values[name] + earlier.values[name]) / 2
-        values["difference"][name] = values["matched"][name] - values["shifted"][name]
+    speakers, clip_ids = np.array(matched.speakers), matched.clip_ids
+    scores: dict[str, dict[str, np.ndarray]] = {"matched": {}, "shifted": {}, "difference": {}}
+    for name in metrics:
+        scores["matched"][name] = matched.values[name]
+        scores["shifted"][name] = (later.values[name] + earlier.values[name]) / 2
+        scores["difference"][name] = scores["matched"][name] - scores["shifted"][name]
     return {
         "mouth_size": loaded.mouth_size,
         "compared_at": mouth_size_of(clips[0].frames.shape[1]),
         "num_clips": len(clips),
-        "num_people": len(set(matched.people)),
+        "num_speakers": len(set(matched.speakers)),
         "num_frames": len(samples),
         "audio_shift_frames": AUDIO_SHIFT,
         **{
-            sound: {
-                name: {"mean": float(found.mean()), "interval": bootstrap_interval(found, clip_ids)}
-                for name, found in metrics.items()
+            audio: {
+                name: {"mean": float(values.mean()), "interval": bootstrap_interval(values, clip_ids)}
+                for name, values in by_metric.items()
             }
-            for sound, metrics in values.items()
+            for audio, by_metric in scores.items()
         },
-        "people": {
-            str(person): {
-                "frames": int((people == person).sum()),
+        "speakers": {
+            str(speaker): {
+                "frames": int((speakers == speaker).sum()),
                 **{
-                    sound: {name: float(found[people == person].mean()) for name, found in values[sound].items()}
-                    for sound in ("matched", "shifted")
+                    audio: {
+                        name: float(values[speakers == speaker].mean()) for name, values in scores[audio].items()
+                    }
+                    for audio in ("matched", "shifted")
                 },
             }
-            for person in np.unique(people)
+            for speaker in np.unique(speakers)
         },
     }

@@ -1,9 +1,9 @@
-"""Scoring any method's videos against the real ones, file by file.
+"""Scores of the generated videos of any method against the ground-truth videos, file by file.
 
-A generated video is brought to the real one's frames: both are read at 25 frames per second, the generated frame is
-resized to the real one's size, and the frames that both have are compared. Faces are cropped from both by the real
-video's landmarks, as for training, at S = 256. A talking head that fills its own picture otherwise than the real
-video can only be compared by its face: then each is cropped by its own landmarks, and nothing is said of LOOKS.
+Both videos are read at 25 fps. A generated frame is resized to the size of the ground-truth frame, and the frames
+that both videos have are compared. Faces are cropped at S = 256 from both by the landmarks of the ground truth, as
+for training. The output of a talking-head method in another framing can only be compared by its face: with
+`own_crops` each face is cropped by its own landmarks, and full frames and dubbing artifacts are not scored.
 """
 
 from dataclasses import dataclass, field
@@ -37,23 +37,23 @@ from evaluation.artifacts import (
     ring_levels,
     seam,
     sharpness,
-    still_head,
+    stabilise_head,
 )
 from evaluation.clips import evenly_spaced
 from evaluation.metrics import FID, ImageMetric, image_metrics, landmark_distance, lip_sync_error
 from evaluation.reports import COLUMNS, SYNC_COLUMNS, means_over
 from models.crop_layout import mouth_box
 from models.syncnet_v2 import SyncNetV2, load_syncnet_v2
-from utils.errors import UserError
+from utils.errors import FileError, MediaError, NoFaceError, UserError
 from utils.weights import cached_path, is_cached
 
 MOUTH_SIZE = 256  # face crops of 416 × 320, as in the paper
-LSE_FRAMES = 1000  # of the longest shot: more make a video's score no surer
+LSE_FRAMES = 1000  # frames of the longest shot that LSE uses; more hardly change it
 
 
 @dataclass
 class MetricNetworks:
-    """The networks that judge, loaded once; syncnet_v2 and fid are None where their files are not there."""
+    """The networks of the metrics, loaded once. `syncnet_v2` and `fid` are None if their weights are not cached."""
 
     device: torch.device
     image_metrics: dict[str, ImageMetric] = field(init=False)
@@ -62,180 +62,209 @@ class MetricNetworks:
     fid: FID | None = None
 
     def __post_init__(self) -> None:
-        self.measures = image_metrics(self.device, with_vgg=True)
+        self.image_metrics = image_metrics(self.device, with_vgg=True)
         self.syncnet_v2 = official_syncnet(self.device)
         if is_cached("fid_inception"):
             self.fid = FID(cached_path("fid_inception"), self.device)
 
 
 def official_syncnet(device: torch.device) -> SyncNetV2 | None:
-    """The judge of LSE-D and LSE-C, None where its file is not there."""
+    """The SyncNet of LSE-D and LSE-C; None if its weights are not cached."""
     return load_syncnet_v2(cached_path("syncnet_v2"), device) if is_cached("syncnet_v2") else None
 
 
 @dataclass(frozen=True)
 class VideoScores:
-    """scores: COLUMNS and LOOKS to numbers, None where one cannot be had; unpaired_frames: how many frames one video has
-    more; faces: (2, frames, 416, 320, 3) uint8 RGB, what was looked at, generated and real."""
+    """Scores of one generated video.
+
+    scores: COLUMNS and ARTIFACTS by name, None where a score is not available.
+    unpaired_frames: the number of frames by which one video is longer than the other.
+    faces: (2, K, 416, 320, 3) uint8 RGB, the face crops compared, generated and ground truth.
+    """
 
     scores: dict[str, float | None]
     unpaired_frames: int
     faces: np.ndarray
 
     def strip(self) -> np.ndarray:
-        """Up to six real mouths above what was generated: (512, W, 3) uint8 RGB."""
+        """Up to six mouth boxes in a row, ground truth above generated: (512, W, 3) uint8 RGB."""
         rows, columns = mouth_box(MOUTH_SIZE)
-        shown = self.faces[::-1, evenly_spaced(self.faces.shape[1], 6), rows, columns]
-        return np.vstack([np.hstack(list(row)) for row in shown])
+        mouths = self.faces[::-1, evenly_spaced(self.faces.shape[1], 6), rows, columns]
+        return np.vstack([np.hstack(list(row)) for row in mouths])
 
 
-def find_videos(folder: Path, flag: str) -> dict[str, Path]:
-    """The videos of a folder by their names without suffix, in order; hidden ones are left out.
+def find_videos(folder: Path) -> dict[str, Path]:
+    """The videos of a folder by name without suffix, sorted; hidden files are ignored.
 
     Raises:
-        UserError: the folder, given by `flag`, is missing, holds none, or two of one name.
+        FileError: the folder does not exist.
+        MediaError: it contains no video, or two of the same name.
     """
     if not folder.is_dir():
-        raise UserError(f"{flag}: expected a folder of videos, found none at {folder}")
+        raise FileError(folder, "not a folder" if folder.exists() else "no such folder")
     paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file())
     paths = [path for path in paths if not path.name.startswith(".")]
-    found = {path.stem: path for path in paths}
-    if not found:
-        raise UserError(f"{flag}: expected videos in {folder}, found none")
-    if len(found) < len(paths):
-        twice = next(path for path in paths if path not in found.values())
-        raise UserError(f"{flag}: expected one video of each name in {folder}, found two of {twice.stem}")
-    return found
+    videos = {path.stem: path for path in paths}
+    if not videos:
+        raise MediaError(folder, "no videos in this folder")
+    if len(videos) < len(paths):
+        duplicate = next(path for path in paths if path not in videos.values())
+        raise MediaError(folder, f"two videos are named {duplicate.stem}; rename or remove one")
+    return videos
 
 
-def find_pairs(generated: Path, reference: Path) -> tuple[list[tuple[str, Path, Path]], list[str]]:
-    """(name, generated, real) of the videos of two folders with the same name up to its suffix, and those without.
+def find_pairs(generated: Path, ground_truth: Path) -> tuple[list[tuple[str, Path, Path]], list[str]]:
+    """Pair the videos of two folders by name without suffix.
+
+    Returns:
+        (name, generated, ground truth) of each pair, and the paths of the unmatched videos; both sorted.
 
     Raises:
-        UserError: a folder is missing or empty, or no two videos have the same name.
+        FileError: a folder does not exist.
+        MediaError: a folder contains no video or two of the same name, or no names match.
     """
-    first, second = find_videos(generated, "--generated"), find_videos(reference, "--reference")
+    first, second = find_videos(generated), find_videos(ground_truth)
     if not first.keys() & second.keys():
-        raise UserError(f"--generated: expected videos named as in {reference}, found {', '.join(list(first)[:3])}")
+        names = ", ".join(list(first)[:3])
+        raise MediaError(generated, f"no video has the name of a video in {ground_truth} (names here: {names})")
     pairs = [(name, first[name], second[name]) for name in sorted(first.keys() & second.keys())]
-    alone = [(first | second)[name] for name in first.keys() ^ second.keys()]
-    return pairs, sorted(map(str, alone))
+    unmatched = [(first | second)[name] for name in first.keys() ^ second.keys()]
+    return pairs, sorted(map(str, unmatched))
 
 
 def compare_videos(
-    generated: Path, reference: Path, judges: MetricNetworks, count: int, *, own_crops: bool = False
+    generated: Path, ground_truth: Path, networks: MetricNetworks, count: int, *, own_crops: bool = False
 ) -> VideoScores:
-    """Score one video; `count` frames with a face, evenly spaced, are looked at for the likeness of pictures.
+    """Score one generated video against its ground truth.
 
-    own_crops: the generated face is cropped by its own landmarks, and nothing is said of full frames nor of LOOKS.
+    Args:
+        count: number of frames for the image metrics, LMD, CSIM, seam, colour shift and sharpness: evenly spaced
+            among those in which both videos show a face. The other scores use every frame.
+        own_crops: crop the generated face by its own landmarks; full frames and ARTIFACTS are not scored.
 
     Raises:
-        UserError: a video cannot be read or shows no face, or the two have no frame with one in common.
+        MediaError: a video cannot be read, or the aspect ratios differ (without `own_crops`).
+        NoFaceError: a video shows no face, or no frame of both videos shows one.
     """
-    real = find_landmarks(reference)
-    drawn = find_landmarks(generated)
-    length = min(len(real.points), len(drawn.points))
-    both = np.flatnonzero(real.usable[:length] & drawn.usable[:length])
-    if not len(both):
-        raise UserError(f"--generated: {generated} and {reference} have no frame with a face in common")
-    wanted = set(both[evenly_spaced(len(both), count)].tolist())
-    real_radii, drawn_radii = _radii(real), _radii(drawn)
+    target_landmarks = find_landmarks(ground_truth)
+    output_landmarks = find_landmarks(generated)
+    length = min(len(target_landmarks.points), len(output_landmarks.points))
+    has_face = target_landmarks.usable[:length] & output_landmarks.usable[:length]
+    candidates = np.flatnonzero(has_face)
+    if not len(candidates):
+        raise NoFaceError(generated, f"no frame in which this video and {ground_truth} both show a face")
+    selected = set(candidates[evenly_spaced(len(candidates), count)].tolist())
+    target_radii, output_radii = _radii(target_landmarks), _radii(output_landmarks)
     rows, faces, rings = [], [], {}
-    readers = (read_frames(generated), read_frames(reference))
-    for index, (made, true) in enumerate(zip(*readers, strict=False)):
-        if index >= length or not (real.usable[index] and drawn.usable[index]):
+    readers = (read_frames(generated), read_frames(ground_truth))
+    for index, (output, target) in enumerate(zip(*readers, strict=False)):
+        if index >= length or not has_face[index]:
             continue
-        points = drawn.points[index]
+        output_points, target_points = output_landmarks.points[index], target_landmarks.points[index]
         if not own_crops:
-            if made.shape != true.shape:
-                points = points * [true.shape[1] / made.shape[1], true.shape[0] / made.shape[0]]
-                made = _resized(made, true.shape)
-            small = FaceCrop.from_landmarks(real.points[index], real_radii[index], RING_SIZE)
-            rings[index] = np.stack([ring_levels(small.extract(made)), ring_levels(small.extract(true))])
-        if index not in wanted:
+            if output.shape != target.shape:
+                scale = [target.shape[1] / output.shape[1], target.shape[0] / output.shape[0]]
+                output_points = output_points * scale
+                output = _resized(output, target.shape, generated)
+            ring_crop = FaceCrop.from_landmarks(target_points, target_radii[index], RING_SIZE)
+            rings[index] = np.stack([ring_levels(ring_crop.extract(frame)) for frame in (output, target)])
+        if index not in selected:
             continue
-        crop = made_crop = FaceCrop.from_landmarks(real.points[index], real_radii[index], MOUTH_SIZE)
+        crop = output_crop = FaceCrop.from_landmarks(target_points, target_radii[index], MOUTH_SIZE)
         if own_crops:
-            made_crop = FaceCrop.from_landmarks(points, drawn_radii[index], MOUTH_SIZE)
-        pair = np.stack([made_crop.extract(made), crop.extract(true)])
+            output_crop = FaceCrop.from_landmarks(output_points, output_radii[index], MOUTH_SIZE)
+        pair = np.stack([output_crop.extract(output), crop.extract(target)])
         regions = {"face": pair, "mouth": pair[:, *mouth_box(MOUTH_SIZE)]}
-        row = _likeness(regions if own_crops else regions | {"frame": np.stack([made, true])}, judges.measures)
-        row["lmd"] = landmark_distance(made_crop.to_crop(points), crop.to_crop(real.points[index]))
-        row["csim"] = float(judges.identity(made, points) @ judges.identity(true, real.points[index]))
+        if not own_crops:
+            regions["frame"] = np.stack([output, target])
+        row = _image_scores(regions, networks.image_metrics)
+        row["lmd"] = landmark_distance(output_crop.to_crop(output_points), crop.to_crop(target_points))
+        row["csim"] = float(networks.identity(output, output_points) @ networks.identity(target, target_points))
         if not own_crops:
             row |= {"seam": seam(*pair), "colour_shift": colour_shift(*pair)}
-            row["sharpness"] = sharpness(made, true, crop)
+            row["sharpness"] = sharpness(output, target, crop)
         rows.append(row)
         faces.append(pair)
     scores: dict[str, float | None] = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
-    waveform = _sound(generated)
+    waveform = _audio_track(generated)
     if not own_crops:
-        scores = dict.fromkeys(ARTIFACTS) | scores | _over_time(drawn, real, rings, waveform)
+        temporal = _temporal_artifacts(output_landmarks, target_landmarks, rings, waveform)
+        scores = dict.fromkeys(ARTIFACTS) | scores | temporal
     return VideoScores(
-        scores=scores | _sync_scores(generated, drawn, waveform, judges.syncnet_v2),
-        unpaired_frames=abs(len(real.points) - len(drawn.points)),
+        scores=scores | _sync_scores(generated, output_landmarks, waveform, networks.syncnet_v2),
+        unpaired_frames=abs(len(target_landmarks.points) - len(output_landmarks.points)),
         faces=np.stack(faces, axis=1),
     )
 
 
-def _resized(frame: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """A frame brought to the size of another.
+def _resized(frame: np.ndarray, shape: tuple[int, ...], path: Path) -> np.ndarray:
+    """A frame of the video `path`, resized to `shape` (height, width, …).
 
     Raises:
-        UserError: it is not of its form.
+        MediaError: the aspect ratios differ by more than 2 %.
     """
     (height, width), (own_height, own_width) = shape[:2], frame.shape[:2]
     if not 0.98 < own_width * height / (own_height * width) < 1.02:
-        raise UserError(
-            f"--generated: expected frames in the form of the real ones, {width}x{height}, found "
-            f"{own_width}x{own_height}; for heads in a framing of their own there is --own-crops"
+        raise MediaError(
+            path,
+            f"expected the aspect ratio of the ground truth, {width}x{height}, found {own_width}x{own_height}; "
+            "score heads in another framing with own crops",
         )
     method = cv2.INTER_AREA if own_height > height else cv2.INTER_CUBIC
     return cv2.resize(frame, (width, height), interpolation=method)
 
 
-def _likeness(regions: dict[str, np.ndarray], image_metrics: dict[str, ImageMetric]) -> dict[str, float]:
-    """Those of COLUMNS that compare two pictures, of each region's pair (2, H, W, 3) uint8 RGB."""
-    found = {}
-    for region, pair in regions.items():
-        made, true = (torch.from_numpy(pair).permute(0, 3, 1, 2) / 255).split(1)
-        for name, measure in image_metrics.items():
-            if f"{name}_{region}" in COLUMNS:
-                found[f"{name}_{region}"] = float(measure(made, true)[0])
-    return found
-
-
-def _over_time(
-    drawn: Landmarks, real: Landmarks, rings: dict[int, np.ndarray], waveform: np.ndarray | None
-) -> dict[str, float | None]:
-    """Those of LOOKS that need more than one frame.
+def _image_scores(regions: dict[str, np.ndarray], metrics: dict[str, ImageMetric]) -> dict[str, float]:
+    """Those of COLUMNS that compare two images.
 
     Args:
-        rings: of every frame in which both show a face, `ring_levels` of both, (2, N).
-        waveform: the sound of the dub, None if it has none.
+        regions: by name, (2, H, W, 3) uint8 RGB, generated and ground truth.
     """
-    starts_and_stops = [(max(a, c), min(b, d)) for a, b in drawn.shots for c, d in real.shots]
-    runs = [slice(start, stop) for start, stop in starts_and_stops if stop - start > 2]
-    moves = []
-    for landmarks in (drawn, real):
-        pixels = 2 * _radii(landmarks) / MOUTH_SIZE  # source pixels per pixel of the face crop
-        moves.append([still_head(landmarks.raw[run])[:, LOWER_FACE] / pixels[run.start] for run in runs])
-    levels = [np.stack([rings[index] for index in range(run.start, run.stop)]) for run in runs]
-    found: dict[str, float | None] = {
-        "tremble": jitter(moves[0]) - jitter(moves[1]),
-        "flicker": flicker([run[:, 0] for run in levels], [run[:, 1] for run in levels]),
+    scores = {}
+    for region, pair in regions.items():
+        output, target = (torch.from_numpy(pair).permute(0, 3, 1, 2) / 255).split(1)
+        for name, metric in metrics.items():
+            if f"{name}_{region}" in COLUMNS:
+                scores[f"{name}_{region}"] = float(metric(output, target)[0])
+    return scores
+
+
+def _temporal_artifacts(
+    output: Landmarks, target: Landmarks, rings: dict[int, np.ndarray], waveform: np.ndarray | None
+) -> dict[str, float | None]:
+    """Those of ARTIFACTS that need consecutive frames.
+
+    Args:
+        rings: `ring_levels` of both videos, (2, N), of every frame in which both show a face.
+        waveform: (N,) the audio track of the dub at 16 kHz; None if it has none.
+    """
+    overlaps = [(max(a, c), min(b, d)) for a, b in output.shots for c, d in target.shots]
+    segments = [slice(start, stop) for start, stop in overlaps if stop - start > 2]
+    movements = []
+    for landmarks in (output, target):
+        pixel_sizes = 2 * _radii(landmarks) / MOUTH_SIZE  # source pixels per face-crop pixel
+        movements.append(
+            [
+                stabilise_head(landmarks.raw[segment])[:, LOWER_FACE] / pixel_sizes[segment.start]
+                for segment in segments
+            ]
+        )
+    levels = [np.stack([rings[index] for index in range(part.start, part.stop)]) for part in segments]
+    values = {
+        "jitter": jitter(movements[0]) - jitter(movements[1]),
+        "flicker": flicker([level[:, 0] for level in levels], [level[:, 1] for level in levels]),
     }
-    found = {name: None if np.isnan(value) else value for name, value in found.items()}
+    scores: dict[str, float | None] = {name: None if np.isnan(value) else value for name, value in values.items()}
     if waveform is None:
-        return found
+        return scores
     silent = silent_frames(waveform)
-    length = min(len(silent), len(drawn.points), len(real.points))
-    openings = [mouth_opening(landmarks.points[:length]) for landmarks in (drawn, real)]
-    return found | opening_in_silence(*openings, silent[:length])
+    length = min(len(silent), len(output.points), len(target.points))
+    openings = [mouth_opening(landmarks.points[:length]) for landmarks in (output, target)]
+    return scores | opening_in_silence(*openings, silent[:length])
 
 
-def _sound(video: Path) -> np.ndarray | None:
-    """(N,) the sound of a video at 16 kHz, None if it has none."""
+def _audio_track(video: Path) -> np.ndarray | None:
+    """(N,) the audio track of a video at 16 kHz; None if it has none that can be read."""
     try:
         return load_audio(video)
     except UserError:
@@ -243,7 +272,7 @@ def _sound(video: Path) -> np.ndarray | None:
 
 
 def _radii(landmarks: Landmarks) -> np.ndarray:
-    """(T,) the crop radius of the shot each frame lies in, NaN outside of all."""
+    """(T,) the crop radius in pixels of each frame's shot, NaN outside shots."""
     radii = np.full(len(landmarks.points), np.nan)
     for start, stop in landmarks.shots:
         radii[start:stop] = crop_radius(landmarks.points[start:stop])
@@ -251,12 +280,14 @@ def _radii(landmarks: Landmarks) -> np.ndarray:
 
 
 def _sync_scores(
-    video: Path, landmarks: Landmarks, waveform: np.ndarray | None, official: SyncNetV2 | None
+    video: Path, landmarks: Landmarks, waveform: np.ndarray | None, syncnet_v2: SyncNetV2 | None
 ) -> dict[str, float | None]:
-    """SYNCHRONY: how the lips of a video's longest shot fit its own sound; None where that or the sound is too
-    short, or the official SyncNet is not there."""
+    """SYNC_COLUMNS of the longest shot of a video with its own audio track.
+
+    All are None without an audio track or if the shot or the track is too short; LSE is None without `syncnet_v2`.
+    """
     scores: dict[str, float | None] = dict.fromkeys(SYNC_COLUMNS)
-    if waveform is None:  # a video without sound has no synchrony
+    if waveform is None:
         return scores
     start, stop = max(landmarks.shots, key=lambda shot: shot[1] - shot[0])
     stop = min(stop, start + LSE_FRAMES, len(waveform) // SAMPLES_PER_FRAME)
@@ -264,79 +295,85 @@ def _sync_scores(
         return scores
     points = landmarks.points[start:stop]
     offset = measure_offset(video, [(start, points, crop_radius(points))], waveform)
-    scores |= {"sync_confidence": offset.confidence, "sync_late_ms": float(offset.audio_delay_ms)}
-    if official:
+    scores |= {"sync_confidence": offset.confidence, "sync_offset_ms": float(offset.audio_delay_ms)}
+    if syncnet_v2:
         frames = zip(read_frames(video, start, stop), face_tracks(points), strict=True)
         faces = np.stack([track_crop(frame, track) for frame, track in frames])
-        sound = waveform[start * SAMPLES_PER_FRAME : stop * SAMPLES_PER_FRAME]
-        found = lip_sync_error(official, faces, sound)
-        scores |= {"lse_d": found.distance, "lse_c": found.confidence, "lse_offset": float(found.offset)}
+        segment = waveform[start * SAMPLES_PER_FRAME : stop * SAMPLES_PER_FRAME]
+        lse = lip_sync_error(syncnet_v2, faces, segment)
+        scores |= {"lse_d": lse.distance, "lse_c": lse.confidence, "lse_offset": float(lse.offset)}
     return scores
 
 
 def compare_folders(
-    generated: Path, reference: Path, count: int, device: torch.device, *, own_crops: bool = False
-) -> dict[str, Any]:
-    """Score all videos of two folders, as `compare`; one that fails is named and does not stop the rest.
+    generated: Path, ground_truth: Path, count: int, device: torch.device, *, own_crops: bool = False
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Score all videos of two folders with `compare_videos`. A video that fails is reported and skipped.
 
     Returns:
-        What was measured, ready for JSON: 'means' of all videos with bootstrap intervals, 'videos' with the scores
-        of each, 'failed' with the reasons, 'unmatched'. Only 'strips', of each video, are pictures.
+        A report for JSON and, by name, the strips of the videos (see `VideoScores.strip`). The report has the
+        'means' over videos with bootstrap intervals, the scores of all 'videos', 'failed' (name to reason) and
+        'unmatched' (paths).
 
     Raises:
-        UserError: a folder is missing, no names match, or no video could be scored.
+        FileError: a folder does not exist.
+        MediaError: see `find_pairs`; or no video could be scored.
     """
-    pairs, alone = find_pairs(generated, reference)
-    judges = MetricNetworks(device)
+    pairs, unmatched = find_pairs(generated, ground_truth)
+    networks = MetricNetworks(device)
     videos, failed, strips = {}, {}, {}
-    for name, made, true in tqdm(pairs, unit="video", disable=None):
+    for name, output, target in tqdm(pairs, unit="video", disable=None):
         try:
-            found = compare_videos(made, true, judges, count, own_crops=own_crops)
+            result = compare_videos(output, target, networks, count, own_crops=own_crops)
         except UserError as error:
             failed[name] = str(error)
             continue
-        videos[name] = {"frames": found.faces.shape[1], "unpaired_frames": found.unpaired_frames, **found.scores}
-        strips[name] = found.strip()
-        if judges.fid:
-            judges.fid.add(*(torch.from_numpy(found.faces).permute(0, 1, 4, 2, 3) / 255))
+        videos[name] = {
+            "frames": result.faces.shape[1],
+            "unpaired_frames": result.unpaired_frames,
+            **result.scores,
+        }
+        strips[name] = result.strip()
+        if networks.fid:
+            networks.fid.add(*(torch.from_numpy(result.faces).permute(0, 1, 4, 2, 3) / 255))
     if not videos:
-        raise UserError(f"--generated: no video of {generated} could be scored: {next(iter(failed.values()))}")
+        raise MediaError(generated, f"no video could be scored ({next(iter(failed.values()))})")
     means = means_over(videos)
-    if judges.fid and (distance := judges.fid.value()) is not None:
+    if networks.fid and (distance := networks.fid.value()) is not None:
         means["fid"] = {"mean": distance, "interval": None, "videos": len(videos)}
-    return {
+    report = {
         "generated": str(generated),
-        "reference": str(reference),
+        "ground_truth": str(ground_truth),
         "mouth_size": MOUTH_SIZE,
         "frames_per_video": count,
-        "cropped_by": "each one's own landmarks" if own_crops else "the real video's landmarks",
+        "cropped_by": "own landmarks" if own_crops else "ground-truth landmarks",
         "means": means,
         "videos": videos,
         "failed": failed,
-        "unmatched": alone,
-        "strips": strips,
+        "unmatched": unmatched,
     }
+    return report, strips
 
 
 def score_synchrony(folder: Path, device: torch.device) -> dict[str, Any]:
-    """SYNCHRONY of all videos of a folder, each by itself; a report like `compare_folders`, without pictures.
+    """SYNC_COLUMNS of all videos of a folder, without ground truth: a report like that of `compare_folders`.
 
     Raises:
-        UserError: the folder is missing or empty, or no video could be judged.
+        FileError: the folder does not exist.
+        MediaError: see `find_videos`; or no video could be scored.
     """
-    official = official_syncnet(device)
+    syncnet_v2 = official_syncnet(device)
     videos, failed = {}, {}
-    for name, path in tqdm(find_videos(folder, "--generated").items(), unit="video", disable=None):
+    for name, path in tqdm(find_videos(folder).items(), unit="video", disable=None):
         try:
-            videos[name] = _sync_scores(path, find_landmarks(path), _sound(path), official)
+            videos[name] = _sync_scores(path, find_landmarks(path), _audio_track(path), syncnet_v2)
         except UserError as error:
             failed[name] = str(error)
     if not videos:
-        raise UserError(f"--generated: no video of {folder} could be judged: {next(iter(failed.values()))}")
-    means = means_over(videos)
+        raise MediaError(folder, f"no video could be scored ({next(iter(failed.values()))})")
     return {
         "generated": str(folder),
-        "means": means,
+        "means": means_over(videos),
         "videos": videos,
         "failed": failed,
         "unmatched": [],

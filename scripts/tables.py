@@ -1,7 +1,7 @@
-"""The paper's Tables 1 and 2 beside ours: python -m scripts.tables WORK --output DIR
+"""Write Tables 1 and 2 of the paper with the scores measured here: python -m scripts.tables WORK --output DIR
 
-Reads what evaluate.py wrote for scripts/reproduce_tables.sh (WORK/table1/NAME/evaluation.json, WORK/table2/…) and
-how each network was trained (WORK/NAME/config.yaml), and writes table1.md and table2.md.
+Reads what scripts/reproduce_tables.sh left in WORK: reports of evaluate.py (table1/NAME/evaluation.json, table2/…)
+and training configurations (NAME/config.yaml). Writes table1.md and table2.md.
 """
 
 import argparse
@@ -11,13 +11,13 @@ from typing import Any
 
 import yaml
 
-from evaluation.reports import with_interval
+from evaluation.reports import create_folder, with_interval
 from utils.command_line import run_command
-from utils.errors import UserError
+from utils.errors import FileError
 from utils.files import write_atomically
 
-# The rows of each table: the name of a run, how it is called, and what the paper found (HDTF, self-driven): SSIM,
-# PSNR, LPIPS and, in Table 1, LSE-D and LSE-C.
+# Rows of each table: name of the run, label, and the paper's scores (HDTF, self-driven): SSIM, PSNR, LPIPS and, in
+# Table 1, LSE-D and LSE-C.
 ROWS = {
     "table1": {
         "wav2lip_96": ("Wav2Lip-96", ()),
@@ -35,66 +35,76 @@ ROWS = {
         "full": ("DINet", ("0.9425", "30.01", "0.0289")),
     },
 }
-MEASURES = {"ssim": ("SSIM ↑", 4), "psnr": ("PSNR ↑", 2), "lpips": ("LPIPS ↓", 4)}
+METRICS = {"ssim": ("SSIM ↑", 4), "psnr": ("PSNR ↑", 2), "lpips": ("LPIPS ↓", 4)}
 HEADS = {
-    "table1": [*(label for label, _ in MEASURES.values()), "LSE-D ↓", "LSE-C ↑"],
-    "table2": [label for label, _ in MEASURES.values()],
+    "table1": [*(label for label, _ in METRICS.values()), "LSE-D ↓", "LSE-C ↑"],
+    "table2": [label for label, _ in METRICS.values()],
 }
 
 
-def samples_of(run: Path) -> str:
-    """How a run was trained, and before it those that it began from: "5600 samples at S = 32, 1200 at S = 64"."""
+RENAMED_KEYS = {"num_people": "num_speakers", "people": "speakers"}  # of reports by earlier versions of evaluate.py
+
+
+def training_samples(run: Path) -> str:
+    """How many samples a run was trained on, with those of the runs that it was initialised from.
+
+    For example "5600 at S = 32, 1200 at S = 64".
+
+    Raises:
+        FileError: `run` is not the directory of a run.
+    """
     try:
         config = yaml.safe_load((run / "config.yaml").read_text())
     except OSError as error:
-        raise UserError(f"{run}: expected the directory of a run, found no config.yaml: {error.strerror}") from None
+        raise FileError(run, f"not a run directory: config.yaml cannot be read ({error.strerror})") from None
     count = f"{config['max_steps'] * config['batch_size']} at S = {config['mouth_size']}"
     before = Path(config["init_from"]).parent if config["init_from"] else None
-    return f"{samples_of(before)}, {count}" if before and (before / "config.yaml").exists() else count
+    has_config = before is not None and (before / "config.yaml").exists()
+    return f"{training_samples(before)}, {count}" if has_config else count
 
 
 def read_report(path: Path) -> dict[str, Any]:
-    """What evaluate.py wrote of a checkpoint, with --sync.
+    """A report by evaluate.py --data --sync, with the current key names.
 
     Raises:
-        UserError: it is something else.
+        FileError: the file is not such a report.
     """
     try:
-        report = json.loads(path.read_text())
-        report["matched"]["lpips_vgg"], report["sync"]["generated"], report["data"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: expected what evaluate.py --data --sync writes, found {error!r}") from None
+        report = {RENAMED_KEYS.get(key, key): value for key, value in json.loads(path.read_text()).items()}
+        report["matched"]["lpips_vgg"], report["sync"]["generated"], report["data"], report["num_speakers"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise FileError(path, f"not a report of evaluate.py --data --sync ({error!r})") from None
     return report
 
 
 def table(work: Path, name: str) -> str:
-    """One of the two tables in Markdown.
+    """Table `name` ("table1" or "table2") in Markdown.
 
     Raises:
-        UserError: no row of it has been evaluated, or the rows were not on the same images.
+        FileError: there is no report for any row, or the rows were evaluated on different frames.
     """
-    rows: dict[str, dict[str, Any]] = {}
+    reports: dict[str, dict[str, Any]] = {}
     for row in ROWS[name]:
         path = work / name / row / "evaluation.json"
         if path.exists():
-            rows[row] = read_report(path)
-    if not rows:
-        raise UserError(f"{work / name}: expected evaluations of {', '.join(ROWS[name])}, found none")
-    looked_at = {
-        f"{report['num_frames']} frames of {report['num_clips']} clips of {report['num_people']} held-out people, "
-        f"{report['compared_at']} × {report['compared_at']} pixels of {Path(report['data']).name}/{report['split']}"
-        for report in rows.values()
+            reports[row] = read_report(path)
+    if not reports:
+        raise FileError(work / name, f"no evaluation.json in any of the folders {', '.join(ROWS[name])}")
+    evaluated_on = {
+        f"{report['num_frames']} frames of {report['num_clips']} clips of {report['num_speakers']} held-out "
+        f"speakers, {report['compared_at']} × {report['compared_at']} pixels of "
+        f"{Path(report['data']).name}/{report['split']}"
+        for report in reports.values()
     }
-    if len(looked_at) > 1:
-        raise UserError(
-            f"{work / name}: expected all rows on the same images, found {'; '.join(sorted(looked_at))}"
-        )
+    if len(evaluated_on) > 1:
+        found = "; ".join(sorted(evaluated_on))
+        raise FileError(work / name, f"expected all rows on the same frames, found {found}")
     heads = [
         "",
         *(f"paper: {head}" for head in HEADS[name]),
         *(f"here: {head}" for head in HEADS[name]),
         "here: LPIPS (VGG) ↓",
-        "PSNR lost with a wrong sound ↑",
+        "PSNR lost with shifted audio ↑",
         "bundled SyncNet's score (not LSE) ↑",
         "of the real mouths",
         "its confidence ↑",
@@ -103,39 +113,40 @@ def table(work: Path, name: str) -> str:
         "checkpoint",
     ]
     lines = [heads, ["---"] * len(heads)]
-    for row, report in rows.items():
+    for row, report in reports.items():
         label, paper = ROWS[name][row]
-        found = report["matched"]
-        cells = [with_interval(found[key]["mean"], found[key]["interval"], n) for key, (_, n) in MEASURES.items()]
-        cells += ["missing"] * (len(HEADS[name]) - len(cells))  # LSE, which evaluate.py measures of videos only
-        gap, sync = report["difference"]["psnr"], report["sync"]
+        scores = report["matched"]
+        cells = [with_interval(scores[key]["mean"], scores[key]["interval"], n) for key, (_, n) in METRICS.items()]
+        cells += ["missing"] * (len(HEADS[name]) - len(cells))  # LSE, which evaluate.py measures on videos only
+        difference, sync = report["difference"]["psnr"], report["sync"]
         lines.append(
             [
                 label,
                 *(paper or ["–"] * len(HEADS[name])),
                 *cells,
-                with_interval(found["lpips_vgg"]["mean"], found["lpips_vgg"]["interval"], 4),
-                with_interval(gap["mean"], gap["interval"], 2),
-                *(f"{sync[who][what]:.3f}" for what in ("score", "confidence") for who in ("generated", "real")),
-                "see its card" if row == "bundled" else samples_of(work / row),
+                with_interval(scores["lpips_vgg"]["mean"], scores["lpips_vgg"]["interval"], 4),
+                with_interval(difference["mean"], difference["interval"], 2),
+                *(
+                    f"{sync[mouths][key]:.3f}"
+                    for key in ("score", "confidence")
+                    for mouths in ("generated", "real")
+                ),
+                "see its card" if row == "bundled" else training_samples(work / row),
                 f"`{report['checkpoint']['sha256'][:12]}`",
             ]
         )
     return (
         "\n".join(f"| {' | '.join(line)} |" for line in lines)
-        + f"\n\nMouth box, {looked_at.pop()}, each driven by its own sound; 95 % intervals over clips. SyncNet on "
-        f"{next(iter(rows.values()))['sync']['num_clips']} clips, at each generator's own size. All are trained "
-        "with the same losses, frame by frame; Wav2Lip's own are others. The paper's figures are for S = 256 on "
-        "HDTF, after its clip stage.\n"
+        + f"\n\nMouth box, {evaluated_on.pop()}, each driven by its matched audio; 95 % intervals over clips. "
+        f"SyncNet on {next(iter(reports.values()))['sync']['num_clips']} clips, at the size of each generator. All "
+        "networks are trained with the same losses, frame by frame; the losses of Wav2Lip's authors are different. "
+        "The paper's scores are for S = 256 on HDTF, after its clip stage.\n"
     )
 
 
 def run(args: argparse.Namespace) -> None:
     tables = {name: table(args.work, name) for name in ROWS}
-    try:
-        args.output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--output: cannot make the folder {args.output}: {error.strerror}") from None
+    create_folder(args.output)
     for name, text in tables.items():
         write_atomically(args.output / f"{name}.md", lambda file, text=text: file.write(text.encode()))
         print(f"{name}\n\n{text}")
@@ -143,8 +154,8 @@ def run(args: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("work", type=Path, metavar="WORK", help="what scripts/reproduce_tables.sh left")
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="where the tables go")
+    parser.add_argument("work", type=Path, metavar="WORK", help="folder of scripts/reproduce_tables.sh")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder to write the tables to")
     run_command(parser, run)
 
 

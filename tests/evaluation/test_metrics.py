@@ -1,4 +1,4 @@
-"""Metrics against closed forms, scikit-image, a NumPy LPIPS and the official SyncNet's golden values."""
+"""Metrics against closed forms, scikit-image, LPIPS in NumPy and golden values of the official SyncNet."""
 
 import os
 import pickle
@@ -38,9 +38,9 @@ def test_psnr_of_a_constant_difference() -> None:
     assert np.isinf(psnr(target, target)).all()
 
 
-def test_metrics_see_the_image_as_saved() -> None:
+def test_metrics_round_images_to_8_bits() -> None:
     target = torch.full((1, 3, 16, 16), 100 / 255)
-    assert np.isinf(psnr(target + 0.4 / 255, target))  # rounds away
+    assert np.isinf(psnr(target + 0.4 / 255, target))  # rounded off
     np.testing.assert_allclose(psnr(target + 0.6 / 255, target), 20 * np.log10(255), rtol=1e-6)
     assert np.isinf(psnr(torch.full_like(target, 1.3), torch.ones_like(target)))  # clipped
 
@@ -61,20 +61,20 @@ def test_ssim_matches_scikit_image() -> None:
         )
         for a, b in zip(*levels, strict=True)
     ]
-    found = ssim(output, target)
-    np.testing.assert_allclose(found, expected, rtol=1e-9)
-    assert found[1] > found[0] + 0.3
+    values = ssim(output, target)
+    np.testing.assert_allclose(values, expected, rtol=1e-9)
+    assert values[1] > values[0] + 0.3
     np.testing.assert_allclose(ssim(target, target), 1, rtol=1e-12)
 
 
-# Stride, padding and the size of the pooling before, if any, of each convolution; the layers that LPIPS looks at.
+# Stride, padding and preceding pooling size (0: none) of each convolution; the layers whose output LPIPS compares.
 ALEXNET = ([(4, 2, 0), (1, 2, 3), (1, 1, 3), (1, 1, 0), (1, 1, 0)], [0, 1, 2, 3, 4])
 VGG16 = ([(1, 1, 2 if layer in (2, 4, 7, 10) else 0) for layer in range(13)], [1, 3, 6, 9, 12])
 
 
 def numpy_lpips(layers: dict[str, Any], network: tuple, first: np.ndarray, second: np.ndarray) -> float:
-    """LPIPS from its paper's formula, with the linear layers in the same file: images (H, W, 3) in [0, 1]."""
-    convolutions = next(found for name, found in layers.items() if not name.startswith("NetLin"))
+    """LPIPS by the formula of the paper, with the linear layers of the weight file: images (H, W, 3) in [0, 1]."""
+    convolutions = next(layer for name, layer in layers.items() if not name.startswith("NetLin"))
 
     def convolve(image: np.ndarray, layer: dict[str, np.ndarray], stride: int, padding: int) -> np.ndarray:
         kernel = layer["kernel"].astype(np.float64)  # (rows, columns, in, out)
@@ -88,13 +88,13 @@ def numpy_lpips(layers: dict[str, Any], network: tuple, first: np.ndarray, secon
 
     def features(image: np.ndarray) -> list[np.ndarray]:
         x = ((2 * image - 1) - [-0.030, -0.088, -0.188]) / [0.458, 0.448, 0.450]
-        found = []
-        for number, (stride, padding, pooled) in enumerate(network[0]):
-            x = pool(x, pooled) if pooled else x
+        outputs = []
+        for number, (stride, padding, pooling) in enumerate(network[0]):
+            x = pool(x, pooling) if pooling else x
             x = np.maximum(convolve(x, convolutions[f"Conv_{number}"], stride, padding), 0)
             if number in network[1]:
-                found.append(x / (np.linalg.norm(x, axis=2, keepdims=True) + 1e-10))
-        return found
+                outputs.append(x / (np.linalg.norm(x, axis=2, keepdims=True) + 1e-10))
+        return outputs
 
     total = 0.0
     for number, (a, b) in enumerate(zip(features(first), features(second), strict=True)):
@@ -117,7 +117,7 @@ def test_lpips_matches_numpy(name: str, network: tuple, size: int) -> None:
     np.testing.assert_allclose(LPIPS(name)(first, second), expected, rtol=1e-4)
 
 
-def test_fid_is_the_distance_of_two_gaussians(tmp_path: Path) -> None:
+def test_fid_is_the_frechet_distance_of_two_gaussians(tmp_path: Path) -> None:
     fid = FID(made_inception(tmp_path / "inception.pth"), torch.device("cpu"))
     generated, real = noise(6, 3, 40, 30), 0.5 * noise(6, 3, 40, 30, seed=1)
     assert fid.value() is None
@@ -125,7 +125,7 @@ def test_fid_is_the_distance_of_two_gaussians(tmp_path: Path) -> None:
         fid.add(generated[start : start + 4], real[start : start + 4])
     features = [fid.network((x * 255).round().byte())[0].double().numpy() for x in (generated, real)]
     means = [x.mean(axis=0) for x in features]
-    # The trace of the root of the product of two covariances is that of six by six products of the samples.
+    # The trace of the square root of the product of the covariances, from the 6 × 6 products of the samples.
     centred = [(x - mean) / np.sqrt(5) for x, mean in zip(features, means, strict=True)]
     root = np.linalg.svd(centred[0] @ centred[1].T, compute_uv=False).sum()
     expected = ((means[0] - means[1]) ** 2).sum() + (centred[0] ** 2).sum() + (centred[1] ** 2).sum() - 2 * root
@@ -133,12 +133,12 @@ def test_fid_is_the_distance_of_two_gaussians(tmp_path: Path) -> None:
     assert fid.value() == pytest.approx(expected, rel=1e-3)
 
 
-def test_fid_runs_no_code_in_its_file(tmp_path: Path) -> None:
-    path, harm = tmp_path / "inception.pth", tmp_path / "harm"
-    path.write_bytes(pickle.dumps({"weight": Evil(os.system, f"touch {harm}")}))
-    with pytest.raises(UserError, match=r"inception\.pth: expected torch-fidelity's Inception"):
+def test_fid_runs_no_code_of_the_weight_file(tmp_path: Path) -> None:
+    path, marker = tmp_path / "inception.pth", tmp_path / "marker"
+    path.write_bytes(pickle.dumps({"weight": Exploit(os.system, f"touch {marker}")}))
+    with pytest.raises(UserError, match=r"inception\.pth: not the Inception weights"):
         FID(path, torch.device("cpu"))
-    assert not harm.exists()
+    assert not marker.exists()
 
 
 def test_lpips_grows_with_the_noise(lpips_model: LPIPS) -> None:
@@ -150,13 +150,15 @@ def test_lpips_grows_with_the_noise(lpips_model: LPIPS) -> None:
     assert 0 < distances[1] < distances[2]
 
 
-def test_lpips_prints_and_warns_nothing(capfd: pytest.CaptureFixture, recwarn: pytest.WarningsRecorder) -> None:
+def test_lpips_prints_nothing_and_does_not_warn(
+    capfd: pytest.CaptureFixture, recwarn: pytest.WarningsRecorder
+) -> None:
     LPIPS()
     assert capfd.readouterr() == ("", "")
     assert not list(recwarn)
 
 
-class Evil:
+class Exploit:
     def __init__(self, function: Any, argument: str) -> None:
         self.call = function, (argument,)
 
@@ -166,18 +168,18 @@ class Evil:
 
 @pytest.mark.parametrize("function", [os.system, eval, np.load])
 def test_unpickler_refuses_calls(function: Any, tmp_path: Path) -> None:
-    harm = tmp_path / "harm"
-    argument = f"touch {harm}" if function is os.system else f"open({str(harm)!r}, 'w')"
-    content = pickle.dumps({"kernel": Evil(function, argument)})
+    marker = tmp_path / "marker"
+    argument = f"touch {marker}" if function is os.system else f"open({str(marker)!r}, 'w')"
+    content = pickle.dumps({"kernel": Exploit(function, argument)})
     with pytest.raises(pickle.UnpicklingError, match="expected NumPy arrays only"):
         read_arrays(BytesIO(content))
-    assert not harm.exists()
+    assert not marker.exists()
 
 
 def test_unpickler_reads_arrays() -> None:
     kernel = np.arange(6, dtype=np.float32).reshape(2, 3)
-    found = read_arrays(BytesIO(pickle.dumps({"Conv_0": {"kernel": kernel}})))
-    np.testing.assert_array_equal(found["Conv_0"]["kernel"], kernel)
+    arrays = read_arrays(BytesIO(pickle.dumps({"Conv_0": {"kernel": kernel}})))
+    np.testing.assert_array_equal(arrays["Conv_0"]["kernel"], kernel)
 
 
 @pytest.mark.parametrize(
@@ -188,7 +190,7 @@ def test_lpips_names_a_damaged_file(content: bytes, tmp_path: Path, monkeypatch:
     path = tmp_path / "alexnet.ckpt"
     path.write_bytes(content)
     monkeypatch.setattr(metrics, "weight_path", lambda name: path)
-    with pytest.raises(UserError, match=r"alexnet\.ckpt: expected AlexNet"):
+    with pytest.raises(UserError, match=r"alexnet\.ckpt: not the AlexNet weights"):
         LPIPS()
 
 
@@ -209,18 +211,18 @@ def golden_track() -> tuple[np.ndarray, np.ndarray, dict[str, torch.Tensor]]:
 
 def test_lse_matches_golden(syncnet_v2: SyncNetV2, golden_track: tuple) -> None:
     faces, waveform, golden = golden_track
-    found = lip_sync_error(syncnet_v2, faces, waveform)
-    np.testing.assert_allclose(found.distance, golden["lse_d"], rtol=1e-5)
-    np.testing.assert_allclose(found.confidence, golden["lse_c"], rtol=1e-3)
-    assert found.offset == golden["offset_frames"]
-    few = torch.from_numpy(faces[:7, ..., ::-1].copy()).permute(0, 3, 1, 2).float()
+    lse = lip_sync_error(syncnet_v2, faces, waveform)
+    np.testing.assert_allclose(lse.distance, golden["lse_d"], rtol=1e-5)
+    np.testing.assert_allclose(lse.confidence, golden["lse_c"], rtol=1e-3)
+    assert lse.offset == golden["offset_frames"]
+    first = torch.from_numpy(faces[:7, ..., ::-1].copy()).permute(0, 3, 1, 2).float()
     with torch.no_grad():
-        embedded = syncnet_v2.embed_faces(few)[:, :64]
+        embedded = syncnet_v2.embed_faces(first)[:, :64]
     np.testing.assert_allclose(embedded, golden["video_embedding"][:3], rtol=1e-3, atol=1e-3)
 
 
-def test_lse_of_moved_embeddings() -> None:
-    """Sound whose embedding is the picture's of three frames before: distance 0 there, offset 3."""
+def test_lse_of_shifted_embeddings() -> None:
+    """Each audio embedding equals the video embedding of three frames before: distance 0 at offset 3."""
 
     class Clock:
         def parameters(self):
@@ -239,44 +241,44 @@ def test_lse_of_moved_embeddings() -> None:
     faces = np.arange(40, dtype=np.uint8)[:, None, None, None] * np.ones((1, 2, 2, 3), np.uint8)
     waveform = np.random.default_rng(0).normal(0, 0.1, 50 * 640)
     network = Clock()
-    found = lip_sync_error(network, faces, waveform)
-    assert network.count == 35  # five less than the frames, which are fewer than the sound's
-    # 32 of 35 windows meet their own sound; the last three run into the zeros behind, one away from one-hot.
-    np.testing.assert_allclose(found.distance, 3 / 35, atol=1e-4)
-    assert found.offset == -3
-    assert found.confidence > 1
+    lse = lip_sync_error(network, faces, waveform)
+    assert network.count == 35  # five fewer than the frames, of which there are fewer than of audio
+    # 32 of 35 windows match their audio; the last three meet the zero padding, at distance 1 from one-hot.
+    np.testing.assert_allclose(lse.distance, 3 / 35, atol=1e-4)
+    assert lse.offset == -3
+    assert lse.confidence > 1
 
 
-def test_lse_wants_six_frames(syncnet_v2: SyncNetV2) -> None:
+def test_lse_needs_six_frames(syncnet_v2: SyncNetV2) -> None:
     with pytest.raises(ValueError, match="at least six frames"):
         lip_sync_error(syncnet_v2, np.zeros((5, 224, 224, 3), np.uint8), np.zeros(16000))
 
 
-def test_another_file_is_no_syncnet_v2(tmp_path: Path) -> None:
+def test_another_file_is_not_syncnet_v2(tmp_path: Path) -> None:
     path = tmp_path / "other.model"
     torch.save({"netcnnaud.0.weight": torch.zeros(64, 1, 3, 3)}, path)
     with pytest.raises(UserError, match=r"other\.model: expected the tensors of the official SyncNet .*missing"):
         load_syncnet_v2(path, torch.device("cpu"))
 
 
-def test_bootstrap_interval_counts_clips_not_frames() -> None:
+def test_bootstrap_interval_resamples_clips_not_frames() -> None:
     rng = np.random.default_rng(0)
-    of_clip = rng.normal(10, 2, 100)
+    clip_values = rng.normal(10, 2, 100)
     names = [f"clip{number}" for number in range(100)]
-    low, high = bootstrap_interval(of_clip, names)
-    half_width = 1.96 * of_clip.std() / 10
-    np.testing.assert_allclose([low, high], of_clip.mean() + np.array([-half_width, half_width]), atol=0.06)
-    # eight equal frames of each clip tell no more than one
-    assert bootstrap_interval(of_clip.repeat(8), list(np.repeat(names, 8))) == pytest.approx((low, high))
-    assert bootstrap_interval(of_clip, ["one"] * 100) is None
+    low, high = bootstrap_interval(clip_values, names)
+    half_width = 1.96 * clip_values.std() / 10
+    np.testing.assert_allclose([low, high], clip_values.mean() + np.array([-half_width, half_width]), atol=0.06)
+    # eight equal frames of each clip carry no more information than one
+    assert bootstrap_interval(clip_values.repeat(8), list(np.repeat(names, 8))) == pytest.approx((low, high))
+    assert bootstrap_interval(clip_values, ["one"] * 100) is None
 
 
-def test_identity_takes_views(portrait_clip: Path) -> None:
-    """Frames of some widths are views of wider pictures."""
+def test_identity_encoder_accepts_views(portrait_clip: Path) -> None:
+    """The decoder returns frames of some widths as views of wider arrays."""
     frame, points = next(read_frames(portrait_clip)), find_landmarks(portrait_clip).points[0]
     wide = np.zeros((len(frame), frame.shape[1] + 8, 3), np.uint8)
     wide[:, : frame.shape[1]] = frame
     identity = IdentityEncoder()
-    alone, view = identity(frame, points), identity(wide[:, : frame.shape[1]], points)
-    np.testing.assert_array_equal(alone, view)
-    assert np.linalg.norm(alone) == pytest.approx(1)
+    embedding, view = identity(frame, points), identity(wide[:, : frame.shape[1]], points)
+    np.testing.assert_array_equal(embedding, view)
+    assert np.linalg.norm(embedding) == pytest.approx(1)

@@ -1,0 +1,59 @@
+"""Dubbing the videos of a folder, with a stand-in for the pipeline."""
+
+from pathlib import Path
+
+import pytest
+
+from evaluation.dubs import dub_folder
+from utils.errors import MediaError, ParameterError
+
+
+class Recorder:
+    """Records the names of source video, driving audio and output; fails for the sources in `broken`."""
+
+    def __init__(self, broken: tuple[str, ...] = ()) -> None:
+        self.broken = broken
+        self.calls: list[tuple[str, str, str]] = []
+
+    def __call__(self, video: Path, audio: Path, output: Path) -> None:
+        self.calls.append((video.name, audio.name, output.name))
+        if video.name in self.broken:
+            raise MediaError(video, "no video stream")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "real"
+    folder.mkdir()
+    for name in ("a.mp4", "b.mov", "c.mkv", "notes.txt"):
+        (folder / name).touch()
+    return folder
+
+
+def test_each_video_is_dubbed_with_its_own_audio(folder: Path, tmp_path: Path) -> None:
+    output = tmp_path / "dubbed"
+    output.mkdir()
+    (output / "old.mp4").touch()
+    dub = Recorder(broken=("b.mov",))
+    failed = dub_folder(dub, folder, output)
+    assert dub.calls == [("a.mp4", "a.mp4", "a.mp4"), ("b.mov", "b.mov", "b.mp4"), ("c.mkv", "c.mkv", "c.mp4")]
+    assert failed == {"b": f"{folder}/b.mov: no video stream"}
+    assert not (output / "old.mp4").exists()
+
+
+def test_cross_takes_the_audio_of_the_next_video(folder: Path, tmp_path: Path) -> None:
+    dub = Recorder()
+    assert dub_folder(dub, folder, tmp_path / "dubbed", cross=True) == {}
+    assert [audio for _, audio, _ in dub.calls] == ["b.mov", "c.mkv", "a.mp4"]
+    for name in ("b.mov", "c.mkv"):
+        (folder / name).unlink()
+    with pytest.raises(ParameterError, match="expected two videos or more") as caught:
+        dub_folder(dub, folder, tmp_path / "dubbed", cross=True)
+    assert caught.value.parameter == "cross"
+
+
+def test_it_is_an_error_if_every_video_fails(folder: Path, tmp_path: Path) -> None:
+    dub = Recorder(broken=("a.mp4", "b.mov", "c.mkv"))
+    with pytest.raises(MediaError, match=r"no video could be dubbed \(.*a\.mp4: no video stream\)") as caught:
+        dub_folder(dub, folder, tmp_path / "dubbed")
+    assert caught.value.path == folder

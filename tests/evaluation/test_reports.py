@@ -1,0 +1,108 @@
+"""Means, tables and summaries of reports."""
+
+from pathlib import Path
+
+import pytest
+
+from evaluation import reports
+from evaluation.reports import (
+    checkpoint_identity,
+    clip_summary,
+    create_folder,
+    means_over,
+    video_summary,
+    video_tables,
+    with_interval,
+)
+from utils.errors import OutputError
+
+
+def video_report() -> dict:
+    videos = {
+        "one": {"lse_offset": -2.0, "psnr_face": 30.0, "psnr_frame": 40.0, "jitter": 0.5},
+        "two": {"lse_offset": 1.0, "psnr_face": 32.0, "psnr_frame": None, "jitter": None},
+    }
+    return {
+        "videos": videos,
+        "means": means_over(videos),
+        "frames_per_video": 3,
+        "failed": {"bad": "folder/bad.mp4: no video stream"},
+        "unmatched": ["folder/alone.mp4"],
+    }
+
+
+def test_means_are_over_the_videos_with_a_value() -> None:
+    means = video_report()["means"]
+    assert means["psnr_face"] == {"mean": 31.0, "interval": (30.0, 32.0), "videos": 2}
+    assert means["psnr_frame"] == {"mean": 40.0, "interval": None, "videos": 1}
+    assert means["lse_offset"]["mean"] == 1.5  # of absolute values
+    assert "fid" not in means
+
+
+def test_tables_have_the_columns_of_the_mode() -> None:
+    report = video_report()
+    both = video_tables(report)
+    assert "| 31.00 [30.00, 32.00] |" in both
+    assert "PSNR, full frame ↑" in both
+    assert "\nDubbing artifacts:\n" in both
+    own_crops = video_tables(report, own_crops=True)
+    assert "PSNR, face crop ↑" in own_crops
+    assert "full frame" not in own_crops and "artifacts" not in own_crops
+    head, _, row = video_tables(report, sync_only=True).splitlines()
+    assert head.count("|") == row.count("|") == 7  # number of videos and five columns
+    assert row == "| 2 | missing | missing | 1.5 [1.0, 2.0] | missing | missing |"
+
+
+def test_the_summary_names_failed_and_unmatched_videos_and_missing_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reports, "is_cached", lambda name: False)
+    lines = video_summary(video_report()).splitlines()
+    assert lines[:3] == [
+        "2 videos scored at 25 fps, up to 3 frames each; 1 failed, 1 unmatched",
+        "failed: bad: folder/bad.mp4: no video stream",
+        "unmatched: folder/alone.mp4",
+    ]
+    assert [line.split(":")[0] for line in lines[3:]] == ["LSE-D and LSE-C are missing", "FID is missing"]
+    sync_only = video_summary(video_report(), sync_only=True).splitlines()
+    assert sync_only[0] == "2 videos scored at 25 fps; 1 failed, 1 unmatched"
+    assert len(sync_only) == 4
+    monkeypatch.setattr(reports, "is_cached", lambda name: True)
+    assert len(video_summary(video_report()).splitlines()) == 3
+
+
+def test_the_summary_of_clips_has_the_sync_scores_and_the_speakers() -> None:
+    scores = {name: {"mean": 0.5, "interval": [0.25, 0.75]} for name in ("psnr", "ssim", "lpips", "lpips_vgg")}
+    means = dict.fromkeys(scores, 0.5)
+    report = {
+        "checkpoint": {"path": "model", "sha256": "0123456789abcdef"},
+        **{"data": "data", "split": "val", "mouth_size": 32, "compared_at": 64},
+        **{"num_frames": 4, "num_clips": 2, "num_speakers": 1, "audio_shift_frames": 12},
+        **dict.fromkeys(("matched", "shifted", "difference"), scores),
+        "speakers": {"ann": {"frames": 4, "matched": means, "shifted": means}},
+    }
+    text = clip_summary(report)
+    assert "4 frames of 2 clips of 1 speakers; mouth box 64 × 64" in text
+    assert "matched audio           0.50 [0.25, 0.75]         0.5000 [0.2500, 0.7500]" in text
+    assert "audio ± 0.48 s" in text
+    assert "SyncNet" not in text
+    sync = {"score": 0.5, "confidence": 0.25, "within_one_frame": 1.0}
+    text = clip_summary(report | {"sync": {"num_clips": 1, "real": sync, "generated": sync}})
+    assert "generated               score 0.500   confidence 0.250   100% in sync to one frame" in text
+
+
+def test_with_interval() -> None:
+    assert with_interval(0.5, (0.25, 0.75), 2) == "0.50 [0.25, 0.75]"
+    assert with_interval(0.5, None, 1) == "0.5"
+
+
+def test_a_checkpoint_is_identified_by_its_checksum(tmp_path: Path) -> None:
+    (tmp_path / "empty").touch()
+    expected = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+    assert checkpoint_identity(tmp_path / "empty") == {"path": str(tmp_path / "empty"), "sha256": expected}
+
+
+def test_a_folder_that_cannot_be_created(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match="cannot create the folder"):
+        create_folder(tmp_path / "file" / "scores")
+    create_folder(tmp_path / "new" / "scores")
+    assert (tmp_path / "new" / "scores").is_dir()

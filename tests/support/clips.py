@@ -1,0 +1,28 @@
+"""Synthetic clips for tests of evaluation."""
+
+from pathlib import Path
+
+import numpy as np
+
+from data_processing.dataset import Clip
+from data_processing.media.video_reader import read_frames
+from models.crop_layout import crop_size
+from tests.support.media import speech_like, write_video
+
+MOUTH_SIZE = 32
+
+
+def synthetic_clip(name: str, speaker: str, num_frames: int, seed: int = 0) -> Clip:
+    """A clip of noise frames. Column 0 of the audio features is t / 255, so that a frame can show it exactly."""
+    rng = np.random.default_rng(seed)
+    frames = rng.integers(0, 256, (num_frames, *crop_size(MOUTH_SIZE), 3), np.uint8)
+    features = np.zeros((num_frames, 29), np.float32)
+    features[:, 0] = np.arange(num_frames) / 255
+    return Clip(name, speaker, frames, features, np.zeros((len(frames), 68, 2), np.float32))
+
+
+def damaged_at_its_end(path: Path, clip: Path) -> Path:
+    """The first 16 frames of a video with audio, the last one an hour after the one before it."""
+    frames = list(read_frames(clip))[:16]
+    times = np.append(np.arange(15) / 25, 3600)
+    return write_video(path, frames, times=times, sounds=[speech_like(0.6, 0)])
