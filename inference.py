@@ -1,10 +1,9 @@
-"""Dub a video: redraw the mouth so that the lips follow another recording.
+"""Dub a video: generate the mouth region so that the lips follow another audio track.
 
     python inference.py --video speaker.mp4 --audio speech.wav --output dubbed.mp4
 
-Without arguments the bundled example is dubbed. The result has the resolution and the frame rate of the video, and
-the length of the longest sound: a shorter video is played forward and backward. Frames without a face pass through
-unchanged.
+Without arguments the bundled example is dubbed. The output has the resolution and frame rate of the video and the
+length of the longest audio; a shorter video is played forward and backward. Frames without a face are unchanged.
 """
 
 import argparse
@@ -12,86 +11,77 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from data_processing.audio.features import FEATURE_DIMS
 from data_processing.face.detectors import BACKENDS
 from data_processing.media.video_reader import check_readable
 from data_processing.media.video_writer import check_writable
 from dubbing.generator import DTYPES
-from dubbing.pipeline import DubbingPipeline
+from dubbing.pipeline import DubbingPipeline, DubResult
 from dubbing.segments import segments_folder
+from dubbing.settings import WHEN_SHORT, DubSettings, parse_references
 from utils.bundled import BUNDLED_GENERATOR, EXAMPLE_AUDIO, EXAMPLE_VIDEO
 from utils.command_line import run_command
 from utils.device import limit_malloc_arenas
-from utils.errors import UserError
+from utils.errors import ParameterError
+from utils.limits import DEFAULT_LIMITS, NO_LIMITS
 
 
-def dub(args: argparse.Namespace) -> None:
-    """Check the arguments, dub, and say what was done."""
-    check_readable(args.video)
-    for audio in args.audio:
-        check_readable(audio)
-    check_readable(args.checkpoint)
+def run(args: argparse.Namespace) -> None:
+    """Check the arguments, dub, and print a summary."""
+    limit_malloc_arenas()
+    settings = DubSettings(
+        faces=args.face,
+        references=None if args.references is None else parse_references(args.references),
+        when_short=args.when_short,
+        sharpen=args.sharpen,
+        side_by_side=args.side_by_side,
+        crf=args.crf,
+        resume=args.resume,
+        limits=NO_LIMITS if args.no_limits else DEFAULT_LIMITS,
+    )
+    for path in (args.video, *args.audio, args.checkpoint):
+        check_readable(path)
     check_writable(args.output)
-    if args.output.exists() and any(args.output.samefile(given) for given in (args.video, *args.audio)):
-        raise UserError(f"--output: expected another file than the input {args.output}")
+    if args.output.exists() and any(args.output.samefile(path) for path in (args.video, *args.audio)):
+        raise ParameterError("output", f"{args.output} is also an input; choose another name")
     pipeline = DubbingPipeline(
         args.checkpoint, device=args.device, precision=args.precision, landmarks=args.landmarks
     )
-    trained_with = pipeline.dubber.audio_features
-    if args.audio_features not in (None, trained_with):
-        raise UserError(
-            f"--audio-features: {args.checkpoint} was trained with {trained_with}, found {args.audio_features}"
-        )
-    with tqdm(unit="frame", desc="dubbing", delay=2) as bar:  # not into the notes
+    with tqdm(unit="frame", desc="dubbing", delay=2) as bar:
 
         def progress(done: int, expected: int) -> None:
             bar.total = expected
             bar.update(done - bar.n)
 
         try:
-            done = pipeline.dub(
-                args.video,
-                args.audio,
-                args.output,
-                face=args.face,
-                references=args.references,
-                when_short=args.when_short,
-                sharpen=args.sharpen,
-                side_by_side=args.side_by_side,
-                crf=args.crf,
-                resume=args.resume,
-                progress=progress,
-            )
+            result = pipeline.dub(args.video, args.audio, args.output, settings, progress)
         except KeyboardInterrupt:
-            kept = segments_folder(args.output)
-            if args.resume and kept.exists():
-                raise KeyboardInterrupt(f"what is done is kept in {kept}; the same command goes on") from None
+            folder = segments_folder(args.output)
+            if args.resume and folder.exists():
+                raise KeyboardInterrupt(f"completed segments are in {folder}; the same command continues") from None
             raise
-    without = done.frames - done.redrawn
-    print(
-        f"{args.output}: {done.frames} frames ({float(done.frames / done.fps):.1f} s at {float(done.fps):g} fps) "
-        f"in {done.seconds:.1f} s, the first after {done.first_s:.1f} s"
-        + (f"; {without} frames left unchanged" if without else "")
+    print(summary(args.output, result))
+
+
+def summary(output: Path, result: DubResult) -> str:
+    """One line about a finished dub."""
+    num_unchanged = result.num_frames - result.num_dubbed
+    return (
+        f"{output}: {result.num_frames} frames ({float(result.num_frames / result.fps):.1f} s at "
+        f"{float(result.fps):g} fps) in {result.total_s:.1f} s, the first after {result.first_frame_s:.1f} s"
+        + (f"; {num_unchanged} frames left unchanged" if num_unchanged else "")
     )
 
 
-def run(args: argparse.Namespace) -> None:
-    if not 0 <= args.crf <= 51:
-        raise UserError(f"--crf: expected 0 to 51, found {args.crf}")
-    dub(args)
-
-
 def main() -> None:
-    limit_malloc_arenas()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--video", type=Path, default=EXAMPLE_VIDEO, help="video of a speaking face (default: the bundled example)")
+    add("--video", type=Path, default=EXAMPLE_VIDEO, help="source video (default: the bundled example)")
     add(
         "--audio",
         type=Path,
         nargs="+",
         default=[EXAMPLE_AUDIO],
-        help="sound or video file to speak, or several, each for a --face of its own (default: the example)",
+        help="driving audio, an audio or video file; several files drive one --face each (default: the example)",
     )
     add("--output", type=Path, default=Path("dubbed.mp4"), help=".mp4, .mov or .mkv to write (default dubbed.mp4)")
     add("--checkpoint", type=Path, default=BUNDLED_GENERATOR, help="generator (default: the bundled one)")
@@ -100,27 +90,31 @@ def main() -> None:
         "--face",
         nargs="+",
         default=["largest"],
-        help="largest (default), left, right, the one at X,Y in pixels, or a picture of it, one for each --audio",
+        help="which face to dub: largest (default), left, right, X,Y (nearest to this position in pixels) or a photo "
+        "of the speaker; one for each --audio",
     )
-    add("--references", metavar="N,N,…", help="frames to take the mouth's looks from (default: chosen)")
-    add("--audio-features", choices=list(FEATURE_DIMS), help="default: what the checkpoint needs")
+    add("--references", metavar="N,N,…", help="reference frames by number (default: chosen in each shot)")
     add(
         "--when-short",
-        choices=("stop", "keep"),
+        choices=WHEN_SHORT,
         default="stop",
-        help="with a sound shorter than the video: stop with it (default), or keep the rest as it was, in silence",
+        help="if the audio is shorter than the video: stop with it (default), or keep the rest unchanged and silent",
     )
-    add("--sharpen", action="store_true", help="give the lips the detail of the source's, as far as it goes")
-    add("--side-by-side", action="store_true", help="write the source and the dubbed video beside each other")
+    add("--sharpen", action="store_true", help="sharpen the lips to the detail of the reference frames")
+    add("--side-by-side", action="store_true", help="write source and dubbed frames beside each other")
     add("--device", default="auto", help="auto (default), cpu, cuda, cuda:1, …")
-    add("--precision", choices=["auto", *DTYPES], default="auto", help="default: the fastest the device has")
-    add("--crf", type=int, default=16, help="H.264 quality, 0 lossless to 51 (default 16, visually lossless)")
+    add("--precision", choices=["auto", *DTYPES], default="auto", help="default: the fastest the device supports")
+    add("--crf", type=int, default=16, help="x264 quality, 0 (lossless) to 51 (default 16, visually lossless)")
     add(
         "--resume",
         action="store_true",
-        help="keep what is done when stopped, in OUTPUT.pieces, and go on from there when started again like this",
+        help="keep completed segments in OUTPUT.segments when interrupted; the same command continues from them",
     )
-    add("--no-limits", action="store_true", help="dub what is over 8192 pixels wide or high or over 12 hours long")
+    add(
+        "--no-limits",
+        action="store_true",
+        help="accept frames over 8192 pixels wide or high, dubs over 12 hours, and gaps of over a minute between frames",
+    )
     run_command(parser, run)
 
 

@@ -1,4 +1,4 @@
-"""TODO."""
+"""The output frames of a dub, in order: placements and source frames together, the mouths generated in batches."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -11,124 +11,142 @@ import numpy as np
 
 from data_processing.face.tracking import FADE_S
 from dubbing.frame_sources import FrameSource, VideoFileSource
-from dubbing.placements import FacePlacement, PlacementSpool, same_face
+from dubbing.placements import NO_SHOT, FacePlacement, PlacementSpool, same_face
 from dubbing.prefetch import prefetch
 from dubbing.speaker import Speaker
 
 BATCH_SIZE = 8
-READ_AHEAD = 2 * BATCH_SIZE  # frames waiting between reading, drawing and writing
+PREFETCH_DEPTH = 2 * BATCH_SIZE  # frames that wait between reading, generating and writing
 
 
 class OutputFrame(NamedTuple):
-    """A frame to be shown: its number, its time in seconds, the places of all faces in it, and the frame."""
+    """What is known of an output frame before it is generated.
+
+    number: from 0.
+    time_s: its time in the output.
+    placements: one for each speaker.
+    frame: the source frame, (H, W, 3) uint8 RGB.
+    """
 
     number: int
     time_s: float
-    places: list[FacePlacement]
+    placements: list[FacePlacement]
     frame: np.ndarray
 
 
 class FramePair(NamedTuple):
-    """A frame of the source and the same with the mouths redrawn; (H, W, 3) uint8 RGB."""
+    """A source frame and the same frame dubbed, (H, W, 3) uint8 RGB each."""
 
     source: np.ndarray
     dubbed: np.ndarray
 
 
 class Compositor:
-    """Redraws the faces in footage as long as their sounds last.
+    """Produces the frames of a dub for as long as there is driving audio.
 
     Args:
-        footage: the frames.
-        speakers: faces in them, each with its sound.
+        source: the source frames.
+        speakers: the faces in them, each with its driving audio.
+
+    Attributes:
+        num_source_frames: source frames read so far.
+        num_dubbed: output frames so far in which a mouth was generated.
+        num_dubbed_of: the same for each speaker.
+        num_conflicts: how often a speaker was left out of a frame because an earlier one has the same face.
     """
 
-    def __init__(self, footage: FrameSource, speakers: list[Speaker]) -> None:
-        self.footage, self.speakers = footage, speakers
-        self.seen = 0  # frames of the footage so far
-        self.redrawn = [0] * len(speakers)  # frames in which each of them was
-        self.changed = 0  # frames in which any of them was
-        self.stopped = threading.Event()
-        self.contested = 0  # times that one was where another was already
+    def __init__(self, source: FrameSource, speakers: list[Speaker]) -> None:
+        self.source, self.speakers = source, speakers
+        self.num_source_frames = 0
+        self.num_dubbed = 0
+        self.num_dubbed_of = [0] * len(speakers)
+        self.num_conflicts = 0
+        self._cancelled = threading.Event()
 
-    def stop(self) -> None:
-        """Have `frames` and what looks ahead for it end soon."""
-        self.stopped.set()
+    def cancel(self) -> None:
+        """Make `frames`, and what is prefetched for it, end soon."""
+        self._cancelled.set()
         for speaker in self.speakers:
-            speaker.stopped.set()
+            speaker.cancelled.set()
 
     def frames(self, keep_rest: bool = False, first: int = 0) -> Iterator[FramePair]:
-        """The frames from number `first` on, as long as a sound lasts; with `keep_rest` to the footage's end,
-        untouched from there on.
+        """The output frames from number `first` on, until the driving audio ends.
 
-        A file that ends before the sounds do is played backward and forward again.
+        A video file that is shorter than the audio is played backward and forward.
+
+        Args:
+            keep_rest: continue with unchanged frames to the end of the source.
+            first: earlier frames are not generated.
         """
-        with closing(self._moments(keep_rest)) as moments:
-            for shots, run in groupby(moments, key=lambda moment: tuple(at.shot for at in moment.places)):
-                # in the same batches wherever one begins, so that the same is drawn
-                while batch := list(islice(run, BATCH_SIZE)):
-                    if self.stopped.is_set():
+        with closing(self._output_frames(keep_rest)) as outputs:
+            for shots, group in groupby(outputs, key=lambda output: tuple(one.shot for one in output.placements)):
+                # batches start at the same frames whatever `first` is, so that the results are the same
+                while batch := list(islice(group, BATCH_SIZE)):
+                    if self._cancelled.is_set():
                         return
-                    speaking = [index for index, shot in enumerate(shots) if shot >= 0]
-                    for index in speaking:
-                        self.redrawn[index] += len(batch)
-                    self.changed += len(batch) * bool(speaking)
-                    if batch[-1].number < first and not self._sharpens_from(shots):
+                    active = [index for index, shot in enumerate(shots) if shot >= 0]
+                    for index in active:
+                        self.num_dubbed_of[index] += len(batch)
+                    self.num_dubbed += len(batch) * bool(active)
+                    if batch[-1].number < first and not self._sets_sharpening(shots):
                         continue
-                    numbers, times_s, places, frames = map(list, zip(*batch, strict=True))
+                    numbers, times_s, placements, frames = map(list, zip(*batch, strict=True))
                     dubbed = frames
-                    for index in speaking:
-                        own = [at[index] for at in places]
-                        dubbed = self.speakers[index].redraw(shots[index], times_s, own, dubbed)
-                    done = sum(number < first for number in numbers)
-                    yield from map(FramePair, frames[done:], dubbed[done:])
+                    for index in active:
+                        own = [in_frame[index] for in_frame in placements]
+                        dubbed = self.speakers[index].render(shots[index], times_s, own, dubbed)
+                    num_skipped = sum(number < first for number in numbers)
+                    yield from map(FramePair, frames[num_skipped:], dubbed[num_skipped:])
 
-    def _sharpens_from(self, shots: tuple[int, ...]) -> bool:
-        """Whether the first frames of one of these shots have yet to be drawn for how sharp its lips are."""
+    def _sets_sharpening(self, shots: tuple[int, ...]) -> bool:
+        """Whether the sharpening amount of one of these shots is still to be measured on its first batch."""
         return any(
-            shot >= 0 and speaker.amounts is not None and shot not in speaker.amounts
+            shot >= 0 and speaker.sharpening is not None and shot not in speaker.sharpening
             for speaker, shot in zip(self.speakers, shots, strict=True)
         )
 
-    def _moments(self, keep_rest: bool) -> Iterator[OutputFrame]:
-        """Everything to be shown."""
+    def _output_frames(self, keep_rest: bool) -> Iterator[OutputFrame]:
+        """All output frames. Placements end with their speaker's audio, fading out if others go on."""
         with closing(self._timeline()) as timeline:
-            for number, (places, frame) in enumerate(timeline):
-                time_s = float(number / self.footage.fps)
-                left_s = [speaker.sound.left(time_s, FADE_S) for speaker in self.speakers]
-                rest_follows = keep_rest and number < self.seen
-                if not any(left_s) and not rest_follows:
+            for number, (placements, frame) in enumerate(timeline):
+                time_s = float(number / self.source.fps)
+                remaining_s = [speaker.audio.remaining_s(time_s, FADE_S) for speaker in self.speakers]
+                rest_follows = keep_rest and number < self.num_source_frames
+                if not any(remaining_s) and not rest_follows:
                     return
-                for index, own_s in enumerate(left_s):
-                    contested = own_s > 0 and any(same_face(places[index], other) for other in places[:index])
-                    self.contested += contested
-                    if own_s == 0 or contested:
-                        places[index] = places[index]._replace(shot=-1)
-                    elif own_s < FADE_S and (rest_follows or own_s < max(left_s)):
-                        strength = places[index].strength * own_s / FADE_S
-                        places[index] = places[index]._replace(strength=strength)
-                yield OutputFrame(number, time_s, places, frame)
+                for index, own_s in enumerate(remaining_s):
+                    earlier = placements[:index]
+                    conflict = own_s > 0 and any(same_face(placements[index], other) for other in earlier)
+                    self.num_conflicts += conflict
+                    if own_s == 0 or conflict:
+                        placements[index] = placements[index]._replace(shot=NO_SHOT)
+                    elif own_s < FADE_S and (rest_follows or own_s < max(remaining_s)):
+                        strength = placements[index].strength * own_s / FADE_S
+                        placements[index] = placements[index]._replace(strength=strength)
+                yield OutputFrame(number, time_s, placements, frame)
 
     def _timeline(self) -> Iterator[tuple[list[FacePlacement], np.ndarray]]:
-        """Places and frames of the footage, and of a file again, backward and forward, without end."""
-        from_file = isinstance(self.footage, VideoFileSource)
+        """Placements and source frames; those of a file again backward, forward, … endlessly."""
+        from_file = isinstance(self.source, VideoFileSource)
         with TemporaryFile() as file:
-            kept = PlacementSpool(file, len(self.speakers))
-            with ExitStack() as open_ones:
+            spool = PlacementSpool(file, len(self.speakers))
+            with ExitStack() as stack:
 
-                def made(items: Iterator, count: int, stop: Callable[[], None] = lambda: None) -> Iterator:
-                    return open_ones.enter_context(closing(prefetch(items, count, stop) if from_file else items))
+                def prefetched(items: Iterator, depth: int, cancel: Callable[[], None] = lambda: None) -> Iterator:
+                    return stack.enter_context(closing(prefetch(items, depth, cancel) if from_file else items))
 
-                again = made(self.footage.again(), READ_AHEAD)
-                looked_at = [
-                    made(speaker.places(), speaker.look_ahead, speaker.stopped.set) for speaker in self.speakers
+                frames = prefetched(self.source.second_pass(), PREFETCH_DEPTH)
+                placements_of = [
+                    prefetched(speaker.placements(), speaker.look_ahead_frames, speaker.cancelled.set)
+                    for speaker in self.speakers
                 ]
-                # first the places: live frames are not there again before they were looked at
-                for *places, frame in zip(*looked_at, again, strict=False):
-                    self.seen += 1
+                # placements first: the second pass over live frames must not overtake the first
+                for *placements, frame in zip(*placements_of, frames, strict=False):
+                    self.num_source_frames += 1
                     if from_file:
-                        kept.append(places)
-                    yield places, frame
-            if from_file and any(speaker.chosen for speaker in self.speakers) and not self.stopped.is_set():
-                for index, frame in self.footage.back_and_forth(self.seen):
-                    yield kept[index], frame
+                        spool.append(placements)
+                    yield placements, frame
+            any_face = any(speaker.references for speaker in self.speakers)
+            if from_file and any_face and not self._cancelled.is_set():
+                for index, frame in self.source.back_and_forth(self.num_source_frames):
+                    yield spool[index], frame

@@ -1,6 +1,6 @@
-"""Where the frames of a dub come from: a file, read twice, or a camera, held for a while; and making them ahead."""
+"""Source frames that are read twice, first for face tracking and later for generation: from a file or live."""
 
-import sys
+import logging
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -12,70 +12,82 @@ import numpy as np
 
 from data_processing.media.video_reader import read_frames, read_frames_backward
 from utils.errors import TruncatedMediaError
+from utils.limits import DEFAULT_LIMITS, Limits
+
+logger = logging.getLogger(__name__)
 
 
 class FrameSource(Protocol):
-    """Frames that are looked at twice: once for the face in them, later to redraw it."""
+    """Frames (H, W, 3) uint8 RGB at a constant rate, in two passes."""
 
     fps: Fraction | int
 
-    def look(self) -> Iterator[np.ndarray]:
-        """All frames, (H, W, 3) uint8 RGB, for the first time."""
+    def first_pass(self) -> Iterator[np.ndarray]:
+        """All frames, for face tracking."""
 
-    def again(self) -> Iterator[np.ndarray]:
-        """All frames for the second time, none before `look` has given it."""
+    def second_pass(self) -> Iterator[np.ndarray]:
+        """All frames once more, for generation; never ahead of `first_pass`."""
 
     def frame(self, index: int) -> np.ndarray:
-        """One that `look` has given and `again` has not."""
+        """A frame that `first_pass` has returned and `second_pass` has not."""
 
 
 class VideoFileSource:
-    """Footage that is read twice, so that none of it need be held."""
+    """A video file, decoded twice, so that no frames are held in memory.
 
-    def __init__(self, path: Path, fps: Fraction | int) -> None:
-        self.path, self.fps = path, fps
-        self._told = False
+    Args:
+        path: any video file.
+        fps: frames per second to read it at.
+        limits: sanity limits.
+    """
 
-    def look(self) -> Iterator[np.ndarray]:
+    def __init__(self, path: Path, fps: Fraction | int, limits: Limits = DEFAULT_LIMITS) -> None:
+        self.path, self.fps, self.limits = path, fps, limits
+        self._warned = False
+
+    def first_pass(self) -> Iterator[np.ndarray]:
         try:
-            yield from read_frames(self.path, fps=self.fps)
+            yield from self._read(0, None)
         except TruncatedMediaError as error:
-            if not self._told:  # to everybody who looks
-                print(f"warning: {error}; using what came before", file=sys.stderr)
-            self._told = True
+            if not self._warned:  # one pass for each speaker
+                logger.warning("%s; using what precedes it", error, extra={"path": self.path})
+            self._warned = True
 
-    def again(self) -> Iterator[np.ndarray]:
+    def second_pass(self) -> Iterator[np.ndarray]:
         with suppress(TruncatedMediaError):
-            yield from read_frames(self.path, fps=self.fps)
+            yield from self._read(0, None)
 
     def frame(self, index: int) -> np.ndarray:
-        return next(read_frames(self.path, index, index + 1, fps=self.fps))
+        return next(self._read(index, index + 1))
 
     def back_and_forth(self, num_frames: int) -> Iterator[tuple[int, np.ndarray]]:
-        """(index, frame) of the video played backward, forward, backward, … without end."""
+        """(index, frame) of the first `num_frames` frames backward, forward, backward, … endlessly."""
         while True:
-            backward = read_frames_backward(self.path, num_frames, fps=self.fps)
+            backward = read_frames_backward(self.path, num_frames, fps=self.fps, limits=self.limits)
             yield from zip(reversed(range(num_frames)), backward, strict=True)
-            yield from enumerate(read_frames(self.path, 0, num_frames, fps=self.fps))
+            yield from enumerate(self._read(0, num_frames))
+
+    def _read(self, start: int, stop: int | None) -> Iterator[np.ndarray]:
+        return read_frames(self.path, start, stop, self.fps, self.limits)
 
 
 class LiveFrameSource:
-    """Footage that comes once: frames are held from when they are looked at to when they are drawn."""
+    """Frames that arrive once: each is held from the first to the second pass."""
 
     def __init__(self, frames: Iterable[np.ndarray], fps: Fraction | int) -> None:
         self._frames, self.fps = iter(frames), fps
         self._held: deque[np.ndarray] = deque()
-        self._gone = 0
+        self._num_released = 0
 
-    def look(self) -> Iterator[np.ndarray]:
+    def first_pass(self) -> Iterator[np.ndarray]:
         for frame in self._frames:
             self._held.append(frame)
             yield frame
 
-    def again(self) -> Iterator[np.ndarray]:
+    def second_pass(self) -> Iterator[np.ndarray]:
         while self._held:
-            self._gone += 1
+            self._num_released += 1
             yield self._held.popleft()
 
     def frame(self, index: int) -> np.ndarray:
-        return self._held[index - self._gone]
+        return self._held[index - self._num_released]

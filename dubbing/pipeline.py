@@ -3,20 +3,20 @@
     pipeline = DubbingPipeline()
     pipeline.dub(Path("speaker.mp4"), Path("speech.wav"), Path("dubbed.mp4"))
 
-    for frame in pipeline.stream(frames, sound, fps=30):  # as they come
+    for frame in pipeline.stream(frames, audio_blocks, fps=30):  # live
         show(frame)
 
-Both hold a few seconds of frames and sound at most, and give the first frame as soon as the face is known for long
-enough. inference.py is the command line of `dub`.
+Both hold a few seconds of frames and audio in memory, and return the first frame as soon as the face has been tracked
+for long enough. inference.py is the command line of `dub`.
 """
 
-import sys
+import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
@@ -24,46 +24,66 @@ from data_processing.face.crop import FaceCrop, crop_radius
 from data_processing.face.detectors import FaceSelector, track_landmarks
 from data_processing.face.selection import face_selector
 from data_processing.media.audio_io import media_duration_s, read_audio
-from data_processing.media.video_reader import FPS, probe, read_frames
+from data_processing.media.video_reader import FPS, VideoInfo, probe, read_frames
 from data_processing.media.video_writer import VideoWriter
 from dubbing.audio_stream import AudioStream
-from dubbing.compositor import READ_AHEAD, Compositor
+from dubbing.compositor import PREFETCH_DEPTH, Compositor
 from dubbing.frame_sources import LiveFrameSource, VideoFileSource
 from dubbing.generator import GeneratorSession, load_audio_driven_generator
 from dubbing.prefetch import prefetch
 from dubbing.segments import SegmentedWriter, file_fingerprint
+from dubbing.settings import DubSettings
 from dubbing.speaker import Speaker
 from utils.bundled import BUNDLED_GENERATOR
 from utils.device import choose_device, choose_precision
-from utils.errors import UserError
-from utils.limits import DEFAULT_LIMITS
+from utils.errors import LimitError, NoFaceError, ParameterError
 
-LEVEL_S = 120  # of a sound, by which it is known how loud it is
-LOOK_AHEAD_S = 8  # of a file, before its first frame is drawn: long enough to choose references from
+LEVEL_S = 120  # seconds of the driving audio from which its loudness is measured
+LOOK_AHEAD_S = 8  # seconds of a video file that are tracked before its first frame: enough to choose references
+logger = logging.getLogger(__name__)
 
 
-class DubResult(NamedTuple):
-    """What became of a video: frames written, redrawn ones among them, frames per second, and seconds it took until
-    the first frame was drawn and in all."""
+@dataclass(frozen=True)
+class DubResult:
+    """What a dub produced.
 
-    frames: int
-    redrawn: int
+    num_frames: frames written.
+    num_dubbed: those of them in which a mouth was generated; the others are unchanged.
+    fps: frames per second of the output.
+    first_frame_s: seconds from the call to the first output frame.
+    total_s: seconds from the call to the complete file.
+    """
+
+    num_frames: int
+    num_dubbed: int
     fps: Fraction
-    first_s: float
-    seconds: float
+    first_frame_s: float
+    total_s: float
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A validated dub: its files, its options, and what probing the video found."""
+
+    video: Path
+    audio_paths: Sequence[Path]
+    output: Path
+    settings: DubSettings
+    info: VideoInfo
+    expected_frames: int
 
 
 class DubbingPipeline:
     """Dubs videos with one generator.
 
     Args:
-        checkpoint: the generator; the bundled one unless told.
+        checkpoint: the generator; default: the bundled one.
         device: auto, cpu, cuda, cuda:1, …
-        precision: auto, fp32, bf16 or fp16; auto is the fastest that the device has.
-        landmarks: dlib, face_alignment or openface.
+        precision: auto, fp32, bf16 or fp16; auto is the fastest that the device supports.
+        landmarks: landmark detector: dlib, face_alignment or openface.
 
     Raises:
-        UserError: a weight cannot be had, or the device.
+        UserError: the checkpoint, third-party weights or the device are not available.
     """
 
     def __init__(
@@ -74,9 +94,10 @@ class DubbingPipeline:
         precision: str = "auto",
         landmarks: str = "dlib",
     ) -> None:
-        chosen = choose_device(device)
-        self.precision = choose_precision(precision, chosen)
-        self.dubber = GeneratorSession(load_audio_driven_generator(checkpoint, chosen), chosen, self.precision)
+        torch_device = choose_device(device)
+        self.precision = choose_precision(precision, torch_device)
+        loaded = load_audio_driven_generator(checkpoint, torch_device)
+        self.generator = GeneratorSession(loaded, torch_device, self.precision)
         self.checkpoint, self.landmarks = checkpoint, landmarks
 
     def dub(
@@ -84,178 +105,201 @@ class DubbingPipeline:
         video: Path,
         audio: Path | Sequence[Path],
         output: Path,
-        *,
-        face: str | Sequence[str] = "largest",
-        references: str | None = None,
-        when_short: str = "stop",
-        sharpen: bool = False,
-        side_by_side: bool = False,
-        crf: int = 16,
-        resume: bool = False,
+        settings: DubSettings = DubSettings(),  # noqa: B008 (frozen)
         progress: Callable[[int, int], None] | None = None,
     ) -> DubResult:
-        """Dub a video file, in its own resolution and frame rate, 60 at most.
+        """Dub a video file, at its own resolution and frame rate (60 fps at most).
 
         Args:
-            video, audio: any files that ffmpeg reads. Of several sounds each is spoken by a face of its own, and
-                the result has them all at once.
-            output: .mp4, .mov or .mkv; it appears when it is whole.
-            face: which of several, for each sound: "largest", "left", "right", the one nearest to a place "X,Y" in
-                pixels, or the one in a picture file.
-            references: numbers of the frames to take the mouth's looks from, "3,40,55,80,121"; chosen unless told.
-            when_short: what a sound shorter than the video does: "stop" ends the video with it, "keep" leaves the
-                rest of the video as it was, in silence.
-            sharpen: give the lips as much detail as the source's have, as far as that goes.
-            side_by_side: write source and dubbed frame beside each other.
-            crf: H.264 quality, 0 to 51.
-            resume: keep what there is when the dub is stopped, in a folder beside the output, and go on from there
-                if this is there from the last time.
-            progress: called after every frame with how many are done and about how many there will be.
+            video: source video, any file that FFmpeg reads.
+            audio: driving audio, audio or video files. With several, each drives a face of its own
+                (`settings.faces`), and the output has all of them mixed.
+            output: .mp4, .mov or .mkv; it appears when it is complete.
+            settings: options.
+            progress: called after every frame with the number of frames done and the number expected.
 
         Raises:
-            UserError: a file cannot be read or written, the video does not show a face, there are not as many
-                faces as sounds, or `references` do not fit the video.
+            MediaError: an input cannot be read.
+            LimitError: an input exceeds `settings.limits`.
+            NoFaceError: no face was detected in the video.
+            ParameterError: the faces do not match the audio, or the references do not match the video.
+            OutputError: the output cannot be written.
         """
-        began = time.monotonic()
-        audios = [audio] if isinstance(audio, Path) else list(audio)
-        faces = [face] if isinstance(face, str) else list(face)
-        if len(faces) != len(audios):
-            raise UserError(f"--face: expected one for each of {len(audios)} sounds, found {len(faces)}")
-        if references is not None and len(faces) > 1:
-            raise UserError(f"--references: expected one face to choose them for, found {len(faces)}")
-        info = probe(video)
+        started = time.monotonic()
+        job = self._validate(video, [audio] if isinstance(audio, Path) else list(audio), output, settings)
+        compositor = self._build_compositor(job)
+        num_frames, first_frame_s = self._run(job, compositor, started, progress)
+        self._warn(job, compositor, num_frames)
+        total_s = time.monotonic() - started
+        return DubResult(num_frames, compositor.num_dubbed, job.info.fps, first_frame_s, total_s)
+
+    def _validate(self, video: Path, audio_paths: list[Path], output: Path, settings: DubSettings) -> _Job:
+        """Check what can be checked before frames are read."""
+        if len(settings.faces) != len(audio_paths):
+            raise ParameterError(
+                "face", f"expected one for each of {len(audio_paths)} audio files, found {len(settings.faces)}"
+            )
+        info = probe(video, settings.limits)
         for note in info.notes:
-            print(f"note: --video: {note}", file=sys.stderr)
-        expected_s = max([*map(media_duration_s, audios), info.duration_s if when_short == "keep" else 0])
-        if expected_s > DEFAULT_LIMITS.max_duration_s:
-            longest, found = DEFAULT_LIMITS.max_duration_s / 3600, expected_s / 3600
-            raise UserError(f"--audio, --video: expected at most {longest:g} h, found {found:.1f} h")
-        expected = round(expected_s * info.fps)
-        redrawer = self._redrawer(VideoFileSource(video, info.fps), audios, faces, references, sharpen)
-        width = info.width * (2 if side_by_side else 1)
-        settings = {"crf": crf, "audio_paths": audios, "pixel_aspect": info.pixel_aspect}
-        first_s = 0.0
-        with ExitStack() as stack:
-            if resume:
-                job = self._described(video, audios, faces)
-                job |= {"--references": str(references), "--when-short": when_short}
-                job |= {"--sharpen": str(sharpen), "--side-by-side": str(side_by_side)}
-                writer = SegmentedWriter(output, job, width, info.height, info.fps, **settings)
-                frames = writer.done
-            else:
-                writer = VideoWriter(output, width, info.height, info.fps, **settings)
-                frames = 0
-            stack.enter_context(writer)
-            drawing = redrawer.frames(keep_rest=when_short == "keep", first=frames)
-            made = stack.enter_context(closing(prefetch(drawing, READ_AHEAD, redrawer.stop)))
-            if frames:
-                print(f"note: --resume: {frames} frames are there; looking for the face in them", file=sys.stderr)
-            for drawn in made:
-                writer.write(np.concatenate(drawn, axis=1) if side_by_side else drawn.dubbed)
-                frames += 1
-                first_s = first_s or time.monotonic() - began
-                if progress:
-                    progress(frames, max(expected, frames))
-            where = f"any of the {redrawer.seen} frames of {video} ({self.landmarks})"
-            if not redrawer.changed:
-                raise UserError(f"--video: no face found in {where}")
-        for name, redrawn in zip(faces, redrawer.redrawn, strict=True):
-            if not redrawn:
-                said = f"no face of its own found in {where}; its sound is heard all the same"
-                print(f"warning: --face {name}: {said}", file=sys.stderr)
-        if redrawer.contested:
-            said = f"{redrawer.contested} times two sounds had the same face; the first one spoke"
-            print(f"warning: --face: {said}", file=sys.stderr)
-        read_s = float(redrawer.seen / info.fps)
-        if (redrawer.seen < frames or when_short == "keep") and read_s < 0.9 * info.duration_s:
-            said = f"{video} says it has {info.duration_s:.1f} s, {read_s:.1f} s could be read"
-            print(f"warning: --video: {said}", file=sys.stderr)
-        return DubResult(frames, redrawer.changed, info.fps, first_s, time.monotonic() - began)
+            logger.info("%s", note, extra={"path": video})
+        video_s = info.duration_s if settings.when_short == "keep" else 0
+        duration_s, longest = max(
+            ((media_duration_s(path), path) for path in audio_paths), key=lambda pair: pair[0]
+        )
+        duration_s, longest = max((duration_s, longest), (video_s, video), key=lambda pair: pair[0])
+        if duration_s > settings.limits.max_duration_s:
+            hours, allowed = duration_s / 3600, settings.limits.max_duration_s / 3600
+            raise LimitError(longest, f"expected at most {allowed:g} h, found {hours:.1f} h")
+        return _Job(video, audio_paths, output, settings, info, round(duration_s * info.fps))
 
-    def _redrawer(
-        self, footage: VideoFileSource, audios: list[Path], faces: list[str], references: str | None, sharpen: bool
-    ) -> Compositor:
-        """What redraws the faces of a file. What is wrong with a sound is told here, before anything is written."""
+    def _build_compositor(self, job: _Job) -> Compositor:
+        """The speakers of a dub; errors in the audio and in the selection of faces are found here."""
+        settings = job.settings
+        source = VideoFileSource(job.video, job.info.fps, settings.limits)
         speakers = []
-        for path, name in zip(audios, faces, strict=True):
-            choose = face_selector(name)
-            sound = AudioStream(read_audio(path), self.dubber.audio_features, level_s=LEVEL_S)
-            given = self._given_references(footage, references, choose)
-            where = (self.dubber, footage, sound, self.landmarks, choose, LOOK_AHEAD_S)
-            speakers.append(Speaker(*where, given=given, sharpen=sharpen))
-        return Compositor(footage, speakers)
+        for path, face in zip(job.audio_paths, settings.faces, strict=True):
+            blocks = read_audio(path, settings.limits)
+            audio = AudioStream(blocks, self.generator.audio_features, level_s=LEVEL_S)
+            select_face = face_selector(face)
+            crops = None
+            if settings.references is not None:
+                crops = self._reference_crops(source, settings.references, select_face)
+            speakers.append(
+                Speaker(
+                    self.generator,
+                    source,
+                    audio,
+                    self.landmarks,
+                    select_face,
+                    LOOK_AHEAD_S,
+                    reference_crops=crops,
+                    sharpen=settings.sharpen,
+                )
+            )
+        return Compositor(source, speakers)
 
-    def _described(self, video: Path, audios: list[Path], faces: list[str]) -> dict[str, str]:
-        """What a dub is made of, by flags."""
-        pictures, table = [Path(name) for name in faces], video.with_suffix(".csv")  # which OpenFace wrote
+    def _run(
+        self,
+        job: _Job,
+        compositor: Compositor,
+        started: float,
+        progress: Callable[[int, int], None] | None,
+    ) -> tuple[int, float]:
+        """Generate and write all frames: number of frames written, and seconds until the first was generated."""
+        settings = job.settings
+        first_frame_s = 0.0
+        with ExitStack() as stack:
+            writer, num_frames = self._open_writer(job)
+            stack.enter_context(writer)
+            pairs = compositor.frames(keep_rest=settings.when_short == "keep", first=num_frames)
+            pairs = stack.enter_context(closing(prefetch(pairs, PREFETCH_DEPTH, compositor.cancel)))
+            if num_frames:
+                message = "continuing after frame %d; tracking the face up to there first"
+                logger.info(message, num_frames, extra={"parameter": "resume"})
+            for pair in pairs:
+                frame = np.concatenate([pair.source, pair.dubbed], axis=1) if settings.side_by_side else pair.dubbed
+                writer.write(frame)
+                num_frames += 1
+                first_frame_s = first_frame_s or time.monotonic() - started
+                if progress:
+                    progress(num_frames, max(job.expected_frames, num_frames))
+            if not compositor.num_dubbed:
+                count = compositor.num_source_frames
+                raise NoFaceError(job.video, f"no face detected in {count} frames ({self.landmarks})")
+        return num_frames, first_frame_s
+
+    def _open_writer(self, job: _Job) -> tuple[VideoWriter | SegmentedWriter, int]:
+        """The writer of the output, and how many frames an earlier run has written."""
+        settings, info = job.settings, job.info
+        size = (info.width * (2 if settings.side_by_side else 1), info.height)
+        options = {"crf": settings.crf, "audio_paths": job.audio_paths, "pixel_aspect": info.pixel_aspect}
+        if not settings.resume:
+            return VideoWriter(job.output, *size, info.fps, **options), 0
+        writer = SegmentedWriter(job.output, self._describe(job), *size, info.fps, **options)
+        return writer, writer.num_done
+
+    def _describe(self, job: _Job) -> dict[str, str]:
+        """Everything that the frames of a dub depend on, for `SegmentedWriter`."""
+        settings, openface_csv = job.settings, job.video.with_suffix(".csv")
+        photos = [Path(face) for face in settings.faces]
         return {
-            "--video": file_fingerprint(video, "--video"),
-            "--audio": "; ".join(file_fingerprint(path, "--audio") for path in audios),
-            "--face": "; ".join(
-                file_fingerprint(path, "--face") if path.is_file() else name
-                for path, name in zip(pictures, faces, strict=True)
+            "video": file_fingerprint(job.video),
+            "audio": "; ".join(map(file_fingerprint, job.audio_paths)),
+            "face": "; ".join(
+                file_fingerprint(photo) if photo.is_file() else face
+                for photo, face in zip(photos, settings.faces, strict=True)
             ),
-            "--checkpoint": file_fingerprint(self.checkpoint, "--checkpoint"),
-            "--landmarks": self.landmarks
-            + (f"; {file_fingerprint(table, '--landmarks')}" if table.is_file() else ""),
-            "--device": self.dubber.device.type,
-            "--precision": self.precision,
+            "checkpoint": file_fingerprint(self.checkpoint),
+            "landmarks": self.landmarks + (f"; {file_fingerprint(openface_csv)}" if openface_csv.is_file() else ""),
+            "device": self.generator.device.type,
+            "precision": self.precision,
+            "references": str(settings.references),
+            "when_short": settings.when_short,
+            "sharpen": str(settings.sharpen),
+            "side_by_side": str(settings.side_by_side),
         }
+
+    def _warn(self, job: _Job, compositor: Compositor, num_frames: int) -> None:
+        """Log what the user should know about a finished dub."""
+        count = compositor.num_source_frames
+        for face, num_dubbed in zip(job.settings.faces, compositor.num_dubbed_of, strict=True):
+            if not num_dubbed:
+                message = "%s: no face of its own detected in %d frames of %s (%s); its audio is in the output"
+                logger.warning(message, face, count, job.video, self.landmarks, extra={"parameter": "face"})
+        if compositor.num_conflicts:
+            message = "two audio files selected the same face in %d frames; the first one drove it"
+            logger.warning(message, compositor.num_conflicts, extra={"parameter": "face"})
+        read_s = float(count / job.info.fps)
+        read_to_end = count < num_frames or job.settings.when_short == "keep"
+        if read_to_end and read_s < 0.9 * job.info.duration_s:
+            message = "%s: the container states %.1f s, %.1f s could be read"
+            logger.warning(message, job.video, job.info.duration_s, read_s, extra={"path": job.video})
 
     def stream(
         self,
         frames: Iterable[np.ndarray],
-        sound: Iterable[np.ndarray],
+        audio: Iterable[np.ndarray],
         fps: Fraction | int = FPS,
         look_ahead_s: float = 1.0,
     ) -> Iterator[np.ndarray]:
-        """Dub frames as they come: at most `look_ahead_s` and about two seconds behind them.
+        """Dub live frames, at most `look_ahead_s` and about two seconds behind them.
 
         Args:
             frames: (H, W, 3) uint8 RGB, all of one size.
-            sound: (n,) float in [-1, 1], mono, 16 kHz, from the first frame's time on.
-            fps: frames per second, constant.
-            look_ahead_s: how long a shot is seen before it is drawn; the longer, the better the references.
+            audio: blocks (n,) float in [-1, 1], mono, 16 kHz; the first sample is at the time of the first frame.
+            fps: constant frame rate.
+            look_ahead_s: how long a shot is tracked before it is generated; longer gives better reference frames.
 
         Yields:
-            As many frames as came while the sound lasted; those without a face as they came.
+            A frame for each frame that arrives while there is audio; frames without a face are unchanged.
         """
-        heard = AudioStream(iter(sound), self.dubber.audio_features, block_s=0.4, after_s=0.6)
-        footage = LiveFrameSource(frames, fps)
-        speaker = Speaker(self.dubber, footage, heard, self.landmarks, look_ahead_s=look_ahead_s)
-        return (drawn.dubbed for drawn in Compositor(footage, [speaker]).frames())
+        blocks = AudioStream(iter(audio), self.generator.audio_features, block_s=0.4, after_s=0.6)
+        source = LiveFrameSource(frames, fps)
+        speaker = Speaker(self.generator, source, blocks, self.landmarks, look_ahead_s=look_ahead_s)
+        return (pair.dubbed for pair in Compositor(source, [speaker]).frames())
 
-    def _given_references(
-        self, footage: VideoFileSource, text: str | None, choose: FaceSelector
-    ) -> list[np.ndarray] | None:
-        """Crops of the frames that `--references` names."""
-        count = self.dubber.model.config.num_references
-        indices = parse_references(text, count)
-        if indices is None:
-            return None
-        found, where = [], (self.landmarks, footage.path, footage.fps)
+    def _reference_crops(
+        self, source: VideoFileSource, indices: Sequence[int], select_face: FaceSelector
+    ) -> list[np.ndarray]:
+        """Face crops (13S/8, 5S/4, 3) uint8 RGB of the frames that `DubSettings.references` names."""
+        count = self.generator.model.config.num_references
+        if len(indices) != count:
+            raise ParameterError("references", f"expected {count} frame numbers, found {len(indices)}")
+        found = []
         for index in indices:
-            frame = next(read_frames(footage.path, index, index + 1, fps=footage.fps), None) if index >= 0 else None
-            shown = [] if frame is None else track_landmarks(iter([frame]), *where, index, choose)
-            points = next((points for points, _ in shown), np.full((68, 2), np.nan))
+            frames = (
+                read_frames(source.path, index, index + 1, source.fps, source.limits) if index >= 0 else iter(())
+            )
+            frame = next(frames, None)
+            points = np.full((68, 2), np.nan)
+            if frame is not None:
+                position = (source.path, source.fps, index)
+                points, _ = next(track_landmarks(iter([frame]), self.landmarks, *position, select_face))
             if np.isnan(points).any():
-                raise UserError(f"--references: expected frames of {footage.path} with a face, found {index}")
+                raise ParameterError("references", f"no face detected in frame {index} of {source.path}")
             found.append((points, frame))
         radius = crop_radius(np.stack([points for points, _ in found]))
         return [
-            FaceCrop.from_landmarks(points, radius, self.dubber.mouth_size).extract(frame)
+            FaceCrop.from_landmarks(points, radius, self.generator.mouth_size).extract(frame)
             for points, frame in found
         ]
-
-
-def parse_references(text: str | None, count: int) -> list[int] | None:
-    """`--references 3,40,55,80,121` as frame numbers; None for the automatic choice."""
-    if text is None:
-        return None
-    try:
-        indices = [int(part) for part in text.split(",")]
-    except ValueError:
-        raise UserError(f"--references: expected {count} frame numbers like 3,40,55, found {text!r}") from None
-    if len(indices) != count:
-        raise UserError(f"--references: expected {count} frame numbers, found {len(indices)}")
-    return indices

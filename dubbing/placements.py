@@ -1,17 +1,25 @@
-"""TODO."""
+"""Where faces are in output frames, in memory and on disk."""
 
 from os import SEEK_END
+from pathlib import Path
 from tempfile import gettempdir
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-from utils.errors import UserError, error_reason
+from utils.errors import OutputError, error_reason
+
+NO_SHOT = -1  # shot of a placement where no face is to be generated
 
 
 class FacePlacement(NamedTuple):
-    """Where and how a face is redrawn in a frame: its landmarks (68, 2), the crop's radius, the shot whose
-    references it is drawn with (−1 for not at all), and how far the new mouth covers the old one, 0 to 1."""
+    """Where and how the face of one speaker is generated in a frame.
+
+    points: (68, 2) landmarks in source pixels.
+    radius_px: radius of the face crop.
+    shot: number of the shot, which selects the reference frames; NO_SHOT if no face is generated.
+    strength: opacity of the generated mouth, 0 to 1.
+    """
 
     points: np.ndarray
     radius_px: float
@@ -19,29 +27,36 @@ class FacePlacement(NamedTuple):
     strength: float
 
 
-def same_face(place: FacePlacement, other: FacePlacement) -> bool:
-    """Whether two places in a frame are one face."""
-    distance = np.linalg.norm(place.points[33] - other.points[33])
-    return place.shot >= 0 and other.shot >= 0 and bool(distance < other.radius_px)
+def same_face(placement: FacePlacement, other: FacePlacement) -> bool:
+    """Whether two placements in a frame are on the same face."""
+    distance = np.linalg.norm(placement.points[33] - other.points[33])
+    return placement.shot >= 0 and other.shot >= 0 and bool(distance < other.radius_px)
 
 
 class PlacementSpool:
-    """The places of `count` speakers in every frame, in a file: those of an hour would take 70 MB of memory.
+    """The placements of all frames, in a temporary file: an hour of them takes 70 MB for each speaker.
 
-    Raises UserError where that has no room.
+    Args:
+        file: an empty file, open for reading and writing.
+        num_speakers: placements in each frame.
     """
 
-    def __init__(self, file: BinaryIO, count: int) -> None:
-        self._file, self._shape = file, (count, 68 * 2 + 3)
+    def __init__(self, file: BinaryIO, num_speakers: int) -> None:
+        self._file, self._shape = file, (num_speakers, 68 * 2 + 3)
 
-    def append(self, places: list[FacePlacement]) -> None:
-        """The places of the next frame, as many as there are speakers."""
-        rows = [[*at.points.ravel(), at.radius_px, at.shot, at.strength] for at in places]
+    def append(self, placements: list[FacePlacement]) -> None:
+        """Add the placements of the next frame, one for each speaker.
+
+        Raises:
+            OutputError: the disk is full.
+        """
+        rows = [[*one.points.ravel(), one.radius_px, one.shot, one.strength] for one in placements]
         try:
             self._file.seek(0, SEEK_END)
             self._file.write(np.array(rows, np.float32).tobytes())
         except OSError as error:
-            raise UserError(f"{gettempdir()}: no temporary file can be written: {error_reason(error)}") from None
+            folder = Path(gettempdir())
+            raise OutputError(folder, f"cannot write a temporary file: {error_reason(error)}") from None
 
     def __getitem__(self, index: int) -> list[FacePlacement]:
         rows = np.zeros(self._shape, np.float32)

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Computing the items of an iterator ahead of their use, in a thread."""
 
 import queue
 import threading
@@ -6,16 +6,19 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 
-def prefetch(items: Iterable[Any], count: int, stop: Callable[[], None] = lambda: None) -> Iterator[Any]:
-    """The same items, made up to `count` ahead in a thread of their own; what they raise is raised here.
+def prefetch(items: Iterable[Any], depth: int, cancel: Callable[[], None] = lambda: None) -> Iterator[Any]:
+    """The same items, up to `depth` of them computed ahead in a thread. Exceptions of the thread are raised here.
 
-    If they are not wanted to the end, `stop` is to have the making of the next one end soon.
+    Args:
+        items: an iterable, closed by the thread when it ends.
+        depth: number of items that may wait.
+        cancel: called when the consumer stops before the end; it should make the next item return soon.
     """
-    waiting: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue(count)
-    ended, stopped = object(), threading.Event()
+    waiting: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue(depth)
+    end, cancelled = object(), threading.Event()
 
     def put(item: Any, error: BaseException | None = None) -> bool:
-        while not stopped.is_set():
+        while not cancelled.is_set():
             try:
                 waiting.put((item, error), timeout=0.1)
                 return True
@@ -23,19 +26,19 @@ def prefetch(items: Iterable[Any], count: int, stop: Callable[[], None] = lambda
                 continue
         return False
 
-    def make() -> None:
+    def produce() -> None:
         try:
             for item in items:
                 if not put(item):
                     break
-            put(ended)
+            put(end)
         except BaseException as error:
-            put(ended, error)
+            put(end, error)
         finally:
             if hasattr(items, "close"):
                 items.close()
 
-    thread = threading.Thread(target=make, daemon=True)
+    thread = threading.Thread(target=produce, daemon=True)
     thread.start()
     try:
         while True:
@@ -44,11 +47,11 @@ def prefetch(items: Iterable[Any], count: int, stop: Callable[[], None] = lambda
                 try:
                     raise error
                 finally:
-                    del error  # or its traceback would keep this frame, and this frame it
-            if item is ended:
+                    del error  # breaks the reference cycle between its traceback and this frame
+            if item is end:
                 return
             yield item
     finally:
-        stopped.set()
-        stop()
+        cancelled.set()
+        cancel()
         thread.join()

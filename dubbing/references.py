@@ -1,4 +1,4 @@
-"""TODO."""
+"""Selection of the reference frames of a shot."""
 
 import numpy as np
 
@@ -8,18 +8,27 @@ from data_processing.face.tracking import Landmarks, TrackChunk
 
 
 def choose_references(landmarks: Landmarks, start: int, stop: int, count: int) -> list[int]:
-    """Frames of a shot spread over mouth shapes and head poses: farthest-point sampling, the same every time.
+    """Frames of a shot with diverse mouth shapes and head poses, by deterministic farthest-point sampling.
 
-    The first is the frame nearest the middle of all; each further one is the frame least like those chosen.
-    Frames with unusual landmarks (the outer two per cent of any measure) are left to the side.
+    The first frame is the one nearest to the median of all descriptors, each further one is the frame farthest from
+    those already chosen. Outliers, frames below the 2nd or above the 98th percentile of any descriptor, are not
+    candidates as long as `count` others remain.
+
+    Args:
+        landmarks: of the video.
+        start, stop: the frames [start, stop) of the shot, at least one with a detected face.
+        count: number of reference frames N.
+
+    Returns:
+        N frame indices; some repeat if the shot has fewer frames.
     """
     frames = start + np.flatnonzero(landmarks.found[start:stop])
     points = landmarks.points[frames]
     eyes = points[:, 36:48].mean(axis=1)
     face = np.linalg.norm(points[:, 8] - eyes, axis=1)
-    measures = np.stack(
+    descriptors = np.stack(
         [
-            2 * mouth_opening(points),  # mouth shapes count twice
+            2 * mouth_opening(points),  # mouth shape counts twice
             2 * np.linalg.norm(points[:, 54] - points[:, 48], axis=1) / face,
             (points[:, 30, 0] - points[:, [0, 16], 0].mean(axis=1)) / face,  # yaw
             (points[:, 30, 1] - eyes[:, 1]) / face,  # pitch
@@ -27,24 +36,32 @@ def choose_references(landmarks: Landmarks, start: int, stop: int, count: int) -
         ],
         axis=1,
     )
-    low, high = np.percentile(measures, [2, 98], axis=0)
-    usual = ((measures >= low) & (measures <= high)).all(axis=1)
-    if usual.sum() >= count:
-        frames, measures = frames[usual], measures[usual]
-    chosen = [int(np.argmin(np.linalg.norm(measures - np.median(measures, axis=0), axis=1)))]
+    low, high = np.percentile(descriptors, [2, 98], axis=0)
+    inliers = ((descriptors >= low) & (descriptors <= high)).all(axis=1)
+    if inliers.sum() >= count:
+        frames, descriptors = frames[inliers], descriptors[inliers]
+    chosen = [int(np.argmin(np.linalg.norm(descriptors - np.median(descriptors, axis=0), axis=1)))]
     while len(chosen) < count:
-        distance = np.linalg.norm(measures[:, None] - measures[chosen], axis=2).min(axis=1)
+        distance = np.linalg.norm(descriptors[:, None] - descriptors[chosen], axis=2).min(axis=1)
         chosen.append(int(np.argmax(distance)))
     return [int(frames[index]) for index in chosen]
 
 
 def shot_references(
-    stretch: TrackChunk, shot: tuple[int, int], count: int, radius_px: float, mouth_size: int
+    chunk: TrackChunk, shot: tuple[int, int], count: int, radius_px: float, mouth_size: int
 ) -> list[tuple[int, FaceCrop]]:
-    """Frames and their crops to take as references of a shot, rows [first, last) of the stretch's landmarks."""
-    known = max(shot[0], stretch.start - stretch.offset), shot[1]  # live frames before are gone
-    points = stretch.landmarks.points
+    """The reference frames of a shot and their face crops.
+
+    Args:
+        chunk: the part of the face track in which the shot starts.
+        shot: rows [first, last) of `chunk.landmarks` that belong to the shot.
+        count: number of reference frames N.
+        radius_px: crop radius of the shot.
+        mouth_size: S.
+    """
+    available = max(shot[0], chunk.start - chunk.offset), shot[1]  # earlier live frames are no longer held
+    points = chunk.landmarks.points
     return [
-        (stretch.offset + row, FaceCrop.from_landmarks(points[row], radius_px, mouth_size))
-        for row in choose_references(stretch.landmarks, *known, count)
+        (chunk.offset + row, FaceCrop.from_landmarks(points[row], radius_px, mouth_size))
+        for row in choose_references(chunk.landmarks, *available, count)
     ]

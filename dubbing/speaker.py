@@ -1,4 +1,4 @@
-"""TODO."""
+"""One speaker of a dub: a face in the source frames and the driving audio for it."""
 
 import threading
 from collections.abc import Iterator
@@ -13,102 +13,130 @@ from data_processing.face.tracking import mouth_in_view, track_chunks
 from dubbing.audio_stream import AudioStream
 from dubbing.frame_sources import FrameSource
 from dubbing.generator import GeneratorSession
-from dubbing.placements import FacePlacement
+from dubbing.placements import NO_SHOT, FacePlacement
 from dubbing.references import shot_references
 from dubbing.sharpening import sharpening_amount, unsharp_mask
 
-SHOTS_HELD = 16  # whose references are kept ready
+CACHED_SHOTS = 16  # shots whose reference frames stay in memory
 
 
 class Speaker:
-    """A face in footage and the sound it is to speak.
+    """Tracks a face through the source frames and generates its mouth.
 
     Args:
-        dubber: the generator.
-        footage: the frames.
-        sound: what the lips are to say.
-        backend: landmark detector.
-        choose: which of several faces.
-        look_ahead_s: seconds by which a shot is seen before it is drawn.
-        given: reference crops to use in place of those chosen in each shot.
-        sharpen: give the lips as much detail as those of the references have.
+        generator: the generator.
+        source: the source frames.
+        audio: the driving audio.
+        detector: landmark detector, one of BACKENDS.
+        select_face: which of several faces.
+        look_ahead_s: seconds of a shot that are tracked before its first frame is generated.
+        reference_crops: N face crops (13S/8, 5S/4, 3) uint8 RGB to use for all shots; chosen in each shot if None.
+        sharpen: sharpen the lips to the detail of the reference frames.
+
+    Attributes:
+        references: (frame index, crop) of the N reference frames of every shot so far.
+        sharpening: amount for every shot so far, None without `sharpen`.
+        cancelled: set it to end `placements` soon.
     """
 
     def __init__(
         self,
-        dubber: GeneratorSession,
-        footage: FrameSource,
-        sound: AudioStream,
-        backend: str = "dlib",
-        choose: FaceSelector = largest_face,
+        generator: GeneratorSession,
+        source: FrameSource,
+        audio: AudioStream,
+        detector: str = "dlib",
+        select_face: FaceSelector = largest_face,
         look_ahead_s: float = 1.0,
-        given: list[np.ndarray] | None = None,
+        reference_crops: list[np.ndarray] | None = None,
         sharpen: bool = False,
     ) -> None:
-        self.dubber, self.footage, self.sound, self.backend = dubber, footage, sound, backend
-        self.choose, self.look_ahead, self.given = choose, max(1, round(look_ahead_s * footage.fps)), given
-        self.amounts: dict[int, float] | None = {} if sharpen else None  # of sharpening, of every shot
-        self.chosen: list[list[tuple[int, FaceCrop]]] = []  # references of every shot
-        self.references = lru_cache(SHOTS_HELD)(self._extract)
-        self.encode = lru_cache(SHOTS_HELD)(lambda shot: dubber.encode_references(self.references(shot)))
-        self.stopped = threading.Event()
+        self.generator, self.source, self.audio = generator, source, audio
+        self.detector, self.select_face = detector, select_face
+        self.look_ahead_frames = max(1, round(look_ahead_s * source.fps))
+        self.references: list[list[tuple[int, FaceCrop]]] = []
+        self.sharpening: dict[int, float] | None = {} if sharpen else None
+        self.cancelled = threading.Event()
+        self._fixed_crops = reference_crops
+        self._reference_crops = lru_cache(CACHED_SHOTS)(self._extract_references)
+        self._encoded = lru_cache(CACHED_SHOTS)(
+            lambda shot: generator.encode_references(self._reference_crops(shot))
+        )
 
-    def redraw(
-        self, shot: int, times_s: list[float], places: list[FacePlacement], frames: list[np.ndarray]
+    def placements(self) -> Iterator[FacePlacement]:
+        """Where the face is in every frame, as soon as it is known."""
+        num_references = self.generator.model.config.num_references
+        radius = 0.0
+        for chunk in track_chunks(self._landmarks(), self.source.fps, self.look_ahead_frames):
+            numbered = zip(range(chunk.start, chunk.stop), chunk.numbers, strict=True)
+            for number, group in groupby(numbered, key=lambda frame: int(frame[1])):
+                frames = [frame for frame, _ in group]
+                if number < 0:
+                    yield from (FacePlacement(chunk.points(frame), 0.0, NO_SHOT, 0.0) for frame in frames)
+                    continue
+                shot = chunk.shot_rows(frames[0])
+                shot_radius = crop_radius(chunk.landmarks.points[slice(*shot)])
+                if number == len(self.references):
+                    chosen = shot_references(chunk, shot, num_references, shot_radius, self.generator.mouth_size)
+                    self.references.append(chosen)
+                    self._reference_crops(number)  # now, while live frames are still held
+                    radius = shot_radius
+                # A face that comes closer in a long shot enlarges the crop slowly, so that it does not breathe.
+                radii = np.linspace(radius, max(radius, shot_radius), len(frames) + 1)[1:]
+                radius = float(radii[-1])
+                for frame, radius_px in zip(frames, radii, strict=True):
+                    strength = float(chunk.strengths[frame - chunk.start])
+                    yield FacePlacement(chunk.points(frame), float(radius_px), number, strength)
+
+    def render(
+        self, shot: int, times_s: list[float], placements: list[FacePlacement], frames: list[np.ndarray]
     ) -> list[np.ndarray]:
-        """Frames of one shot with the mouth as it is heard at those times."""
-        crops = [FaceCrop.from_landmarks(at.points, at.radius_px, self.dubber.mouth_size) for at in places]
-        extracted = [crop.extract(frame) for crop, frame in zip(crops, frames, strict=True)]
-        drawn = self.dubber.redraw(extracted, self.encode(shot), self.sound.windows(np.array(times_s)))
-        if self.amounts is not None:
-            if shot not in self.amounts:  # once a shot, so that it is steady
-                self.amounts[shot] = sharpening_amount(drawn, self.references(shot))
-            drawn = unsharp_mask(drawn, self.amounts[shot])
+        """Generate the mouth in frames of one shot and paste it back.
+
+        Args:
+            shot: number of the shot.
+            times_s: times in the driving audio.
+            placements: of the face.
+            frames: (H, W, 3) uint8 RGB each.
+
+        Returns:
+            New frames of the same size.
+        """
+        crops = [
+            FaceCrop.from_landmarks(one.points, one.radius_px, self.generator.mouth_size) for one in placements
+        ]
+        source_crops = [crop.extract(frame) for crop, frame in zip(crops, frames, strict=True)]
+        windows = self.audio.windows(np.array(times_s))
+        generated = self.generator.generate(source_crops, self._encoded(shot), windows)
+        if self.sharpening is not None:
+            if shot not in self.sharpening:  # one amount for the whole shot, so that it does not flicker
+                self.sharpening[shot] = sharpening_amount(generated, self._reference_crops(shot))
+            generated = unsharp_mask(generated, self.sharpening[shot])
         return [
-            crop.paste(frame, image, place.points, place.strength)
-            for crop, frame, image, place in zip(crops, frames, drawn, places, strict=True)
+            crop.paste(frame, image, one.points, one.strength)
+            for crop, frame, image, one in zip(crops, frames, generated, placements, strict=True)
         ]
 
-    def _extract(self, shot: int) -> list[np.ndarray]:
-        """The reference crops of a shot."""
-        return self.given or [crop.extract(self.footage.frame(index)) for index, crop in self.chosen[shot]]
+    def _extract_references(self, shot: int) -> list[np.ndarray]:
+        return self._fixed_crops or [
+            crop.extract(self.source.frame(index)) for index, crop in self.references[shot]
+        ]
 
-    def places(self) -> Iterator[FacePlacement]:
-        """Where the face is in all frames, as it becomes known."""
-        footage, count = self.footage, self.dubber.model.config.num_references
-        radius = 0.0
-        for stretch in track_chunks(self._tracked(), footage.fps, self.look_ahead):
-            frames = range(stretch.start, stretch.stop)
-            for number, run in groupby(zip(frames, stretch.numbers, strict=True), key=lambda frame: int(frame[1])):
-                run_frames = [frame for frame, _ in run]
-                if number < 0:
-                    yield from (FacePlacement(stretch.points(frame), 0.0, -1, 0.0) for frame in run_frames)
-                    continue
-                shot = stretch.shot_rows(run_frames[0])
-                wanted = crop_radius(stretch.landmarks.points[slice(*shot)])
-                if number == len(self.chosen):
-                    self.chosen.append(shot_references(stretch, shot, count, wanted, self.dubber.mouth_size))
-                    self.references(number)  # now: live frames are soon gone
-                    radius = wanted
-                # A face that comes nearer in a long shot is followed so slowly that the crop does not breathe.
-                radii = np.linspace(radius, max(radius, wanted), len(run_frames) + 1)[1:]
-                radius = float(radii[-1])
-                for frame, radius_px in zip(run_frames, radii, strict=True):
-                    strength = float(stretch.strengths[frame - stretch.start])
-                    yield FacePlacement(stretch.points(frame), float(radius_px), number, strength)
-
-    def _tracked(self) -> Iterator[tuple[np.ndarray, bool]]:
-        """Landmarks of every frame, NaN too where the face is turned away or its lips are out of the picture."""
+    def _landmarks(self) -> Iterator[tuple[np.ndarray, bool]]:
+        """Landmarks (68, 2) and shot cut of every frame; NaN also where the face is turned away or its mouth is
+        outside the frame."""
         size = (0, 0)
 
-        def measured() -> Iterator[np.ndarray]:
+        def frames_until_cancelled() -> Iterator[np.ndarray]:
             nonlocal size
-            for frame in self.footage.look():
-                if self.stopped.is_set():  # nobody waits for the rest of this stretch
+            for frame in self.source.first_pass():
+                if self.cancelled.is_set():
                     return
                 size = frame.shape[1::-1]
                 yield frame
 
-        path = getattr(self.footage, "path", None)
-        for points, cut in track_landmarks(measured(), self.backend, path, self.footage.fps, choose=self.choose):
+        path = getattr(self.source, "path", None)
+        tracked = track_landmarks(
+            frames_until_cancelled(), self.detector, path, self.source.fps, choose=self.select_face
+        )
+        for points, cut in tracked:
             yield points if mouth_in_view(points, *size) else np.full_like(points, np.nan), cut
