@@ -12,6 +12,7 @@ import torch
 from data_processing.dataset import load_clips, load_features
 from dubbing.generator import DTYPES
 from dubbing.pipeline import DubbingPipeline
+from dubbing.settings import DubSettings
 from evaluation import reports
 from evaluation.clips import AUDIO_SHIFT, SYNC_FRAMES, evaluate_generator, sync_check
 from evaluation.dubs import dub_folder
@@ -102,7 +103,9 @@ def evaluate_dubs(args: argparse.Namespace, device: torch.device) -> None:
         dubbed = Path(folder) / "dubbed"
         if dubbed.resolve() == args.videos.resolve():
             raise ParameterError("output", f"{folder}: the dubs would replace the videos; choose another folder")
-        failed = dub_folder(partial(pipeline.dub, crf=DUB_CRF), args.videos, dubbed, cross=args.cross)
+        failed = dub_folder(
+            partial(pipeline.dub, settings=DubSettings(crf=DUB_CRF)), args.videos, dubbed, cross=args.cross
+        )
         if args.cross:
             report = score_synchrony(dubbed, device)
         else:
@@ -110,7 +113,7 @@ def evaluate_dubs(args: argparse.Namespace, device: torch.device) -> None:
     report["unmatched"] = [path for path in report["unmatched"] if Path(path).stem not in failed]
     report["failed"] = failed | report["failed"]
     report["checkpoint"] = reports.checkpoint_identity(args.checkpoint)
-    report["generator_mouth_size"] = pipeline.dubber.mouth_size
+    report["generator_mouth_size"] = pipeline.generator.mouth_size
     report["driven_by"] = "mismatched audio" if args.cross else "matched audio"
     _print_and_write(report, strips, args)
 

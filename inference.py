@@ -90,15 +90,15 @@ def main() -> None:
         "--face",
         nargs="+",
         default=["largest"],
-        help="which face to dub: largest (default), left, right, X,Y (nearest to this position in pixels) or a photo "
-        "of the speaker; one for each --audio",
+        help="face to dub: largest (default), left, right, X,Y (nearest to this position in pixels) or a photo of "
+        "the speaker; one for each --audio",
     )
     add("--references", metavar="N,N,…", help="reference frames by number (default: chosen in each shot)")
     add(
         "--when-short",
         choices=WHEN_SHORT,
         default="stop",
-        help="if the audio is shorter than the video: stop with it (default), or keep the rest unchanged and silent",
+        help="if the audio is shorter than the video: stop with it (default) or keep the rest unchanged and silent",
     )
     add("--sharpen", action="store_true", help="sharpen the lips to the detail of the reference frames")
     add("--side-by-side", action="store_true", help="write source and dubbed frames beside each other")
@@ -113,7 +113,7 @@ def main() -> None:
     add(
         "--no-limits",
         action="store_true",
-        help="accept frames over 8192 pixels wide or high, dubs over 12 hours, and gaps of over a minute between frames",
+        help="accept frames over 8192 pixels wide or high, over a minute between two frames, and over 12 hours",
     )
     run_command(parser, run)
 

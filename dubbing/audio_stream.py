@@ -18,8 +18,8 @@ CONTEXT_S = 5  # seconds before and after a block that its features are extracte
 class AudioStream:
     """Audio windows of a driving audio track of any length, of which about a minute is held in memory.
 
-    In silence, Whisper features are moved to where lips close (data_processing/audio/silence.py); elsewhere they equal
-    those of `extract_features`.
+    Whisper features are shifted in silence so that the mouth closes (SilenceMouthClosure); all others are those of
+    `extract_features`.
 
     Args:
         blocks: (n,) float in [-1, 1], 16 kHz, as from `read_audio`.

@@ -6,8 +6,8 @@
     for frame in pipeline.stream(frames, audio_blocks, fps=30):  # live
         show(frame)
 
-Both hold a few seconds of frames and audio in memory, and return the first frame as soon as the face has been tracked
-for long enough. inference.py is the command line of `dub`.
+Both hold a few seconds of frames and audio in memory. The first frame comes when the face has been tracked for some
+seconds. inference.py is the command line of `dub`.
 """
 
 import logging
@@ -142,11 +142,10 @@ class DubbingPipeline:
         info = probe(video, settings.limits)
         for note in info.notes:
             logger.info("%s", note, extra={"path": video})
-        video_s = info.duration_s if settings.when_short == "keep" else 0
-        duration_s, longest = max(
-            ((media_duration_s(path), path) for path in audio_paths), key=lambda pair: pair[0]
-        )
-        duration_s, longest = max((duration_s, longest), (video_s, video), key=lambda pair: pair[0])
+        durations = [(media_duration_s(path), path) for path in audio_paths]
+        if settings.when_short == "keep":
+            durations.append((info.duration_s, video))
+        duration_s, longest = max(durations, key=lambda pair: pair[0])
         if duration_s > settings.limits.max_duration_s:
             hours, allowed = duration_s / 3600, settings.limits.max_duration_s / 3600
             raise LimitError(longest, f"expected at most {allowed:g} h, found {hours:.1f} h")
@@ -287,10 +286,9 @@ class DubbingPipeline:
             raise ParameterError("references", f"expected {count} frame numbers, found {len(indices)}")
         found = []
         for index in indices:
-            frames = (
-                read_frames(source.path, index, index + 1, source.fps, source.limits) if index >= 0 else iter(())
-            )
-            frame = next(frames, None)
+            frame = None
+            if index >= 0:
+                frame = next(read_frames(source.path, index, index + 1, source.fps, source.limits), None)
             points = np.full((68, 2), np.nan)
             if frame is not None:
                 position = (source.path, source.fps, index)

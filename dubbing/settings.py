@@ -14,8 +14,8 @@ WHEN_SHORT = ("stop", "keep")
 class DubSettings:
     """Options of `DubbingPipeline.dub`.
 
-    faces: which of several faces speaks, for each driving audio: "largest", "left", "right", "X,Y" (the face nearest
-        to that position in pixels), or the path of a photo of the speaker.
+    faces: for each driving audio, which face it drives: "largest", "left", "right", "X,Y" (the face nearest to that
+        position in pixels), or the path of a photo of the speaker.
     references: indices of the frames to use as reference frames in all shots; None chooses them in each shot.
     when_short: what happens if the audio is shorter than the video: "stop" ends the output with the audio, "keep"
         appends the rest of the video unchanged and silent.

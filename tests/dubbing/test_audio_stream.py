@@ -50,11 +50,34 @@ def test_long_audio_is_processed_in_blocks() -> None:
 
 def test_remaining_time() -> None:
     stream = AudioStream(split(np.zeros(16000, np.float32)), "mel")
-    assert stream.left(0, 0.2) == 0.2
-    assert stream.left(0.9, 0.2) == pytest.approx(0.1)
-    assert stream.left(1, 0.2) == 0
-    assert stream.left(5, 0.2) == 0
+    assert stream.remaining_s(0, 0.2) == 0.2
+    assert stream.remaining_s(0.9, 0.2) == pytest.approx(0.1)
+    assert stream.remaining_s(1, 0.2) == 0
+    assert stream.remaining_s(5, 0.2) == 0
     assert stream.windows(np.array([0.5])).shape == (1, 1280, 5)
+
+
+def test_blocks_without_requested_windows_are_skipped() -> None:
+    """As when no face is in view for a long time; the features after that are the same."""
+    waveform = speech_like(120, 2).astype(np.float32)
+    features = extract_features(waveform, "mel")
+    stream = AudioStream(split(waveform, 8000), "mel", 2, 1)
+    num_extracted = 0
+    extract_block = stream._extract_block
+
+    def counted() -> None:
+        nonlocal num_extracted
+        num_extracted += 1
+        extract_block()
+
+    stream._extract_block = counted
+    stream.windows(np.array([0.0]))
+    for time_s in np.arange(0, 110, 0.04):
+        stream.remaining_s(time_s, 0.2)
+        assert len(stream._waveform) + sum(map(len, stream._unjoined)) < 40 * 16000
+    times = np.arange(110 * 25, 111 * 25)
+    np.testing.assert_allclose(stream.windows(times / 25), audio_windows(features, times), atol=1e-3)
+    assert num_extracted < 15  # of 55 blocks
 
 
 # --- silence ------------------------------------------------------------------------------------------------
@@ -106,7 +129,7 @@ def test_silence_is_independent_of_the_start_time(zero_features: None) -> None:
     def last_seconds(*times_s: float) -> np.ndarray:
         stream = AudioStream(iter(np.split(waveform, 180)), "whisper", 10, level_s=120)
         for time_s in times_s:
-            stream.left(time_s, 0.2)
+            stream.remaining_s(time_s, 0.2)
             weights = closure(stream.windows(time_s + np.arange(250) / 25))
         return weights
 

@@ -1,4 +1,4 @@
-"""pieces: jobs stopped at any place and continued, against the same frames written in one go."""
+"""SegmentedWriter: interrupted anywhere and resumed, against the same frames written at once."""
 
 import json
 import os
@@ -22,47 +22,47 @@ from utils.errors import UserError
 
 NUM_FRAMES = 34
 SIZE = (128, 96)
-JOB = {"--video": "speaker.mp4, 1234 bytes, 2026-11-23 06:00:00", "--sharpen": "False"}
+JOB = {"video": "speaker.mp4, 1234 bytes, 2026-11-23 06:00:00", "sharpen": "False"}
 
 
 @pytest.fixture(autouse=True)
-def short_pieces(monkeypatch):
+def short_segments(monkeypatch):
     monkeypatch.setattr(segments, "SEGMENT_FRAMES", 10)
 
 
 def run(output: Path, stop: int | None = None, num_frames: int = NUM_FRAMES, **options) -> int:
-    """Write the frames that are missing, up to an exception before frame `stop`; how many there were already."""
+    """Write the missing frames, up to an exception before frame `stop`; returns how many were already there."""
     with SegmentedWriter(output, options.pop("job", JOB), *SIZE, 25, **options) as written:
-        for index in range(written.done, num_frames):
+        for index in range(written.num_done, num_frames):
             if index == stop:
                 raise ZeroDivisionError
             written.write(numbered(index, SIZE))
         if stop is not None:
             raise ZeroDivisionError
-    return written.done
+    return written.num_done
 
 
 def assert_same(found: Path, expected: Path, num_frames: int | None = None) -> None:
-    """The same frames at the same times. (Of so small pictures x264 does not always make the same bytes.)"""
+    """The same frames at the same times. (x264 is not deterministic for such small frames.)"""
     times = [[time for time, _ in decoded(path)][:num_frames] for path in (found, expected)]
     assert times[0] == times[1]
-    pictures = [list(read_frames(path))[:num_frames] for path in (found, expected)]
-    for one, other in zip(*pictures, strict=True):
+    frames = [list(read_frames(path))[:num_frames] for path in (found, expected)]
+    for one, other in zip(*frames, strict=True):
         assert np.abs(one.astype(int) - other).mean() < 0.5
 
 
-def stopped(output: Path, stop: int, **options) -> None:
+def interrupt(output: Path, stop: int, **options) -> None:
     with pytest.raises(ZeroDivisionError):
         run(output, stop, **options)
 
 
 def left(output: Path) -> list[str]:
-    folder = Path(f"{output}.pieces")
+    folder = Path(f"{output}.segments")
     return sorted(path.name for path in folder.iterdir() if path.name != ".lock") if folder.exists() else []
 
 
 @pytest.mark.parametrize("name", ["out.mp4", "out.mov", "out.mkv", "OUT.MP4"])
-def test_written_in_one_go(tmp_path, name):
+def test_written_at_once(tmp_path, name):
     tone, output = tone_wav(tmp_path / "tone.wav", 2), tmp_path / name
     assert run(output, audio_paths=[tone]) == 0
     assert numbers(read_frames(output)) == list(range(NUM_FRAMES))
@@ -71,29 +71,29 @@ def test_written_in_one_go(tmp_path, name):
 
 
 @pytest.mark.parametrize("stop", [0, 3, 9, 10, 11, 29, 30, 31, 34])
-def test_stopped_and_continued_is_the_same_file(tmp_path, stop):
+def test_interrupted_and_resumed_is_the_same_file(tmp_path, stop):
     tone, whole, output = tone_wav(tmp_path / "tone.wav", 2), tmp_path / "whole.mp4", tmp_path / "out.mp4"
     run(whole, audio_paths=[tone])
-    output.write_bytes(b"the file before")
-    stopped(output, stop, audio_paths=[tone])
-    assert output.read_bytes() == b"the file before"
+    output.write_bytes(b"previous")
+    interrupt(output, stop, audio_paths=[tone])
+    assert output.read_bytes() == b"previous"
     assert left(output) == ([f"000{n}.mp4" for n in range(stop // 10)] + ["job.json"] if stop >= 10 else [])
     assert run(output, audio_paths=[tone]) == stop // 10 * 10
     assert_same(output, whole)
     assert set(tmp_path.iterdir()) == {tone, whole, output}
 
 
-def test_stopped_again_and_again(tmp_path):
+def test_interrupted_repeatedly(tmp_path):
     for stop in (5, 12, 13, 28, 20, 34):
-        stopped(tmp_path / "out.mp4", stop)
+        interrupt(tmp_path / "out.mp4", stop)
     run(tmp_path / "out.mp4")
     run(tmp_path / "whole.mp4")
     assert_same(tmp_path / "out.mp4", tmp_path / "whole.mp4")
 
 
 @pytest.mark.parametrize("num_frames", [30, 34])
-@pytest.mark.parametrize("step", ["join", "Pieces._remove_folder"])
-def test_stopped_after_the_last_frame(tmp_path, monkeypatch, num_frames, step):
+@pytest.mark.parametrize("step", ["concatenate_videos", "SegmentedWriter._remove_folder"])
+def test_interrupted_after_the_last_frame(tmp_path, monkeypatch, num_frames, step):
     run(tmp_path / "whole.mp4", num_frames=num_frames)
 
     def interrupted(*args, **kwargs):
@@ -122,7 +122,7 @@ with segments.SegmentedWriter(Path({output!r}), {job!r}, *{size!r}, 25) as writt
 """
 
 
-def test_killed_and_continued(tmp_path):
+def test_killed_and_resumed(tmp_path):
     output, root = tmp_path / "out.mp4", Path(__file__).resolve().parents[2]
     code = KILLED.format(root=str(root), output=str(output), job=JOB, size=SIZE)
     with subprocess.Popen([sys.executable, "-c", code]) as process:
@@ -134,7 +134,7 @@ def test_killed_and_continued(tmp_path):
         finally:
             process.kill()
     assert process.returncode == -signal.SIGKILL
-    assert any(name.startswith(".") for name in left(output))  # of the writer that was killed
+    assert any(name.startswith(".") for name in left(output))  # of the killed writer
     num_frames = 10 * sum(name.startswith("0") for name in left(output)) + 7
     assert run(output, num_frames=num_frames) == num_frames - 7
     run(tmp_path / "whole.mp4", num_frames=num_frames)
@@ -142,13 +142,13 @@ def test_killed_and_continued(tmp_path):
     assert set(tmp_path.iterdir()) == {output, tmp_path / "whole.mp4"}
 
 
-def test_two_runs_at_once(tmp_path):
+def test_two_processes(tmp_path):
     output = tmp_path / "out.mp4"
     with SegmentedWriter(output, JOB, *SIZE, 25) as written:
         for index in range(NUM_FRAMES):
             if index == 25:
-                for job in (JOB, {"--video": "another.mp4"}):
-                    with pytest.raises(UserError, match=r"--output: another run is at work in .*out\.mp4\.pieces"):
+                for job in (JOB, {"video": "another.mp4"}):
+                    with pytest.raises(UserError, match=r"out\.mp4\.segments: another process is writing to it"):
                         run(output, job=job)
             written.write(numbered(index, SIZE))
     run(tmp_path / "whole.mp4")
@@ -156,7 +156,7 @@ def test_two_runs_at_once(tmp_path):
     assert set(tmp_path.iterdir()) == {output, tmp_path / "whole.mp4"}
 
 
-def test_each_piece_shows_what_a_video_writer_writes(tmp_path):
+def test_segments_equal_a_video_writer(tmp_path):
     run(tmp_path / "out.mp4", num_frames=20)
     with VideoWriter(tmp_path / "alone.mp4", *SIZE) as writer:
         for index in range(10):
@@ -164,43 +164,44 @@ def test_each_piece_shows_what_a_video_writer_writes(tmp_path):
     assert_same(tmp_path / "out.mp4", tmp_path / "alone.mp4", 10)
 
 
-# --- folders that are not as they were ----------------------------------------------------------------------
+# --- changed or damaged folders ----------------------------------------------------------------------
 
 
 def test_another_job(tmp_path):
     output = tmp_path / "out.mp4"
-    stopped(output, 25)
+    interrupt(output, 25)
     before = left(output)
     for change, words in [
-        ({"job": JOB | {"--sharpen": "True"}}, "--sharpen was False and is True"),
-        ({"job": JOB | {"--face": "left"}}, "--face was not given and is left"),
-        ({"job": {"--sharpen": "False"}}, "--video was speaker.mp4, .* and is not given"),
+        ({"job": JOB | {"sharpen": "True"}}, "sharpen was False and is True"),
+        ({"job": JOB | {"face": "left"}}, "face was not given and is left"),
+        ({"job": {"sharpen": "False"}}, "video was speaker.mp4, .* and is not given"),
         ({"crf": 20}, "crf was 16 and is 20"),
     ]:
-        with pytest.raises(UserError, match=f"--resume: {output}.pieces .*{words}.*delete the folder") as error:
+        with pytest.raises(UserError, match=f"{output}.segments belongs to .*{words}.*delete the folder") as error:
             run(output, **change)
+        assert error.value.parameter == "resume"
         assert "\n" not in str(error.value)
         assert left(output) == before
     assert run(output) == 20
 
 
-def test_a_folder_of_somebody_else_is_left_alone(tmp_path):
-    folder = tmp_path / "out.mp4.pieces"
+def test_folder_with_other_files_is_not_touched(tmp_path):
+    folder = tmp_path / "out.mp4.segments"
     folder.mkdir()
     notes = text_file(folder / "notes.txt")
-    with pytest.raises(UserError, match=f"--output: expected {folder} to be of an earlier run, found notes.txt"):
+    with pytest.raises(UserError, match=f"{folder}: holds files that are no segments .notes.txt"):
         run(tmp_path / "out.mp4")
     assert list(folder.iterdir()) == [notes]
 
 
-def test_a_job_that_cannot_be_read(tmp_path):
+def test_unreadable_job_file(tmp_path):
     output = tmp_path / "out.mp4"
     for text in ("{", "[]", "\xff", ""):
-        stopped(output, 15)
-        (tmp_path / "out.mp4.pieces/job.json").write_text(text, "latin-1")
-        with pytest.raises(UserError, match=r"--resume: .*job\.json cannot be read"):
+        interrupt(output, 15)
+        (tmp_path / "out.mp4.segments/job.json").write_text(text, "latin-1")
+        with pytest.raises(UserError, match=r"job\.json cannot be read"):
             run(output)
-        (tmp_path / "out.mp4.pieces/job.json").unlink()  # then nobody knows what the pieces are
+        (tmp_path / "out.mp4.segments/job.json").unlink()  # then the segments are of an unknown job
         assert run(output) == 0
 
 
@@ -218,32 +219,31 @@ def halve(path: Path) -> None:
 
 @pytest.mark.parametrize("harm", [halve, text_file, empty, shorten, Path.unlink])
 @pytest.mark.parametrize("number", [0, 1, 2])
-def test_a_piece_that_is_not_whole_is_made_again(tmp_path, capfd, harm, number):
-    output, folder = tmp_path / "out.mp4", tmp_path / "out.mp4.pieces"
-    stopped(output, 31)
+def test_incomplete_segments_are_written_again(tmp_path, caplog, harm, number):
+    output, folder = tmp_path / "out.mp4", tmp_path / "out.mp4.segments"
+    interrupt(output, 31)
     harm(folder / f"000{number}.mp4")
     (folder / ".0003.1234.partial.mp4").touch()
     assert run(output) == 10 * number
     assert numbers(read_frames(output)) == list(range(NUM_FRAMES))
-    said = f"warning: --resume: from this piece on all is made again: {folder}/000{number}.mp4 cannot be read" in (
-        capfd.readouterr().err
-    )
-    assert said == (harm not in (shorten, Path.unlink))
+    warned = f"{folder}/000{number}.mp4: cannot be read" in caplog.text
+    assert warned == (harm not in (shorten, Path.unlink))
 
 
-def test_folders_that_cannot_be_written(tmp_path):
-    (tmp_path / "out.mp4.pieces").touch()
+def test_unwritable_folders(tmp_path):
+    (tmp_path / "out.mp4.segments").touch()
     for output in (tmp_path / "out.mp4", tmp_path / "absent" / "out.mp4", Path("/proc/out.mp4")):
-        with pytest.raises(UserError, match=f"--output: cannot write into {output}.pieces"):
+        with pytest.raises(UserError, match=f"{output}.segments: cannot be written") as error:
             run(output)
+        assert error.value.parameter == "output"
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's always full device")
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's device that is always full")
 @pytest.mark.parametrize("at", [".0001", ".joined"])
-def test_a_full_disk_keeps_the_whole_pieces(tmp_path, at):
-    output, folder = tmp_path / "out.mp4", tmp_path / "out.mp4.pieces"
+def test_full_disk_keeps_complete_segments(tmp_path, at):
+    output, folder = tmp_path / "out.mp4", tmp_path / "out.mp4.segments"
     with (
-        pytest.raises(UserError, match=f"--output: .*{at[1:]}.*the disk is full"),
+        pytest.raises(UserError, match=f"{at[1:]}.*the disk is full"),
         SegmentedWriter(output, JOB, *SIZE, 25) as written,
     ):
         (folder / f"{at}.{os.getpid()}.partial.mp4").symlink_to("/dev/full")
@@ -254,30 +254,30 @@ def test_a_full_disk_keeps_the_whole_pieces(tmp_path, at):
     assert numbers(read_frames(output)) == list(range(NUM_FRAMES))
 
 
-def test_unusable_sound_is_told_before_anything_is_written(tmp_path):
-    sound = text_file(tmp_path / "sound.wav")
-    with pytest.raises(UserError, match=str(sound)):
-        run(tmp_path / "out.mp4", audio_paths=[sound])
-    assert list(tmp_path.iterdir()) == [sound]
+def test_unreadable_audio_is_reported_before_anything_is_written(tmp_path):
+    audio = text_file(tmp_path / "audio.wav")
+    with pytest.raises(UserError, match=str(audio)):
+        run(tmp_path / "out.mp4", audio_paths=[audio])
+    assert list(tmp_path.iterdir()) == [audio]
 
 
 def test_no_frame(tmp_path):
-    with pytest.raises(UserError, match=r"--output: .*there is no frame"):
+    with pytest.raises(UserError, match=r"there is no frame"):
         run(tmp_path / "out.mp4", num_frames=0)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_described(tmp_path):
+def test_file_fingerprint(tmp_path):
     path = tmp_path / "speaker.mp4"
     path.write_bytes(bytes(1234))
     os.utime(path, (1795413600, 1795413600.9))
-    assert file_fingerprint(path, "--video") == "speaker.mp4, 1234 bytes, 2026-11-23 06:00:00"
-    with pytest.raises(UserError, match=f"--video: .*{tmp_path}/absent.mp4"):
-        file_fingerprint(tmp_path / "absent.mp4", "--video")
+    assert file_fingerprint(path) == "speaker.mp4, 1234 bytes, 2026-11-23 06:00:00"
+    with pytest.raises(UserError, match=f"{tmp_path}/absent.mp4: cannot be read"):
+        file_fingerprint(tmp_path / "absent.mp4")
 
 
-def test_what_the_job_file_says(tmp_path):
-    stopped(tmp_path / "out.mp4", 12)
-    said = json.loads((tmp_path / "out.mp4.pieces/job.json").read_text())
-    assert said.items() > JOB.items()
-    assert (said["width"], said["height"], said["fps"]) == (str(SIZE[0]), str(SIZE[1]), "25")
+def test_job_file(tmp_path):
+    interrupt(tmp_path / "out.mp4", 12)
+    job = json.loads((tmp_path / "out.mp4.segments/job.json").read_text())
+    assert job.items() > JOB.items()
+    assert (job["width"], job["height"], job["fps"]) == (str(SIZE[0]), str(SIZE[1]), "25")

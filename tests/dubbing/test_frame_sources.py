@@ -1,0 +1,30 @@
+"""Frame sources: files and live frames."""
+
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from data_processing.media.video_reader import read_frames
+from dubbing.frame_sources import LiveFrameSource, VideoFileSource
+
+
+def test_back_and_forth(portrait_clip: Path) -> None:
+    frames = list(read_frames(portrait_clip))
+    played = list(islice(VideoFileSource(portrait_clip, 25).back_and_forth(40), 100))
+    order = [*reversed(range(40)), *range(40), *reversed(range(20, 40))]
+    assert [index for index, _ in played] == order
+    assert all(np.array_equal(frame, frames[index]) for index, frame in played)
+
+
+def test_live_frames_are_held_between_the_passes() -> None:
+    frames = [np.full((2, 2, 3), index, np.uint8) for index in range(5)]
+    source = LiveFrameSource(frames, 25)
+    first, second = source.first_pass(), source.second_pass()
+    for _ in range(3):
+        next(first)
+    assert next(second) is frames[0]
+    assert source.frame(1) is frames[1]
+    assert source.frame(2) is frames[2]
+    assert list(first) == frames[3:]
+    assert all(one is other for one, other in zip(second, frames[1:], strict=True))
