@@ -1,1 +1,1 @@
-"""The training losses: perceptual, adversarial."""
+"""The training losses: perceptual, adversarial, sync."""

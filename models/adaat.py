@@ -1,4 +1,4 @@
-"""AdaAT: each feature channel warped by a similarity transform of its own (paper, "Deformation part")."""
+"""AdaAT: warps each feature channel by its own similarity transform (paper, "Deformation part")."""
 
 import math
 
@@ -34,10 +34,10 @@ def warp_channels(
     batch, channels, height, width = features.shape
     x, y = (_positions(size, edge_centres, features) for size in (width, height))
     cos, sin = ((scale * part)[..., None] for part in (rotation.cos(), rotation.sin()))
-    # A column's share and a row's share, added up: four times as fast as affine_grid, which multiplies matrices.
+    # The sum of a column term and a row term: four times as fast as affine_grid, which multiplies matrices.
     rows = torch.stack([-sin * y, cos * y], dim=2) + translation[..., None]
     grid = rows[..., None] + torch.stack([cos * x, sin * x], dim=2)[..., None, :]
-    # A batch of one-channel images, because grid_sample shares one grid among the channels of an image.
+    # A batch of one-channel images, because grid_sample uses one grid for all channels of an image.
     planes = features.reshape(batch * channels, 1, height, width)
     grid = grid.flatten(0, 1).movedim(1, -1)
     return F.grid_sample(planes, grid, align_corners=False).reshape(features.shape)
@@ -52,7 +52,7 @@ def _positions(size: int, edge_centres: bool, like: torch.Tensor) -> torch.Tenso
 def released_channel_mix(num_channels: int) -> torch.Tensor:
     """(C, C) matrix of the channel blend that the released checkpoint was trained with.
 
-    The authors sample a three-dimensional grid whose channel coordinate suffers the same mismatch as x and y
+    The authors sample a three-dimensional grid whose channel coordinate has the same mismatch as x and y
     (see `edge_centres`): channel k is read at k·C/(C−1) − 0.5, linearly between two neighbours, zero beyond
     the ends.
     """
@@ -67,7 +67,7 @@ class AdaAT(nn.Module):
     Args:
         code_dim: length of the code.
         num_channels: channels of the features.
-        official_grid: sample as the released checkpoint was trained to (DINetConfig.official_grid).
+        official_grid: sample as in the training of the released checkpoint (DINetConfig.official_grid).
     """
 
     def __init__(self, code_dim: int, num_channels: int, official_grid: bool = False) -> None:
@@ -92,12 +92,12 @@ class AdaAT(nn.Module):
     def forward(
         self, features: torch.Tensor, code: torch.Tensor, source: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Warp `features` (B, C, H, W) by the transforms of `code` (B, code_dim), keeping type and layout.
+        """Warp `features` (B, C, H, W) by the transforms of `code` (B, code_dim); keeps dtype and memory format.
 
-        The source's features are not looked at.
+        `source` is not used.
         """
-        # In float32 at least, even under autocast: the 8 bits of bfloat16 would put positions off by a good part
-        # of a sample, and 16-bit grid_sample is slower on CPUs.
+        # In float32 at least, even under autocast: in bfloat16, positions would be off by a large fraction of a
+        # sample, and 16-bit grid_sample is slower on CPUs.
         with torch.autocast(features.device.type, enabled=False):
             exact = torch.promote_types(features.dtype, torch.float32)
             planes = features.to(exact)

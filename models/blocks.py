@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import nn
 
 CONV = {1: nn.Conv1d, 2: nn.Conv2d}
-# Statistics over the last hundred batches or so: ten, PyTorch's default, are a few dozen people on a small machine,
-# and what a generator draws after training would depend on who these were.
+# Running statistics over about the last hundred batches. With PyTorch's default, about ten, they would come from a
+# few dozen identities on a small machine, and the trained generator would depend on these identities.
 NORM = {1: partial(nn.BatchNorm1d, momentum=0.02), 2: partial(nn.BatchNorm2d, momentum=0.02)}
 
 
@@ -37,7 +37,7 @@ class UpBlock(ConvBlock):
 
 
 class ResBlock(nn.Module):
-    """Pre-activation residual block: x + two times (batch norm, ReLU, 3-wide convolution)."""
+    """Pre-activation residual block: x + two times (batch norm, ReLU, convolution of kernel size 3)."""
 
     def __init__(self, channels: int, *, dims: int = 2) -> None:
         super().__init__()

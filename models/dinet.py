@@ -1,5 +1,5 @@
-"""The DINet generator: deform reference features to the audio and the pose ("Deformation part" of the paper's
-method), then decode them together with the source's ("Inpainting part")."""
+"""The DINet generator: it deforms reference features according to audio and head pose (paper, "Deformation part"),
+then decodes them together with the source features ("Inpainting part")."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -18,14 +18,14 @@ AUDIO_WINDOW = 5  # steps of audio features, at 25 per second, centred on the fr
 
 @dataclass(frozen=True)
 class DINetConfig:
-    """What a generator is built from; stored in every checkpoint.
+    """Architecture of a generator; stored in every checkpoint.
 
-    audio_dim: audio features per step.
-    num_references: reference frames, stacked in the channels.
-    official_grid: sample as the authors' released checkpoint was trained to, which blends neighbouring
-        channels and shifts the map by up to half a sample; only for weights imported from that checkpoint.
-    deformation: adaat, or what the paper's ablations put in its place (models/ablations.py).
-    inpainting: whether the decoder sees F_s; not in an ablation of the paper.
+    audio_dim: dimensions of the audio features.
+    num_references: number of reference frames, stacked in the channels.
+    official_grid: sample as in the training of the authors' released checkpoint, which blends neighbouring channels
+        and shifts the map by up to half a sample; only for weights imported from that checkpoint.
+    deformation: adaat, or its replacement in one of the paper's ablations (models/ablations.py).
+    inpainting: whether F_s is an input of the decoder; False in one of the paper's ablations.
     """
 
     audio_dim: int = 29
@@ -36,14 +36,14 @@ class DINetConfig:
 
 
 class ReferenceFeatures(NamedTuple):
-    """What the generator needs of the references, computed once a video; both (B, 256, H/4, W/4)."""
+    """Encoded references, computed once per shot; both (B, 256, H/4, W/4)."""
 
-    encoded: torch.Tensor  # F_ref, compared with the source frame to find the pose
+    encoded: torch.Tensor  # F_ref, input of the alignment encoder together with F_s
     appearance: torch.Tensor  # F_ref after the first appearance blocks, to be deformed
 
 
 class DINet(nn.Module):
-    """Redraws the mouth box of a face crop so that the lips follow the audio.
+    """Regenerates the mouth box of a face crop so that the lips follow the audio.
 
     Fully convolutional: heights and widths may be any multiple of 4. Images are RGB in [0, 1].
     """
@@ -78,8 +78,8 @@ class DINet(nn.Module):
             nn.AdaptiveAvgPool1d(1),
             nn.Flatten(),
         )
-        looked_at = config.deformation != "adain"  # which deforms F_s instead
-        self.appearance_before = nn.Sequential(*(ResBlock(256) for _ in range(4 if looked_at else 0)))
+        uses_references = config.deformation != "adain"  # AdaIN transforms F_s instead
+        self.appearance_before = nn.Sequential(*(ResBlock(256) for _ in range(4 if uses_references else 0)))
         options = {"official_grid": True} if config.official_grid else {}
         self.deformation = DEFORMATIONS[config.deformation](256, 256, **options)
         self.appearance_after = nn.Sequential(*(ResBlock(256) for _ in range(4)))
@@ -93,7 +93,7 @@ class DINet(nn.Module):
 
     @staticmethod
     def mask(images: torch.Tensor) -> torch.Tensor:
-        """What the generator may see of face crops (..., 3, H, W): a copy with the mouth box set to 0."""
+        """Source input of the generator: a copy of face crops (..., 3, H, W) with the mouth box set to 0."""
         rows, columns = mouth_box(mouth_size_of(images.shape[-2]))
         masked = images.clone()
         masked[..., rows, columns] = 0
@@ -102,7 +102,7 @@ class DINet(nn.Module):
     def forward(
         self, masked_source: torch.Tensor, references: torch.Tensor, audio_window: torch.Tensor
     ) -> torch.Tensor:
-        """Generate face crops, references included.
+        """Encode the references and generate face crops.
 
         Args:
             masked_source: (B, 3, H, W), the mouth box set to 0 (`mask`).
@@ -119,7 +119,7 @@ class DINet(nn.Module):
         return self.generate(masked_source, self.encode_references(references), audio_window)
 
     def encode_references(self, references: torch.Tensor) -> ReferenceFeatures:
-        """Encode stacked references (B, 3N, H, W) once, for any number of frames of the same video."""
+        """Encode stacked references (B, 3N, H, W), once for any number of frames of the same shot."""
         _check_image("references", references, 3 * self.config.num_references)
         encoded = self.reference_encoder(references)
         return ReferenceFeatures(encoded, self.appearance_before(encoded))
@@ -146,7 +146,7 @@ class DINet(nn.Module):
         decoded = self.appearance_after(self.deform(source, references, code))
         if self.config.inpainting:
             decoded = torch.cat([source, decoded], dim=1)
-        # In float32 even under autocast: bfloat16 has no more than 128 levels between 0.5 and 1.
+        # In float32 even under autocast: bfloat16 has only 128 levels between 0.5 and 1.
         return self.decoder(decoded).float().sigmoid()
 
     def codes(
@@ -157,7 +157,7 @@ class DINet(nn.Module):
         return alignment, self.audio_encoder(audio_window)
 
     def deform(self, source: torch.Tensor, references: ReferenceFeatures, code: torch.Tensor) -> torch.Tensor:
-        """F_d (B, 256, H/4, W/4): the references' appearance, warped as the joined code (B, 256) asks."""
+        """F_d (B, 256, H/4, W/4): the appearance features, warped according to the concatenated code (B, 256)."""
         return self.deformation(references.appearance, code, source)
 
 
@@ -169,7 +169,7 @@ def _image_encoder(in_channels: int) -> nn.Sequential:
 
 
 def _repeat(features: torch.Tensor, times: int) -> torch.Tensor:
-    """(B, C, H, W) -> (B·times, C, H, W), each entry `times` times after itself; not copied where B is 1."""
+    """(B, C, H, W) -> (B·times, C, H, W), each entry repeated `times` times in a row; a view if B is 1."""
     return features[:, None].expand(-1, times, -1, -1, -1).flatten(0, 1)
 
 

@@ -1,4 +1,4 @@
-"""SyncNet: do these mouths speak this sound? The judge of the sync loss (paper, "Loss function")."""
+"""SyncNet: scores whether mouths and audio are in sync; the network of the sync loss (paper, "Loss function")."""
 
 import torch
 import torch.nn.functional as F
@@ -6,18 +6,18 @@ from torch import nn
 
 from models.blocks import CONV
 
-CLIP_LENGTH = 5  # frames judged together
-SYNC_WINDOW = 9  # steps of audio features, 25 per second: the audio windows of the five frames together
+CLIP_LENGTH = 5  # frames that are scored together
+SYNC_WINDOW = 9  # rows of audio features: the audio windows of the five frames together
 
 
 class SyncNet(nn.Module):
-    """Scores every patch of five mouths against their sound: near 1 in step, near 0 not.
+    """Scores every patch of five mouths against the audio: near 1 if in sync, near 0 if not.
 
-    Without norms, so that a clip's score does not depend on the others of its batch. Fully convolutional; a patch
-    is 32 pixels wide.
+    Without norms, so the score of a clip does not depend on the other clips of its batch. Fully convolutional; a
+    patch is 32 pixels wide.
 
     Args:
-        audio_dim: audio features per step.
+        audio_dim: dimensions of the audio features.
     """
 
     def __init__(self, audio_dim: int = 29) -> None:
@@ -44,12 +44,12 @@ class SyncNet(nn.Module):
         )
 
     def forward(self, mouths: torch.Tensor, audio: torch.Tensor) -> torch.Tensor:
-        """Score mouths against sound.
+        """Score audio–video pairs.
 
         Args:
             mouths: (B, 15, S, S), the mouth boxes of five consecutive frames stacked in the channels, RGB in
                 [0, 1]; S a multiple of 32.
-            audio: (B, D, 9), the audio features of these frames, and of the two before and after.
+            audio: (B, D, 9), the audio features of these frames and of two frames before and after them.
 
         Returns:
             (B, 1, S/32, S/32).
@@ -65,23 +65,23 @@ class SyncNet(nn.Module):
         return self.merge(self.face_encoder(mouths), self.audio_encoder(audio))
 
     def merge(self, faces: torch.Tensor, audio: torch.Tensor) -> torch.Tensor:
-        """Scores (B, 1, h, w) of encoded faces (B, 128, h, w) and encoded sound (B, 128, 1)."""
+        """Scores (B, 1, h, w) of encoded mouths (B, 128, h, w) and encoded audio (B, 128, 1)."""
         audio = audio[..., None].expand(-1, -1, *faces.shape[2:])
         return self.merge_encoder(torch.cat([faces, audio], dim=1)).float()
 
     @torch.no_grad()
     def calibrate(self, mouths: torch.Tensor, audio: torch.Tensor) -> None:
-        """Scale and centre every layer on samples, as norms would, before training; arguments as `forward`'s.
+        """Initialise the layers from data before training: scale and centre every output, as norms would do.
 
-        With PyTorch's own initialisation what differs between two samples dies on its way through so many layers
-        without norms: all scores are the same, and training starts with a plateau that may never end. Residual
-        blocks start as identity, the score at 0.5.
+        With PyTorch's initialisation, differences between samples vanish in so many layers without norms: all
+        scores are equal, and training starts on a plateau that it may never leave. Residual blocks are initialised
+        to the identity and the score to 0.5. Arguments as for `forward`.
         """
-        silent = [
+        zeroed = [
             *(block.conv2 for block in self.modules() if isinstance(block, _Residual)),
             self.merge_encoder[-1],
         ]
-        for conv in silent:
+        for conv in zeroed:
             nn.init.zeros_(conv.weight)
             nn.init.zeros_(conv.bias)
         nn.init.constant_(self.merge_encoder[-1].bias, 0.5)
@@ -94,7 +94,7 @@ class SyncNet(nn.Module):
             shape = (1, -1, *[1] * (output.ndim - 2))
             return (output - mean.reshape(shape)) / std.reshape(shape)
 
-        convs = [m for m in self.modules() if isinstance(m, nn.Conv1d | nn.Conv2d) and m not in silent]
+        convs = [m for m in self.modules() if isinstance(m, nn.Conv1d | nn.Conv2d) and m not in zeroed]
         hooks = [conv.register_forward_hook(normalise) for conv in convs]
         try:
             self(mouths, audio)
@@ -127,7 +127,7 @@ class _HalvingConv(_Conv):
 
 
 class _Residual(nn.Module):
-    """x + two times (ReLU, 3-wide convolution)."""
+    """x + two times (ReLU, convolution of kernel size 3)."""
 
     def __init__(self, channels: int, *, dims: int = 2) -> None:
         super().__init__()

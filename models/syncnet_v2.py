@@ -1,5 +1,5 @@
-"""The official SyncNet (Chung and Zisserman, "Out of time: automated lip sync in the wild", 2016), version 2, which
-LSE-D and LSE-C are defined by. Not trained here; for the SyncNet of the sync loss see models/syncnet.py."""
+"""The official SyncNet, version 2 (Chung and Zisserman, "Out of time: automated lip sync in the wild", 2016), which
+defines LSE-D and LSE-C. It is not trained here; the SyncNet of the sync loss is in models/syncnet.py."""
 
 from pathlib import Path
 
@@ -8,20 +8,20 @@ from torch import nn
 
 from models.checkpoint import load_third_party
 
-MFCC_WINDOW = 20  # columns, 100 a second: the 0.2 s of five frames
+MFCC_WINDOW = 20  # columns at 100 per second: the 0.2 s of five frames
 
 
 class SyncNetV2(nn.Module):
-    """Embeds five frames of a face and 0.2 s of its sound, so that what belongs together lies close.
+    """Embeds five frames of a face and 0.2 s of audio; the embeddings of matched pairs have a small distance.
 
-    Names and shapes are those of the released file.
+    Names and shapes of the tensors are those of the released file.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.netcnnaud = nn.Sequential(
             *_block(nn.Conv2d(1, 64, 3, padding=1)),
-            nn.Identity(),  # a pooling of one by one in the original: kept for the numbers in the names
+            nn.Identity(),  # 1 × 1 pooling in the original; keeps the indices in the tensor names
             *_block(nn.Conv2d(64, 192, 3, padding=1)),
             nn.MaxPool2d(3, stride=(1, 2)),
             *_block(nn.Conv2d(192, 384, 3, padding=1)),
@@ -45,21 +45,21 @@ class SyncNetV2(nn.Module):
         self.netfclip = _head()
 
     def embed_faces(self, frames: torch.Tensor) -> torch.Tensor:
-        """Every five consecutive frames of (T, 3, 224, 224), BGR in [0, 255] as the original reads them:
-        (T − 4, 1024)."""
-        found = self.netcnnlip(frames.transpose(0, 1)[None])
-        return self.netfclip(found[0, :, :, 0, 0].T)
+        """Frames (T, 3, 224, 224), BGR in [0, 255] as in the original -> embeddings (T − 4, 1024), one for every
+        five consecutive frames."""
+        features = self.netcnnlip(frames.transpose(0, 1)[None])
+        return self.netfclip(features[0, :, :, 0, 0].T)
 
-    def embed_sound(self, mfccs: torch.Tensor) -> torch.Tensor:
-        """Windows (B, 13, 20) of MFCCs: (B, 1024)."""
+    def embed_audio(self, mfccs: torch.Tensor) -> torch.Tensor:
+        """Windows of MFCCs (B, 13, 20) -> embeddings (B, 1024)."""
         return self.netfcaud(self.netcnnaud(mfccs[:, None]).flatten(1))
 
 
 def load_syncnet_v2(path: Path, device: torch.device) -> SyncNetV2:
-    """The released network, ready to embed.
+    """Load the released network, in evaluation mode.
 
     Raises:
-        UserError: the file is not a syncnet_v2.model.
+        WeightsError: the file cannot be read or is not a syncnet_v2.model.
     """
     network = SyncNetV2()
     load_third_party(path, network, "the official SyncNet (syncnet_v2.model)")

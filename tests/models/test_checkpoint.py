@@ -1,4 +1,4 @@
-"""Saving and loading: round trips, the authors' checkpoint, and files that are none."""
+"""Saving and loading: round trips, the authors' checkpoints, invalid files."""
 
 import os
 from collections.abc import Callable
@@ -8,21 +8,32 @@ import pytest
 import safetensors.torch
 import torch
 
-from models.checkpoint import SYNCNET, load_model, load_training_state, save_model, save_training_state
+from models.checkpoint import (
+    SYNCNET,
+    load_model,
+    load_third_party,
+    load_training_state,
+    save_model,
+    save_training_state,
+)
 from models.dinet import DINet, DINetConfig
 from models.syncnet import SyncNet
 from models.wav2lip import Wav2LipConfig
 from tests.support.golden import golden_state
-from utils.errors import UserError
+from utils.errors import CheckpointError, OutputError, UserError, WeightsError
 
-ABOUT = {"audio_features": "phoneme", "mouth_size": 64, "info": {"steps": 100, "loss": 0.5, "data": ["a", "b"]}}
+DESCRIPTION = {
+    "audio_features": "phoneme",
+    "mouth_size": 64,
+    "info": {"steps": 100, "loss": 0.5, "data": ["a", "b"]},
+}
 
 
 @pytest.fixture(scope="module")
 def model() -> DINet:
     torch.manual_seed(0)
     model = DINet(DINetConfig(audio_dim=44, num_references=3))
-    model.decoder[0].norm.running_var.fill_(1e6)  # beyond float16
+    model.decoder[0].norm.running_var.fill_(1e6)  # outside the range of float16
     return model
 
 
@@ -36,8 +47,9 @@ def save_official(path: Path, state: dict) -> Path:
     return path
 
 
-def assert_user_error(action: Callable[[], object], *expected: str) -> None:
-    with pytest.raises(UserError) as caught:
+def assert_error(action: Callable[[], object], *expected: str, kind: type[UserError] = CheckpointError) -> None:
+    """The action raises an error of one line that contains the expected parts."""
+    with pytest.raises(kind) as caught:
         action()
     message = str(caught.value)
     assert "\n" not in message
@@ -47,41 +59,45 @@ def assert_user_error(action: Callable[[], object], *expected: str) -> None:
 
 def test_model_round_trip_is_exact(tmp_path: Path, model: DINet) -> None:
     path = tmp_path / "model.safetensors"
-    save_model(path, model.to(memory_format=torch.channels_last), **ABOUT, bits=32)
+    save_model(path, model.to(memory_format=torch.channels_last), **DESCRIPTION, bits=32)
     loaded = load_model(path, "cpu")
     assert loaded.model.config == model.config
     assert not loaded.model.training
-    assert {"audio_features": loaded.audio_features, "mouth_size": loaded.mouth_size, "info": loaded.info} == ABOUT
+    assert {
+        "audio_features": loaded.audio_features,
+        "mouth_size": loaded.mouth_size,
+        "info": loaded.info,
+    } == DESCRIPTION
     assert loaded.model.state_dict().keys() == model.state_dict().keys()
     for name, tensor in model.state_dict().items():
         assert torch.equal(loaded.model.state_dict()[name], tensor), name
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_half_model_is_half_the_size_and_close(tmp_path: Path, model: DINet) -> None:
-    save_model(tmp_path / "half", model, **ABOUT)
-    save_model(tmp_path / "full", model, **ABOUT, bits=32)
-    assert (tmp_path / "half").stat().st_size < 0.51 * (tmp_path / "full").stat().st_size
-    loaded = load_model(tmp_path / "half").model.state_dict()
+def test_16_bits_have_half_the_size_and_are_close(tmp_path: Path, model: DINet) -> None:
+    save_model(tmp_path / "bits16", model, **DESCRIPTION)
+    save_model(tmp_path / "bits32", model, **DESCRIPTION, bits=32)
+    assert (tmp_path / "bits16").stat().st_size < 0.51 * (tmp_path / "bits32").stat().st_size
+    loaded = load_model(tmp_path / "bits16").model.state_dict()
     for name, tensor in model.state_dict().items():
         assert loaded[name].dtype == tensor.dtype
         torch.testing.assert_close(loaded[name], tensor, rtol=1e-3, atol=1e-7, msg=name)
 
 
-def test_eight_bits_are_half_as_large_again(tmp_path: Path, model: DINet) -> None:
-    save_model(tmp_path / "half", model, **ABOUT)
-    save_model(tmp_path / "eighth", model, **ABOUT, bits=8)
-    assert (tmp_path / "eighth").stat().st_size < 0.53 * (tmp_path / "half").stat().st_size
-    loaded = load_model(tmp_path / "eighth").model.state_dict()
+def test_8_bits_have_a_quarter_of_the_size_and_are_close(tmp_path: Path, model: DINet) -> None:
+    save_model(tmp_path / "bits16", model, **DESCRIPTION)
+    save_model(tmp_path / "bits8", model, **DESCRIPTION, bits=8)
+    assert (tmp_path / "bits8").stat().st_size < 0.53 * (tmp_path / "bits16").stat().st_size
+    loaded = load_model(tmp_path / "bits8").model.state_dict()
     for name, tensor in model.state_dict().items():
         if tensor.ndim < 2:
             assert torch.equal(loaded[name], tensor), name
-        else:  # off by half a step at most, of 127 to the largest of each output channel
+        else:  # half a step of 1/127 of the maximum of each output channel
             step = tensor.abs().amax(dim=tuple(range(1, tensor.ndim)), keepdim=True) / 127
             assert ((loaded[name] - tensor).abs() <= 0.51 * step).all(), name
 
 
-def test_official_checkpoint_describes_itself(tmp_path: Path, official_state: dict) -> None:
+def test_official_checkpoint_needs_no_configuration(tmp_path: Path, official_state: dict) -> None:
     loaded = load_model(save_official(tmp_path / "official.pth", official_state), "cpu")
     assert loaded.model.config == DINetConfig(audio_dim=29, num_references=5, official_grid=True)
     assert (loaded.audio_features, loaded.mouth_size) == ("deepspeech", 256)
@@ -99,52 +115,66 @@ def test_official_import_is_strict(tmp_path: Path, official_state: dict) -> None
     removed = "module.audio_encoder.0.conv.weight"
 
     missing = {name: tensor for name, tensor in official_state.items() if name != removed}
-    assert_user_error(
+    assert_error(
         lambda: load_model(save_official(path, missing)), str(path), "1 missing (audio_encoder.0.conv.weight)"
     )
     own_name = official_state | {"module.decoder.4.weight": torch.zeros(3, 128, 7, 7)}
-    assert_user_error(lambda: load_model(save_official(path, own_name)), "1 unknown (decoder.4.weight)")
+    assert_error(lambda: load_model(save_official(path, own_name)), "1 unknown (decoder.4.weight)")
     wide = official_state | {removed: torch.zeros(128, 26, 5)}
-    assert_user_error(lambda: load_model(save_official(path, wide)), "(128, 26, 5) instead of (128, 29, 5)")
+    assert_error(lambda: load_model(save_official(path, wide)), "expected shape (128, 29, 5), found (128, 26, 5)")
     no_tensor = official_state | {removed: "text"}
-    assert_user_error(lambda: load_model(save_official(path, no_tensor)), "audio_encoder.0.conv.weight")
-    assert_user_error(lambda: load_model(save_official(path, {})), "332 missing (source_in_conv.0.conv.weight")
+    assert_error(lambda: load_model(save_official(path, no_tensor)), "audio_encoder.0.conv.weight")
+    assert_error(lambda: load_model(save_official(path, {})), "332 missing (source_in_conv.0.conv.weight")
 
 
 def test_own_import_is_strict(tmp_path: Path, model: DINet) -> None:
     path = tmp_path / "model.safetensors"
-    save_model(path, model, **ABOUT)
+    save_model(path, model, **DESCRIPTION)
     with safetensors.safe_open(path, framework="pt") as file:
         metadata = file.metadata()
     tensors = safetensors.torch.load_file(path)
     del tensors["decoder.4.bias"]
     safetensors.torch.save_file(tensors | {"extra": torch.zeros(1)}, path, metadata)
-    assert_user_error(lambda: load_model(path), str(path), "1 missing (decoder.4.bias)", "1 unknown (extra)")
+    assert_error(lambda: load_model(path), str(path), "1 missing (decoder.4.bias)", "1 unknown (extra)")
 
-    for wrong in ("not JSON", "{}", "[]", '{"config": {"colour": 1}}', metadata["dinet"].replace("44", '"44"')):
-        safetensors.torch.save_file(tensors, path, {"dinet": wrong})
-        assert_user_error(lambda: load_model(path), str(path), "expected the description of a DINet generator")
+    for description in (
+        "not JSON",
+        "{}",
+        "[]",
+        '{"config": {"colour": 1}}',
+        metadata["dinet"].replace("44", '"44"'),
+    ):
+        safetensors.torch.save_file(tensors, path, {"dinet": description})
+        assert_error(
+            lambda: load_model(path), str(path), "not a valid checkpoint: damaged description of a DINet generator"
+        )
 
 
 def test_syncnet_round_trip_and_kinds(tmp_path: Path, model: DINet) -> None:
     torch.manual_seed(0)
     syncnet = SyncNet(44)
-    save_model(tmp_path / "judge", syncnet, **ABOUT, bits=32)
-    save_model(tmp_path / "generator", model, **ABOUT)
-    loaded = load_model(tmp_path / "judge", kinds=SYNCNET)
-    assert (loaded.audio_features, loaded.mouth_size) == (ABOUT["audio_features"], ABOUT["mouth_size"])
+    save_model(tmp_path / "syncnet", syncnet, **DESCRIPTION, bits=32)
+    save_model(tmp_path / "generator", model, **DESCRIPTION)
+    loaded = load_model(tmp_path / "syncnet", kinds=SYNCNET)
+    assert (loaded.audio_features, loaded.mouth_size) == (DESCRIPTION["audio_features"], DESCRIPTION["mouth_size"])
     assert not loaded.model.training
     for name, tensor in syncnet.state_dict().items():
         assert torch.equal(loaded.model.state_dict()[name], tensor), name
-    assert_user_error(lambda: load_model(tmp_path / "judge"), "expected a DINet generator, found a SyncNet")
-    assert_user_error(
-        lambda: load_model(tmp_path / "generator", kinds=SYNCNET), "expected a SyncNet, found a DINet generator"
+    assert_error(
+        lambda: load_model(tmp_path / "syncnet"), "not a valid checkpoint: a SyncNet, not a DINet generator"
+    )
+    assert_error(
+        lambda: load_model(tmp_path / "generator", kinds=SYNCNET),
+        "not a valid checkpoint: a DINet generator, not a SyncNet",
     )
     (tmp_path / "text").write_text("just some text\n" * 100)
-    assert_user_error(lambda: load_model(tmp_path / "text", kinds=SYNCNET), "expected a SyncNet (.safetensors)")
+    assert_error(
+        lambda: load_model(tmp_path / "text", kinds=SYNCNET),
+        "not a valid checkpoint: not a safetensors file, as for a SyncNet",
+    )
 
 
-def test_wav2lip_round_trip_and_its_authors_checkpoint(tmp_path: Path) -> None:
+def test_wav2lip_round_trip_and_the_authors_checkpoint(tmp_path: Path) -> None:
     state = golden_state(None, "wav2lip_state_dict.json")
     content = {"state_dict": {f"module.{name}": tensor for name, tensor in state.items()}, "global_epoch": 3}
     torch.save(content, tmp_path / "wav2lip.pth")
@@ -158,11 +188,11 @@ def test_wav2lip_round_trip_and_its_authors_checkpoint(tmp_path: Path) -> None:
         assert torch.equal(again.model.state_dict()[name], tensor), name
     content["state_dict"].popitem()
     torch.save(content, tmp_path / "wav2lip.pth")
-    assert_user_error(lambda: load_model(tmp_path / "wav2lip.pth"), "tensors of Wav2Lip's checkpoint", "1 missing")
+    assert_error(lambda: load_model(tmp_path / "wav2lip.pth"), "tensors of the authors' Wav2Lip", "1 missing")
 
 
 class RunsCode:
-    """A pickle of it calls `os.mkdir` when it is read carelessly."""
+    """Its pickle calls `os.mkdir` when it is loaded without restrictions."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -171,34 +201,34 @@ class RunsCode:
         return os.mkdir, (str(self.folder),)
 
 
-def test_other_files_are_refused(tmp_path: Path, model: DINet) -> None:
+def test_other_files_are_rejected(tmp_path: Path, model: DINet) -> None:
     path = tmp_path / "file"
     load: tuple[Callable, ...] = (load_model, load_training_state)
     for loader in load:
-        assert_user_error(lambda: loader(path), str(path), "No such file")  # noqa: B023 (called at once)
-        assert_user_error(lambda: loader(tmp_path), str(tmp_path), "Is a directory")  # noqa: B023
+        assert_error(lambda: loader(path), f"{path}: no such file")  # noqa: B023 (called at once)
+        assert_error(lambda: loader(tmp_path), str(tmp_path), "Is a directory")  # noqa: B023
     for content in (b"", b"x", b"just some text\n" * 100, b"PK\x03\x04" + bytes(100), b"\x80\x02}" + bytes(50)):
         path.write_bytes(content)
         for loader in load:
-            assert_user_error(lambda: loader(path), str(path), "expected")  # noqa: B023
+            assert_error(lambda: loader(path), f"{path}: not a valid checkpoint: ")  # noqa: B023
 
     torch.save({"state_dict": RunsCode(tmp_path / "made")}, path)
     for loader in load:
-        assert_user_error(lambda: loader(path), str(path), "expected")  # noqa: B023
+        assert_error(lambda: loader(path), f"{path}: not a valid checkpoint: ")  # noqa: B023
     assert not (tmp_path / "made").exists()
 
     torch.save([1, 2], path)
     for loader in load:
-        assert_user_error(lambda: loader(path), "found a list")  # noqa: B023
+        assert_error(lambda: loader(path), "not a valid checkpoint: a list, not ")  # noqa: B023
 
     save_training_state(path, {"step": 1, "generator": {}})
-    assert_user_error(lambda: load_model(path), str(path), "found no 'net_g'", "step, generator")
+    assert_error(lambda: load_model(path), str(path), "no 'net_g' in 'state_dict'", "step, generator")
 
     safetensors.torch.save_file({"a": torch.zeros(1)}, path)
-    assert_user_error(lambda: load_model(path), "safetensors file of something else")
-    save_model(path, model, **ABOUT)
+    assert_error(lambda: load_model(path), "not a valid checkpoint: a safetensors file of another program")
+    save_model(path, model, **DESCRIPTION)
     path.write_bytes(path.read_bytes()[:-1000])
-    assert_user_error(lambda: load_model(path), "damaged safetensors file")
+    assert_error(lambda: load_model(path), "not a valid checkpoint: damaged safetensors file")
 
 
 def test_training_state_round_trip(tmp_path: Path) -> None:
@@ -224,7 +254,7 @@ def test_training_state_round_trip(tmp_path: Path) -> None:
     torch.set_rng_state(loaded["random"])
 
 
-def test_a_failing_write_leaves_the_old_file(tmp_path: Path) -> None:
+def test_a_failed_write_keeps_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "state.pt"
     save_training_state(path, {"step": 1})
     with pytest.raises(Exception, match="pickle"):
@@ -233,15 +263,28 @@ def test_a_failing_write_leaves_the_old_file(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_unwritable_path_is_named(tmp_path: Path, model: DINet) -> None:
+def test_unwritable_path(tmp_path: Path, model: DINet) -> None:
     path = tmp_path / "no such folder" / "file"
-    assert_user_error(lambda: save_training_state(path, {}), str(path), "No such file")
-    assert_user_error(lambda: save_model(path, model, **ABOUT), str(path), "No such file")
+    assert_error(lambda: save_training_state(path, {}), str(path), "No such file", kind=OutputError)
+    assert_error(lambda: save_model(path, model, **DESCRIPTION), str(path), "No such file", kind=OutputError)
 
 
 @pytest.mark.parametrize("mouth_size", [40, 0, -32])
-def test_a_size_the_generator_cannot_draw_is_refused(mouth_size, tmp_path):
+def test_invalid_mouth_size_is_rejected(mouth_size, tmp_path):
     path = tmp_path / "odd.safetensors"
     save_model(path, DINet(DINetConfig()), audio_features="phoneme", mouth_size=mouth_size, info={})
-    with pytest.raises(UserError, match=f"mouth size that is a multiple of 32, found {mouth_size}"):
+    with pytest.raises(CheckpointError, match=f"mouth size: expected a multiple of 32, found {mouth_size}"):
         load_model(path)
+
+
+def test_third_party_weights(tmp_path: Path) -> None:
+    path, network = tmp_path / "weights", torch.nn.Linear(3, 2)
+    torch.save({"weight": torch.ones(2, 3), "bias": torch.zeros(2)}, path)
+    load_third_party(path, network, "the linear layer")
+    assert torch.equal(network.weight, torch.ones(2, 3))
+    torch.save({"weight": torch.ones(2, 4)}, path)
+    reason = "1 missing (bias); weight: expected shape (2, 3), found (2, 4)"
+    expected = f"{path}: not a valid checkpoint: tensors of the linear layer: {reason}"
+    assert_error(lambda: load_third_party(path, network, "the linear layer"), expected, kind=WeightsError)
+    missing = tmp_path / "missing"
+    assert_error(lambda: load_third_party(missing, network, "x"), f"{missing}: no such file", kind=WeightsError)

@@ -26,6 +26,10 @@ def golden_state(network: str | None, file: str = "state_dicts.json") -> dict[st
     return {name: _tensor(name, shape) for name, shape in shapes.items()}
 
 
+def assert_close(actual: torch.Tensor, expected: torch.Tensor, tolerance: float = 1e-4) -> None:
+    torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance)
+
+
 def _tensor(name: str, shape: list[int]) -> torch.Tensor:
     rng = np.random.default_rng(zlib.crc32(name.encode()))
     last = name.rsplit(".", 1)[-1]
