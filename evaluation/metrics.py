@@ -225,7 +225,7 @@ def lip_sync_error(network: SyncNetV2, faces: np.ndarray, waveform: np.ndarray) 
         raise ValueError(f"expected at least six frames with audio, found {len(faces)} and {len(pcm)} samples")
     mfccs = torch.from_numpy(python_speech_features.mfcc(pcm, SAMPLE_RATE).T.astype(np.float32))
     windows = torch.stack([mfccs[:, 4 * i : 4 * i + MFCC_WINDOW] for i in range(count)])
-    audio_codes = torch.cat([network.embed_sound(batch.to(device)) for batch in windows.split(256)])
+    audio_codes = torch.cat([network.embed_audio(batch.to(device)) for batch in windows.split(256)])
     face_codes = []
     for start in range(0, count, 16):
         frames = np.ascontiguousarray(faces[start : min(start + 16, count) + 4, :, :, ::-1])

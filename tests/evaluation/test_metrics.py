@@ -231,7 +231,7 @@ def test_lse_of_shifted_embeddings() -> None:
         def embed_faces(self, frames: torch.Tensor) -> torch.Tensor:
             return self.sign(frames[:-4, 0, 0, 0].round())
 
-        def embed_sound(self, windows: torch.Tensor) -> torch.Tensor:
+        def embed_audio(self, windows: torch.Tensor) -> torch.Tensor:
             self.count = len(windows)
             return self.sign(torch.arange(len(windows)) - 3)
 
@@ -257,7 +257,9 @@ def test_lse_needs_six_frames(syncnet_v2: SyncNetV2) -> None:
 def test_another_file_is_not_syncnet_v2(tmp_path: Path) -> None:
     path = tmp_path / "other.model"
     torch.save({"netcnnaud.0.weight": torch.zeros(64, 1, 3, 3)}, path)
-    with pytest.raises(UserError, match=r"other\.model: expected the tensors of the official SyncNet .*missing"):
+    with pytest.raises(
+        UserError, match=r"other\.model: not a valid checkpoint: tensors of the official SyncNet .*missing"
+    ):
         load_syncnet_v2(path, torch.device("cpu"))
 
 

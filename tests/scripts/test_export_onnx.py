@@ -89,8 +89,8 @@ def test_one_line_for_what_cannot_be_exported(checkpoint, tmp_path, capsys):
     attention = save(tmp_path / "attention.safetensors", untrained(deformation="attention"))
     refused = {
         attention: ("small.onnx", "expected a generator with AdaAT, found attention"),
-        text_file(tmp_path / "text.safetensors"): ("small.onnx", "expected a DINet generator"),
-        tmp_path / "missing.safetensors": ("small.onnx", "No such file"),
+        text_file(tmp_path / "text.safetensors"): ("small.onnx", "not a valid checkpoint"),
+        tmp_path / "missing.safetensors": ("small.onnx", "no such file"),
         checkpoint: ("small.safetensors", "expected a name ending in .onnx"),
     }
     for given, (name, message) in refused.items():
