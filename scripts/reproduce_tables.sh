@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# The paper's two tables and its figures from a prepared dataset:
+# Reproduce the tables and figures of the paper from a prepared dataset:
 #
 #     scripts/reproduce_tables.sh DATA WORK          every network coarse to fine up to S = 256, for GPUs
 #     scripts/reproduce_tables.sh DATA WORK small    minutes each, on two CPU cores; DATA prepared at S = 128 or more
 #
-# Stop it whenever you like; the same command goes on where it stopped. GPUS=4 trains on four GPUs of this machine.
-# WORK holds a run directory for every network (tensorboard --logdir WORK), table1 and table2 with what evaluate.py
-# found of each, and results: the tables beside the paper's, and the figures.
+# If it is interrupted, the same command resumes it. GPUS=4 trains on four GPUs of this machine.
+# WORK receives one run directory per network (tensorboard --logdir WORK), the reports of evaluate.py in table1 and
+# table2, and the tables and figures in results.
 set -euo pipefail
 
 if [[ $# -lt 2 || $# -gt 3 || ${3:-small} != small ]]; then
@@ -22,27 +22,27 @@ variant=${3:-full}
 mkdir -p "$work"
 [[ -e $work/variant ]] || echo "$variant" > "$work/variant"
 if [[ $(< "$work/variant") != "$variant" ]]; then
-    echo "error: WORK: $work holds the $(< "$work/variant") variant, asked for $variant; choose another folder" >&2
+    echo "error: WORK: $work holds the $(< "$work/variant") variant, not the $variant one; choose another folder" >&2
     exit 2
 fi
 
 ablations=(without_deformation without_inpainting attention flow)
 
-# score TABLE ROW CHECKPOINT FLAGS…: evaluate.py on held-out people, done once
+# score TABLE ROW CHECKPOINT FLAGS…: evaluate.py on held-out speakers, unless done before
 score() {
     [[ -e $work/$1/$2/evaluation.json ]] || "$python" evaluate.py --checkpoint "$3" --data "$data" --sync \
         --precision auto --frames-per-clip "$frames" --output "$work/$1/$2" "${@:4}"
 }
 
 if [[ $variant == small ]]; then
-    # All of Table 2 from nothing at S = 32; what Table 1 compares starts from the next smaller of its kind.
+    # Table 2 is trained from scratch at S = 32; networks of Table 1 start from the next smaller one of their kind.
     final=dinet_64 size=128 frames=2
-    train() { stage "$1" train_dinet.py --config "configs/frame_$2.yaml" "${@:3}"; }
+    train() { stage "$1" train_dinet.py --config "configs/stages/frame_$2.yaml" "${@:3}"; }
     small=configs/stages/tables_small.yaml
     dinets() {
         train full 32 $small --max-steps 500
         for name in "${ablations[@]}"; do
-            train "$name" 32 "configs/$name.yaml" $small --max-steps 500
+            train "$name" 32 "configs/ablations/$name.yaml" $small --max-steps 500
         done
         train dinet_64 64 $small --max-steps 120 --init-from "$(of full generator)"
     }
@@ -62,7 +62,7 @@ else
     dinets() {
         fine full
         for name in "${ablations[@]}"; do
-            fine "$name" "configs/$name.yaml"
+            fine "$name" "configs/ablations/$name.yaml"
         done
     }
     wav2lips() {
@@ -88,10 +88,10 @@ wav2lips_scored() {
         score table1 "$name" "$(of "$name" generator)" --size "$size"
     done
 }
-if [[ -n ${CHAIN:-} ]]; then  # one half, as called from below
+if [[ -n ${CHAIN:-} ]]; then  # one of the two halves, called below
     "$CHAIN"
     exit
-elif [[ $variant == small ]]; then  # both halves at a time, a core each: faster than one by one on two
+elif [[ $variant == small ]]; then  # two halves in parallel with one thread each: faster than one after the other
     printf '%s\n' dinets_scored wav2lips_scored |
         OMP_NUM_THREADS=1 xargs -P 2 -I{} env CHAIN={} bash scripts/reproduce_tables.sh "$data" "$work" small
 else

@@ -93,7 +93,7 @@ def test_clips_of_a_dataset(
             f"--size: expected a multiple of 32, at least the checkpoint's {MOUTH_SIZE}, found 16",
         ),
         ({"--size": 80}, "--size: expected a multiple of 32"),
-        ({"--checkpoint": "missing.safetensors"}, "missing.safetensors: expected a checkpoint"),
+        ({"--checkpoint": "missing.safetensors"}, "--checkpoint: missing.safetensors: no such file"),
         ({"--data": "nowhere"}, "--data: nowhere: not a prepared dataset"),
         ({"--split": "train"}, "train split"),
         ({"--output": "FILE/scores"}, "--output: FILE/scores: cannot create the folder"),

@@ -5,7 +5,7 @@ import argparse
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from tqdm import tqdm
@@ -57,11 +57,20 @@ def _flag_prefix(
         names = exact or [name for name in within if Path() not in paths[name]]
         # one file may be both the source video and the driving audio
         name = "audio" if isinstance(about, AudioError) and "audio" in names else next(iter(names), None)
-    # pylint: disable-next=protected-access
-    action = next((action for action in parser._actions if action.dest == name), None)
+    action = next((action for action in _actions(parser) if action.dest == name), None)
     if action is None:
         return f"{parameter}: " if parameter else ""
     return f"{(action.option_strings or [action.metavar or action.dest])[0]}: "
+
+
+def _actions(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
+    """The arguments of a parser and of its subparsers."""
+    # pylint: disable-next=protected-access
+    for action in parser._actions:
+        yield action
+        if isinstance(action, argparse._SubParsersAction):
+            for subparser in action.choices.values():
+                yield from _actions(subparser)
 
 
 def _setup_logging(parser: argparse.ArgumentParser, args: argparse.Namespace) -> logging.Handler:
