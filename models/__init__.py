@@ -1,1 +1,1 @@
-"""The networks of DINet and the one place that saves and loads them."""
+"""Networks, their checkpoints, and the layout of the face crop."""

@@ -1,0 +1,1 @@
+"""Audio features, their alignment with video frames, and silence."""

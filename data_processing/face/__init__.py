@@ -1,0 +1,1 @@
+"""Faces: landmark detection, face tracks, selection of one face, face crops, measures of the lips, identity."""
