@@ -1,4 +1,4 @@
-"""Two processes, as torchrun starts them, on the CPU: the losses are those of one process with the same batches."""
+"""Training in two processes started by torchrun, on the CPU: the losses equal those of one process."""
 
 import os
 import subprocess
@@ -11,6 +11,8 @@ import torch
 from models.checkpoint import load_training_state, save_model
 from models.syncnet import SyncNet
 from utils.files import read_jsonl
+
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[2]
 ALL_LOSSES = """
@@ -43,18 +45,19 @@ def run(processes: int, script: str, *flags: object) -> subprocess.CompletedProc
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
 
 
-def numbers(run_dir: Path, kind: str) -> list[dict[str, float]]:
-    return [line for line in read_jsonl(run_dir / "log.jsonl") if kind in line]
+def log_lines(run_dir: Path, key: str) -> list[dict[str, float]]:
+    """The lines of log.jsonl that have a value for `key`."""
+    return [line for line in read_jsonl(run_dir / "log.jsonl") if key in line]
 
 
-def assert_same_run(one: Path, two: Path, kind: str, steps: int) -> None:
-    expected, found = numbers(one, kind), numbers(two, kind)
-    assert [line["step"] for line in found] == [line["step"] for line in expected] == list(range(1, steps + 1))
-    for ours, theirs in zip(found, expected, strict=True):
-        assert ours == pytest.approx(theirs, rel=1e-3)
+def assert_same_losses(one: Path, two: Path, key: str, steps: int) -> None:
+    one_lines, two_lines = log_lines(one, key), log_lines(two, key)
+    assert [line["step"] for line in two_lines] == [line["step"] for line in one_lines] == list(range(1, steps + 1))
+    for one_line, two_line in zip(one_lines, two_lines, strict=True):
+        assert two_line == pytest.approx(one_line, rel=1e-3)
 
 
-def test_generator_with_all_its_losses(prepared_dataset, tmp_path):
+def test_generator_with_all_losses(prepared_dataset, tmp_path):
     torch.manual_seed(0)
     syncnet = tmp_path / "syncnet.safetensors"
     save_model(syncnet, SyncNet(384), audio_features="whisper", mouth_size=64, info={})
@@ -63,11 +66,11 @@ def test_generator_with_all_its_losses(prepared_dataset, tmp_path):
     for processes in (1, 2):
         done = run(processes, *flags, tmp_path / str(processes))
         assert done.returncode == 0, done.stderr
-        assert done.stdout.count("finished at step 2") == 1  # the first process alone speaks
-    assert_same_run(tmp_path / "1", tmp_path / "2", "perceptual", steps=2)
+        assert done.stdout.count("finished at step 2") == 1  # only process 0 prints
+    assert_same_losses(tmp_path / "1", tmp_path / "2", "perceptual", steps=2)
     one, two = (load_training_state(tmp_path / name / "state.pt")["generator"] for name in ("1", "2"))
     for name in one:
-        if "running" in name:  # batch norms have seen the whole batch
+        if "running" in name:  # statistics of the whole batch
             torch.testing.assert_close(two[name], one[name], rtol=1e-3, atol=1e-4, msg=name)
 
 
@@ -77,10 +80,10 @@ def test_syncnet(prepared_dataset, tmp_path):
     for processes in (1, 2):
         done = run(processes, *flags, tmp_path / str(processes))
         assert done.returncode == 0, done.stderr
-    assert_same_run(tmp_path / "1", tmp_path / "2", "contrast", steps=3)
+    assert_same_losses(tmp_path / "1", tmp_path / "2", "contrast", steps=3)
 
 
-def test_a_batch_that_cannot_be_shared_out(prepared_dataset, tmp_path):
+def test_batch_size_must_be_a_multiple_of_the_processes(prepared_dataset, tmp_path):
     (tmp_path / "odd.yaml").write_text(SYNCNET.replace("batch_size: 4", "batch_size: 3"))
     flags = ("--config", tmp_path / "odd.yaml", "--data", prepared_dataset, "--run-dir", tmp_path / "run")
     done = run(2, "train_syncnet.py", *flags)
