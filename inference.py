@@ -29,7 +29,7 @@ def run(args: argparse.Namespace) -> None:
     """Check the arguments, dub, and print a summary."""
     limit_malloc_arenas()
     settings = DubSettings(
-        faces=args.face,
+        faces=tuple(args.face),
         references=None if args.references is None else parse_references(args.references),
         when_short=args.when_short,
         sharpen=args.sharpen,

@@ -67,7 +67,7 @@ class GeneratorSession:
         with self._autocast():
             output = self.model.generate(masked, references, torch.from_numpy(windows).to(self.device))
         if not torch.isfinite(output).all():
-            raise ParameterError("checkpoint", "the output contains NaN or Inf; try --precision fp32")
+            raise ParameterError("checkpoint", "the output contains NaN or Inf; try precision fp32")
         images = (output.float() * 255).round().clamp(0, 255).to(torch.uint8)
         return images.permute(0, 2, 3, 1).cpu().numpy()
 

@@ -1,7 +1,6 @@
 """The options of a dub, shared by the command line and the library."""
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from utils.errors import ParameterError
@@ -29,8 +28,8 @@ class DubSettings:
         ParameterError: a value is out of range.
     """
 
-    faces: Sequence[str] = ("largest",)
-    references: Sequence[int] | None = None
+    faces: tuple[str, ...] = ("largest",)
+    references: tuple[int, ...] | None = None
     when_short: str = "stop"
     sharpen: bool = False
     side_by_side: bool = False
@@ -49,7 +48,7 @@ class DubSettings:
             raise ParameterError("references", f"expected one face to choose them for, found {len(self.faces)}")
 
 
-def parse_references(text: str) -> list[int]:
+def parse_references(text: str) -> tuple[int, ...]:
     """Frame indices from "3,40,55,80,121".
 
     Raises:
@@ -57,4 +56,4 @@ def parse_references(text: str) -> list[int]:
     """
     if not re.fullmatch(r"\s*-?\d+\s*(,\s*-?\d+\s*)*", text):
         raise ParameterError("references", f"expected frame numbers like 3,40,55,80,121, found {text!r}")
-    return [int(part) for part in text.split(",")]
+    return tuple(int(part) for part in text.split(","))

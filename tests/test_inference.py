@@ -2,10 +2,12 @@
 
 import os
 import pickle
+import re
 import subprocess
 import sys
 import wave
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -26,7 +28,16 @@ from dubbing.segments import SegmentedWriter
 from models.checkpoint import save_model
 from models.dinet import DINet, DINetConfig
 from tests.conftest import MOUTH, SECONDS
-from tests.support.media import no_face_video, silent_video_without_audio, speech_like_wav, text_file, truncated_mp4
+from tests.support.media import (
+    no_face_video,
+    silent_video_without_audio,
+    speech_like_wav,
+    text_file,
+    truncated_mp4,
+    write_video,
+)
+from tests.support.numbered_media import write_sound
+from utils.limits import DEFAULT_LIMITS, Limits
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -292,6 +303,52 @@ def test_refused_outputs(output, refuse):
 )
 def test_refused_flags(flags, refuse):
     assert refuse(*flags).startswith(f"error: {flags[0].split('=')[0]}")
+
+
+# --- limits -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def delayed_audio(tmp_path) -> Path:
+    """A video whose audio track starts one second after its first frame."""
+    return write_sound(tmp_path / "delayed.mkv", "aac", num_frames=25, audio_start=1)
+
+
+@pytest.fixture
+def video_with_gap(portrait_clip, tmp_path) -> Path:
+    """Ten frames at 25 fps and another one 1.2 s after them."""
+    frames = list(read_frames(portrait_clip, 0, 11))
+    return write_video(tmp_path / "gap.mkv", frames, times=np.array([*np.arange(10) / 25, 1.56]))
+
+
+def test_limits_name_the_flag_that_disables_them(refuse, delayed_audio, monkeypatch):
+    for limit, flags, message in (
+        ({"max_side_px": 255}, (), "--video: .*expected frames of at most 255 pixels a side, found 256 x 256"),
+        ({"max_duration_s": 2}, (), "--audio: .*expected at most .* h, found"),
+        ({"max_delay_s": 0.5}, ("--audio", delayed_audio), "--audio: .*the audio track starts 1 s after the video"),
+    ):
+        monkeypatch.setattr(inference, "DEFAULT_LIMITS", replace(DEFAULT_LIMITS, **limit))
+        assert re.fullmatch(f"error: {message}.*; --no-limits disables this limit", refuse(*flags))
+
+
+def test_gap_limit_ends_the_video(video_with_gap, speech, checkpoint, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(inference, "DEFAULT_LIMITS", replace(DEFAULT_LIMITS, max_gap_s=1))
+    output = tmp_path / "dubbed.mp4"
+    dub("--video", video_with_gap, "--audio", speech, "--checkpoint", checkpoint, "--output", output)
+    assert "warning: --video: " in (stderr := capsys.readouterr().err)
+    assert "expected at most 1 s between two frames" in stderr
+
+
+def test_no_limits(video_with_gap, delayed_audio, checkpoint, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(inference, "DEFAULT_LIMITS", Limits(255, 1, 0.5, 2))
+    flags = ("--video", video_with_gap, "--audio", delayed_audio, "--checkpoint", checkpoint, "--no-limits")
+    dub(*flags, "--output", tmp_path / "dubbed.mp4")
+    printed = capsys.readouterr()
+    assert "warning" not in printed.err
+    assert printed.out.startswith(f"{tmp_path / 'dubbed.mp4'}: ")
+
+
+# --- output -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("given", ["--video", "--audio"])

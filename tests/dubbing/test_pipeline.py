@@ -158,7 +158,7 @@ def test_one_face_for_each_audio(pipeline, portrait_clip, speech, tmp_path, capl
         pipeline.dub(portrait_clip, [speech, speech], output, DubSettings(faces=("left",)))
     assert caught.value.parameter == "face"
     with pytest.raises(ParameterError, match="expected one face"):
-        replace(both, references=[1, 2, 3, 4, 5])
+        replace(both, references=(1, 2, 3, 4, 5))
     assert not output.exists()
     assert pipeline.dub(portrait_clip, [speech] * 2, output, both).num_dubbed == 51
     assert "right: no face of its own detected in 40 frames" in caplog.text
