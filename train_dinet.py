@@ -30,7 +30,10 @@ def train(run: TrainingRun) -> None:
     config = run.config
     trainer = Trainer.create(config, run.device)
     resumed = run.load_state(trainer)
+    if resumed:
+        print(f"resumed at step {trainer.step}")
     train_clips, val_clips = run.load_splits()
+    print(f"train: {summarize_clips(train_clips)}; validation: {summarize_clips(val_clips)}")
     samples = validation_samples(val_clips, config.val_frames, config.num_references, config.seed)
     metrics = image_metrics(run.device)
     grid_batch = make_batch([samples[index] for index in evenly_spaced(len(samples), 6)])
@@ -63,7 +66,7 @@ def train(run: TrainingRun) -> None:
             save_release(trainer, run.run_dir / "generator.safetensors", info)
         if last:
             break
-    run.finish(trainer.step, "generator.safetensors")
+    print(run.finish(trainer.step, "generator.safetensors"))
 
 
 def make_batches(config: TrainConfig, clips: list[Clip]) -> TrainingBatches:
@@ -96,6 +99,7 @@ def dry_run(run: TrainingRun) -> None:
 
 def run(args: argparse.Namespace) -> None:
     training_run = TrainingRun.from_args(args, TrainConfig)
+    print(training_run.describe())
     if args.dry_run:
         dry_run(training_run)
     else:

@@ -27,7 +27,10 @@ def train(run: TrainingRun) -> None:
     shard = batch_shard(config.batch_size)
     trainer = Trainer.create(config, run.device)
     resumed = run.load_state(trainer)
+    if resumed:
+        print(f"resumed at step {trainer.step}")
     train_clips, val_clips = run.load_splits()
+    print(f"train: {summarize_clips(train_clips)}; validation: {summarize_clips(val_clips)}")
     batches = SyncBatches(
         train_clips,
         config.batch_size,
@@ -74,11 +77,13 @@ def train(run: TrainingRun) -> None:
         if last:
             break
     print(f"best accuracy on held-out speakers: {trainer.best:.3f}")
-    run.finish(trainer.step, "syncnet.safetensors")
+    print(run.finish(trainer.step, "syncnet.safetensors"))
 
 
 def run(args: argparse.Namespace) -> None:
-    TrainingRun.from_args(args, SyncNetConfig).execute(train)
+    training_run = TrainingRun.from_args(args, SyncNetConfig)
+    print(training_run.describe())
+    training_run.execute(train)
 
 
 def main() -> None:

@@ -200,8 +200,8 @@ def test_run_directory(finished_run):
 
 def test_best_is_the_lowest_lpips(finished_run):
     best = load_model(finished_run / "best.safetensors").info["held_out"]
-    found = [line for line in read_jsonl(finished_run / "log.jsonl") if "lpips_matched" in line]
-    assert best == min(found, key=lambda line: line["lpips_matched"])
+    validations = [line for line in read_jsonl(finished_run / "log.jsonl") if "lpips_matched" in line]
+    assert best == min(validations, key=lambda line: line["lpips_matched"])
     assert load_training_state(finished_run / "state.pt")["best"] == best["lpips_matched"]
 
 
@@ -227,21 +227,21 @@ def test_full_disk_keeps_the_last_state(recipe, prepared_dataset, tmp_path, monk
 
 
 def test_tensorboard_events(finished_run):
-    found = tensorboard_events(finished_run)
+    events = tensorboard_events(finished_run)
     log = [line for line in read_jsonl(finished_run / "log.jsonl") if "pixel" in line]
     for name in ("pixel", "perceptual"):
-        values = [event.value for event in found.Scalars(f"train/{name}")]
+        values = [event.value for event in events.Scalars(f"train/{name}")]
         assert values == pytest.approx([line[name] for line in log])
-    (tag,) = found.Tags()["images"]
-    sizes = [(image.step, image.height, image.width) for image in found.Images(tag)]
+    (tag,) = events.Tags()["images"]
+    sizes = [(image.step, image.height, image.width) for image in events.Images(tag)]
     assert sizes == [(2, 2 * 52, 5 * 40), (4, 2 * 52, 5 * 40)]
 
 
 def test_one_reference_is_enough(recipe, prepared_dataset, tmp_path):
     recipe.write_text(TINY + "num_references: 1\n")
     train("--config", recipe, "--data", prepared_dataset, "--run-dir", tmp_path / "run", "--max-steps", 1)
-    found = tensorboard_events(tmp_path / "run")
-    assert found.Images(found.Tags()["images"][0])[0].width == 4 * 40  # source, one reference, output, target
+    events = tensorboard_events(tmp_path / "run")
+    assert events.Images(events.Tags()["images"][0])[0].width == 4 * 40  # source, one reference, output, target
 
 
 def test_dry_run_writes_nothing(recipe, prepared_dataset, tmp_path, monkeypatch, capsys):

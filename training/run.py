@@ -59,7 +59,7 @@ class TrainingRun:
 
     @classmethod
     def from_args(cls, args: argparse.Namespace, kind: type[TrainConfig] | type[SyncNetConfig]) -> "TrainingRun":
-        """Load and print the configuration, and join the process group of torchrun.
+        """Load the configuration and join the process group of torchrun.
 
         A flag with the name of a configuration key overrides that key.
 
@@ -73,8 +73,11 @@ class TrainingRun:
         config = load_config(args.config, overrides, kind)
         device = distributed.init(choose_device(args.device))
         run_dir = args.run_dir or Path("runs") / "-".join(path.stem for path in args.config)
-        print(f"# {' '.join(map(str, args.config))} on {device}\n{dump_config(config)}")
         return cls(config, args.data, run_dir, device, args.resume, args.max_minutes)
+
+    def describe(self) -> str:
+        """Run directory, device and configuration, as YAML."""
+        return f"# {self.run_dir} on {self.device}\n{dump_config(self.config)}"
 
     def execute(self, train: Callable[["TrainingRun"], None]) -> None:
         """Prepare the run directory and call `train` with this run.
@@ -88,7 +91,9 @@ class TrainingRun:
         try:
             train(self)
         except KeyboardInterrupt:
-            raise KeyboardInterrupt(f"{self.run_dir} holds the last saved state; --resume continues it") from None
+            saved = (self.run_dir / "state.pt").exists()
+            message = "--resume continues from the last saved state" if saved else "nothing was saved"
+            raise KeyboardInterrupt(f"{self.run_dir}: {message}") from None
         distributed.shutdown()
 
     @property
@@ -97,12 +102,9 @@ class TrainingRun:
         return distributed.rank() == 0
 
     def load_splits(self) -> list[list[Clip]]:
-        """Load the training clips, and the validation clips of held-out speakers, and print their numbers."""
+        """The training clips, and the validation clips of held-out speakers."""
         with distributed.main_process_first():
-            splits = load_splits(self.data, self.config)
-        train_clips, val_clips = splits
-        print(f"train: {summarize_clips(train_clips)}; validation: {summarize_clips(val_clips)}")
-        return splits
+            return load_splits(self.data, self.config)
 
     def load_state(self, trainer: Trainer) -> bool:
         """Continue from state.pt if it exists; return whether it does."""
@@ -110,7 +112,6 @@ class TrainingRun:
         if not state.exists():
             return False
         trainer.load_state(load_training_state(state))
-        print(f"resumed at step {trainer.step}")
         return True
 
     def save_state(self, trainer: Trainer) -> None:
@@ -145,15 +146,16 @@ class TrainingRun:
         last step if `last` is true."""
         return self.is_main and (last or step % interval == 0)
 
-    def finish(self, step: int, checkpoint: str) -> None:
-        """Close the log, and print where the trained network is and how to continue."""
-        if not self.is_main:
-            return
-        self.log.writer.close()
-        finished = step >= self.config.max_steps
-        print(f"{'finished' if finished else 'time limit reached'} at step {step}: {self.run_dir / checkpoint}")
-        if not finished:
-            print("continue with the same command and --resume")
+    def finish(self, step: int, checkpoint: str) -> str:
+        """Close the log; return a message with the path of the trained network and how to continue."""
+        if self.is_main:
+            self.log.writer.close()
+        if step >= self.config.max_steps:
+            return f"finished at step {step}: {self.run_dir / checkpoint}"
+        return (
+            f"time limit reached at step {step}: {self.run_dir / checkpoint}\n"
+            "continue with the same command and --resume"
+        )
 
 
 def training_parser(description: str, base: str) -> argparse.ArgumentParser:
