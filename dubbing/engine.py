@@ -1,9 +1,14 @@
 """The generator as inference runs it: the same function as `DINet`, with less arithmetic.
 
-What depends on the references alone is computed once a video, batch norms are folded into the convolutions beside
-them, and enlarging and convolving is one transposed convolution of the small map. Processors draw few frames at
-once, each core its own, multiply wide kernels as spectra, and find two rows of residual blocks at a time. In
-float32 the output is that of `DINet` to rounding (tests/test_engine.py).
+- What depends on the reference frames only is computed once per shot.
+- Batch norms are folded into the convolutions beside them.
+- Upsampling and the convolution after it are one transposed convolution of the small map.
+- Rows outside the paste margin (`mouth_margin_top`) are not computed.
+- On CPUs, each worker generates few frames at a time, wide kernels are multiplied in the frequency domain, and the
+  convolutions of residual blocks compute two rows at a time.
+
+In float32 the output equals that of `DINet` up to rounding (tests/dubbing/test_engine.py). Shapes are as in
+models/dinet.py: B frames, (H, W) = (13S/8, 5S/4), D audio dimensions, N reference frames.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -21,126 +26,157 @@ from models.blocks import ConvBlock, ResBlock, UpBlock
 from models.crop_layout import mouth_margin_top, mouth_size_of
 from models.dinet import DINet
 
-WIDE_KERNEL, MANY_CHANNELS = 9, 64  # from which on spectra are faster on processors
-BLOCK_REACH, DECODER_REACH = 2, 4  # rows of the feature maps that a residual block and the decoder look beyond
-# Bytes of the maps of a layer on processors: malloc asks the system for each of larger ones, and the system clears
-# every page of it first, a sixth of the time.
+# Kernel width and number of input channels from which on `FourierConv` is faster than `Conv` on CPUs.
+WIDE_KERNEL, MANY_CHANNELS = 9, 64
+BLOCK_REACH, DECODER_REACH = 2, 4  # feature rows above its output that a residual block and the decoder read
+# Size of one layer's feature maps on CPUs. malloc requests larger blocks from the system every time, which clears
+# each page first; that took a sixth of the time.
 MAX_MAP_BYTES = 20_000_000
-MAX_WORKERS = 8  # threads that draw frames, as many as come at once
-_STARTING = Lock()
-TILE = 30  # results along one side of a tile at most: larger ones cost memory, smaller ones overlap more
+MAX_WORKERS = 8  # threads that generate frames; equals the batch size of a dub, more would be idle
+TILE = 30  # maximum side of a tile's output: larger tiles need more memory, smaller ones overlap more
+_POOL_LOCK = Lock()
 
 
 class EncodedReferences(NamedTuple):
-    """What the engine needs of a video's references."""
+    """What the engine needs of the reference frames of one shot.
 
-    pose: torch.Tensor  # (1, 128, H/4, W/4), their share of the alignment encoder's first convolution
-    appearance: torch.Tensor  # (1, 256, H/4, W/4) float32, to be deformed
+    pose: (1, 128, H/4, W/4) float32, their summand in the alignment encoder's first convolution.
+    appearance: (1, 256, H/4, W/4) float32, the features to be deformed.
+    """
+
+    pose: torch.Tensor
+    appearance: torch.Tensor
 
 
 class Engine(nn.Module):
-    """A `DINet` rewritten for inference; the model it is made of stays as it was.
+    """A `DINet` rewritten for inference; the given model is not changed.
 
     Args:
         model: in evaluation mode, on its device.
-        dtype: of kernels and features. Transforms are found and applied in float32, whatever it is.
+        dtype: type of kernels and features. The transforms of AdaAT are always computed and applied in float32.
     """
 
     def __init__(self, model: DINet, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
         self.config, self.dtype = model.config, dtype
-        self.source_encoder = _fused(model.source_encoder, dtype)
-        self.reference_encoder = _fused(model.reference_encoder, dtype)
-        self.appearance_before = _fused(model.appearance_before, dtype)
-        kernel, bias = _folded(model.alignment_encoder[0].conv, model.alignment_encoder[0].norm)
-        of_source, of_references = kernel.split(kernel.shape[1] // 2, dim=1)
-        self.source_pose = Conv(of_source, None, dtype, relu=False)
-        self.reference_pose = Conv(of_references, bias, dtype, relu=False)
-        self.alignment_encoder = _fused(model.alignment_encoder[1:], dtype)
+        self.source_encoder = _fuse(model.source_encoder, dtype)
+        self.reference_encoder = _fuse(model.reference_encoder, dtype)
+        self.appearance_before = _fuse(model.appearance_before, dtype)
+        # The first convolution of [F_s, F_ref] is the sum of a convolution of each.
+        kernel, bias = _fold(model.alignment_encoder[0].conv, model.alignment_encoder[0].norm)
+        source_kernel, reference_kernel = kernel.split(kernel.shape[1] // 2, dim=1)
+        self.source_pose = Conv(source_kernel, None, dtype, relu=False)
+        self.reference_pose = Conv(reference_kernel, bias, dtype, relu=False)
+        self.alignment_encoder = _fuse(model.alignment_encoder[1:], dtype)
         self.audio_encoder, self.deformation = model.audio_encoder, model.deformation
-        self.appearance_after = _fused(model.appearance_after, dtype)
-        self.decoder = _fused(model.decoder, dtype)
+        self.appearance_after = _fuse(model.appearance_after, dtype)
+        self.decoder = _fuse(model.decoder, dtype)
 
     mask = staticmethod(DINet.mask)
 
     def encode_references(self, references: torch.Tensor) -> EncodedReferences:
-        """Encode the stacked references (1, 3N, H, W) of a video."""
+        """Encode the reference frames of a shot.
+
+        Args:
+            references: (1, 3N, H, W) RGB in [0, 1], the N frames stacked in the channels.
+        """
         encoded = self.reference_encoder(references.to(self.dtype))
         return EncodedReferences(self.reference_pose(encoded).float(), self.appearance_before(encoded).float())
 
     def generate(
         self, masked_source: torch.Tensor, references: EncodedReferences, audio_window: torch.Tensor
     ) -> torch.Tensor:
-        """As `DINet.generate`, for frames (B, 3, H, W) of one video; rows above `mouth_margin_top` as they came."""
+        """Generate face crops like `DINet.generate`, for B frames of one shot.
+
+        Args:
+            masked_source: (B, 3, H, W) RGB in [0, 1], the mouth box set to 0 (`mask`).
+            references: from `encode_references`.
+            audio_window: (B, D, 5), audio features around each frame.
+
+        Returns:
+            (B, 3, H, W) float32 in [0, 1]. Rows above `mouth_margin_top` are those of `masked_source`.
+        """
         if masked_source.device.type != "cpu":
             return self._generate(masked_source, references, audio_window)
         height, width = masked_source.shape[-2:]
-        largest = height * width * self.decoder[-1].kernel.shape[1] * self.dtype.itemsize  # map of a frame
-        drawers, count = _worker_pool()
-        few = min(max(1, MAX_MAP_BYTES // largest), -(-len(masked_source) // count))
-        parts = zip(masked_source.split(few), audio_window.split(few), strict=True)
-        return torch.cat(list(drawers.map(lambda part: self._generate(part[0], references, part[1]), parts)))
+        largest_map = height * width * self.decoder[-1].kernel.shape[1] * self.dtype.itemsize  # bytes per frame
+        workers, num_workers = _worker_pool()
+        chunk_size = min(max(1, MAX_MAP_BYTES // largest_map), -(-len(masked_source) // num_workers))
+        chunks = zip(masked_source.split(chunk_size), audio_window.split(chunk_size), strict=True)
+        return torch.cat(list(workers.map(lambda chunk: self._generate(chunk[0], references, chunk[1]), chunks)))
 
-    @torch.inference_mode()  # threads do not have it of those they work for
+    @torch.inference_mode()  # the mode of the calling thread does not apply to the workers
     def _generate(
         self, masked_source: torch.Tensor, references: EncodedReferences, audio_window: torch.Tensor
     ) -> torch.Tensor:
+        """`generate` in this thread."""
         source = self.source_encoder(masked_source.to(self.dtype))
         pose = F.relu(self.source_pose(source).float().add_(references.pose))
         code = torch.cat([self.alignment_encoder(pose).float(), self.audio_encoder(audio_window)], dim=1)
         appearance = references.appearance.expand(len(source), -1, -1, -1)
         deformed = self.deformation(appearance, code, source.float())
-        # What lies further above the mouth box than it reaches to the sides is nobody's business; but the layers
-        # from here on look so many rows of their maps beyond what they draw.
-        first = mouth_margin_top(mouth_size_of(masked_source.shape[-2]))
-        decoded_from = max(0, first // 4 - DECODER_REACH)
-        blocks = len(self.appearance_after)
-        needed_from = [max(0, decoded_from - BLOCK_REACH * left) for left in range(blocks, -1, -1)]
-        refined = deformed[:, :, needed_from[0] :].to(self.dtype, memory_format=torch.channels_last)
-        for block, (start, stop) in zip(self.appearance_after, pairwise(needed_from), strict=True):
-            refined = block(refined)[:, :, stop - start :]
+        # Pasting uses no row above `first_row`. The remaining layers compute the feature rows below it, and those
+        # that the layers after them read above their own output.
+        first_row = mouth_margin_top(mouth_size_of(masked_source.shape[-2]))
+        decoder_start = max(0, first_row // 4 - DECODER_REACH)
+        num_blocks = len(self.appearance_after)
+        starts = [max(0, decoder_start - BLOCK_REACH * remaining) for remaining in range(num_blocks, -1, -1)]
+        refined = deformed[:, :, starts[0] :].to(self.dtype, memory_format=torch.channels_last)
+        for block, (start, next_start) in zip(self.appearance_after, pairwise(starts), strict=True):
+            refined = block(refined)[:, :, next_start - start :]
         if self.config.inpainting:
-            refined = torch.cat([source[:, :, decoded_from:], refined], dim=1)
-        drawn = self.decoder(refined).float().sigmoid()
-        return torch.cat([masked_source[:, :, :first], drawn[:, :, first - 4 * decoded_from :]], dim=2)
+            refined = torch.cat([source[:, :, decoder_start:], refined], dim=1)
+        output = self.decoder(refined).float().sigmoid()
+        return torch.cat([masked_source[:, :, :first_row], output[:, :, first_row - 4 * decoder_start :]], dim=2)
 
 
 def _worker_pool() -> tuple[ThreadPoolExecutor, int]:
-    """Threads that draw frames, each with its share of the cores as they were at the first call, and their number.
+    """The threads that generate frames, and their number.
 
-    A frame that one core draws waits for no other core; those that draw one together wait after every layer.
+    The cores available at the first call are divided among them. A core that computes a frame alone never waits;
+    cores that share one frame wait for each other after every layer.
     """
-    with _STARTING:
-        return _started_workers()
+    with _POOL_LOCK:
+        return _start_workers()
 
 
 @cache
-def _started_workers() -> tuple[ThreadPoolExecutor, int]:
-    cores = torch.get_num_threads()
-    count = min(cores, MAX_WORKERS)
-    ready = Barrier(count + 1)
+def _start_workers() -> tuple[ThreadPoolExecutor, int]:
+    num_cores = torch.get_num_threads()
+    num_workers = min(num_cores, MAX_WORKERS)
+    ready = Barrier(num_workers + 1)
 
-    def begin() -> None:
-        torch.get_num_threads()  # settles this thread's; else it would take those of the others when it computes
-        torch.set_num_threads(cores // count)
+    def initialize() -> None:
+        # A thread's number of cores is set by its first call; without this one, computing would set it later and
+        # overwrite the value below.
+        torch.get_num_threads()
+        torch.set_num_threads(num_cores // num_workers)
         ready.wait()
 
-    drawers = ThreadPoolExecutor(count, "drawer", begin)
+    workers = ThreadPoolExecutor(num_workers, "generator", initialize)
     try:
-        for _ in range(count):
-            drawers.submit(int)
+        for _ in range(num_workers):
+            workers.submit(int)  # starts one thread
         ready.wait()
-    except BaseException:  # those that began would wait for the others for ever
+    except BaseException:  # threads that have started must not wait for the others
         ready.abort()
-        drawers.shutdown(wait=False)
+        workers.shutdown(wait=False)
         raise
     finally:
-        torch.set_num_threads(cores)  # which counts for threads that begin later: back to what it was
-    return drawers, count
+        torch.set_num_threads(num_cores)  # the last value set is also the default of threads that start later
+    return workers, num_workers
 
 
 class Conv(nn.Module):
-    """Convolution, at will with ReLU; the kernel kept ready in the type and layout it is used in."""
+    """Convolution with "same" padding and optional ReLU; its kernel is stored in the type and layout of use.
+
+    Args:
+        kernel: (C_out, C_in, K, K).
+        bias: (C_out,) or None.
+        dtype: type of the kernel and the output.
+        stride: 1 or 2.
+        relu: whether ReLU follows.
+    """
 
     def __init__(
         self,
@@ -156,16 +192,24 @@ class Conv(nn.Module):
         self.stride, self.relu = stride, relu
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, C_in, H, W) -> (B, C_out, ⌈H / stride⌉, ⌈W / stride⌉)."""
         x = x.to(self.kernel.dtype, memory_format=torch.channels_last)
         y = F.conv2d(x, self.kernel, self.bias, self.stride, padding=self.kernel.shape[-1] // 2)
         return y.relu_() if self.relu else y
 
 
 class RowPairConv(nn.Module):
-    """Convolution with a kernel three rows high, at will with ReLU, two rows of results at a time.
+    """3 × 3 convolution with "same" padding and optional ReLU that computes two rows at a time.
 
-    Of the four rows that these see, four sums are convolved with kernels one row high, where one row after the
-    other would need six (Winograd's F(2, 3), along the columns only: both ways would round bfloat16 too often).
+    A pair of output rows depends on four input rows. Four sums of these are convolved with kernels one row high;
+    direct computation needs six such convolutions (Winograd's F(2, 3) along the columns. Applied in both directions
+    it would lose too much precision in bfloat16).
+
+    Args:
+        kernel: (C_out, C_in, 3, 3).
+        bias: (C_out,).
+        dtype: type of kernels and features.
+        relu: whether ReLU follows.
     """
 
     def __init__(self, kernel: torch.Tensor, bias: torch.Tensor, dtype: torch.dtype, relu: bool = True) -> None:
@@ -178,14 +222,15 @@ class RowPairConv(nn.Module):
         self.relu = relu
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, C_in, H, W) -> (B, C_out, H, W)."""
         batch, _, height, width = x.shape
         x = F.pad(x, (0, 0, 1, 1 + height % 2))
         x0, x1, x2, x3 = x[:, :, :-2:2], x[:, :, 1:-1:2], x[:, :, 2::2], x[:, :, 3::2]
-        reach = (0, self.row0.shape[3] // 2)
-        y0 = F.conv2d(x0 - x2, self.row0, padding=reach)
-        y1 = F.conv2d(x1 + x2, self.row1, self.bias, padding=reach)  # counts in both rows, as the bias does
-        y2 = F.conv2d(x2 - x1, self.row2, padding=reach)
-        y3 = F.conv2d(x1 - x3, self.row3, padding=reach)
+        padding = (0, self.row0.shape[3] // 2)
+        y0 = F.conv2d(x0 - x2, self.row0, padding=padding)
+        y1 = F.conv2d(x1 + x2, self.row1, self.bias, padding=padding)  # a summand of both rows, like the bias
+        y2 = F.conv2d(x2 - x1, self.row2, padding=padding)
+        y3 = F.conv2d(x1 - x3, self.row3, padding=padding)
         size = (batch, len(self.bias), height + height % 2, width)
         y = torch.empty(size, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
         torch.add(y0, y1, out=y[:, :, ::2]).add_(y2)
@@ -194,27 +239,41 @@ class RowPairConv(nn.Module):
 
 
 class UpConv(nn.Module):
-    """Nearest-neighbour upsampling by two, 3-wide convolution, ReLU, as one transposed convolution.
+    """Nearest-neighbour upsampling by 2, 3 × 3 convolution and ReLU, as one transposed convolution.
 
-    A pixel of the small map is two rows and columns of the large one, from where it reaches one further: 4 × 4.
+    A pixel of the small map becomes 2 × 2 pixels of the large one; with the convolution it contributes to 4 × 4.
+
+    Args:
+        kernel: (C_out, C_in, 3, 3).
+        bias: (C_out,).
+        dtype: type of the kernel and of the features.
     """
 
     def __init__(self, kernel: torch.Tensor, bias: torch.Tensor, dtype: torch.dtype) -> None:
         super().__init__()
-        # The pixel reaches the row before its two through the kernel's last row, its first through the last two, …
-        reached = torch.tensor(
+        # contributes[y, i]: whether row i of the 3 × 3 kernel contributes to row y of the 4 × 4 pixels.
+        contributes = torch.tensor(
             [[0, 0, 1], [0, 1, 1], [1, 1, 0], [1, 0, 0]], dtype=kernel.dtype, device=kernel.device
         )
-        spread = torch.einsum("yi,xj,ocij->coyx", reached, reached, kernel)
+        spread = torch.einsum("yi,xj,ocij->coyx", contributes, contributes, kernel)
         self.register_buffer("kernel", spread.to(dtype, memory_format=torch.channels_last))
         self.register_buffer("bias", bias.to(dtype))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, C_in, H, W) -> (B, C_out, 2H, 2W)."""
         return F.conv_transpose2d(x, self.kernel, self.bias, stride=2, padding=1).relu_()
 
 
 class ToImage(nn.Module):
-    """The last convolution, of three channels, for blocks of 2×2 pixels: processors compute 16 channels at once."""
+    """The last convolution, to three channels, computed for blocks of 2 × 2 pixels.
+
+    CPUs compute 16 output channels at once; the blocks use 12 of them instead of 3.
+
+    Args:
+        kernel: (3, C_in, 7, 7).
+        bias: (3,).
+        dtype: type of the kernel and of the features.
+    """
 
     def __init__(self, kernel: torch.Tensor, bias: torch.Tensor, dtype: torch.dtype) -> None:
         super().__init__()
@@ -224,33 +283,43 @@ class ToImage(nn.Module):
         self.register_buffer("bias", bias.repeat_interleave(4).to(dtype))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        reach = self.kernel.shape[-1] // 2 - 1
-        return F.pixel_shuffle(F.conv2d(x, self.kernel, self.bias, stride=2, padding=reach), 2)
+        """(B, C_in, H, W) -> (B, 3, H, W), H and W even; before the sigmoid."""
+        padding = self.kernel.shape[-1] // 2 - 1
+        return F.pixel_shuffle(F.conv2d(x, self.kernel, self.bias, stride=2, padding=padding), 2)
 
 
 class FourierConv(nn.Module):
-    """Convolution with a wide kernel and ReLU, as products of spectra of overlapping tiles; float32 inside."""
+    """Convolution with a wide kernel, "same" padding and ReLU, as a product of spectra of overlapping tiles.
+
+    Args:
+        kernel: (C_out, C_in, K, K); used in float32.
+        bias: (C_out,).
+    """
 
     def __init__(self, kernel: torch.Tensor, bias: torch.Tensor) -> None:
         super().__init__()
         self.kernel, self.bias = kernel.float(), bias.float()
         self.spectra: dict[tuple[int, int], torch.Tensor] = {}
-        self.finding = Lock()
+        self._lock = Lock()
 
     def _spectrum(self, height: int, width: int) -> torch.Tensor:
-        """(height · (width // 2 + 1), in, out) spectrum of the kernel for tiles of this size, found once."""
-        with self.finding:  # by whichever thread comes first
+        """Spectrum of the kernel for tiles of this size, (height · (width // 2 + 1), C_in, C_out) complex64.
+
+        It is computed once per size, by the first thread that needs it.
+        """
+        with self._lock:
             if (height, width) not in self.spectra:
                 outputs, inputs = self.kernel.shape[:2]
                 spectrum = torch.empty(height * (width // 2 + 1), inputs, outputs, dtype=torch.complex64)
-                # part by part: all at once would take several times its memory
+                # in parts: computing it at once would take several times its memory
                 for part, kernel in zip(spectrum.split(16, dim=2), self.kernel.split(16), strict=True):
-                    found = torch.fft.rfft2(kernel, (height, width)).conj()
-                    part.copy_(found.permute(2, 3, 1, 0).flatten(0, 1))
+                    transformed = torch.fft.rfft2(kernel, (height, width)).conj()
+                    part.copy_(transformed.permute(2, 3, 1, 0).flatten(0, 1))
                 self.spectra[height, width] = spectrum
             return self.spectra[height, width]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, C_in, H, W) of any type -> (B, C_out, H, W) float32."""
         batch, channels, height, width = x.shape
         (rows, valid_h, tile_h), (columns, valid_w, tile_w) = (self._tiling(size) for size in (height, width))
         reach = self.kernel.shape[-1] // 2
@@ -266,7 +335,7 @@ class FourierConv(nn.Module):
         return (joined + self.bias[:, None, None]).relu_()
 
     def _tiling(self, size: int) -> tuple[int, int, int]:
-        """(number of tiles, results of each, samples read by each) along one side of a map."""
+        """Number of tiles along a side of `size` pixels, output pixels per tile, and input pixels per tile."""
         count = -(-size // TILE)
         valid = -(-size // count)
         return count, valid, next_fast_len(valid + self.kernel.shape[-1] - 1, real=True)
@@ -281,24 +350,26 @@ class Residual(nn.Module):
         self.register_buffer("scale", scale.to(dtype)[:, None, None])
         self.register_buffer("shift", shift.to(dtype)[:, None, None])
         conv = RowPairConv if scale.device.type == "cpu" else Conv
-        self.conv1 = conv(*_folded(block.conv1, block.norm2), dtype)
+        self.conv1 = conv(*_fold(block.conv1, block.norm2), dtype)
         self.conv2 = conv(block.conv2.weight.detach(), block.conv2.bias.detach(), dtype, relu=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
         y = torch.addcmul(self.shift, x, self.scale).relu_()
         return self.conv2(self.conv1(y)).add_(x)
 
 
-def _fused(modules: nn.Sequential, dtype: torch.dtype) -> nn.Sequential:
+def _fuse(modules: nn.Sequential, dtype: torch.dtype) -> nn.Sequential:
     """The same layers, each with its batch norms folded."""
-    return nn.Sequential(*(_fused_layer(module, dtype) for module in modules))
+    return nn.Sequential(*(_fuse_layer(module, dtype) for module in modules))
 
 
-def _fused_layer(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+def _fuse_layer(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """The fastest equivalent of a layer on its device."""
     if isinstance(module, UpBlock):
-        return UpConv(*_folded(module.conv, module.norm), dtype)
+        return UpConv(*_fold(module.conv, module.norm), dtype)
     if isinstance(module, ConvBlock):
-        kernel, bias = _folded(module.conv, module.norm)
+        kernel, bias = _fold(module.conv, module.norm)
         wide = kernel.shape[-1] >= WIDE_KERNEL and kernel.shape[1] >= MANY_CHANNELS
         if wide and kernel.device.type == "cpu" and module.conv.stride == (1, 1):
             return FourierConv(kernel, bias)
@@ -311,12 +382,12 @@ def _fused_layer(module: nn.Module, dtype: torch.dtype) -> nn.Module:
 
 
 def _scale_and_shift(norm: nn.BatchNorm2d) -> tuple[torch.Tensor, torch.Tensor]:
-    """What a batch norm in evaluation mode multiplies each channel by, and adds then."""
+    """A batch norm in evaluation mode as x · scale + shift, (C,) each."""
     scale = norm.weight.detach() / (norm.running_var + norm.eps).sqrt()
     return scale, norm.bias.detach() - norm.running_mean * scale
 
 
-def _folded(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[torch.Tensor, torch.Tensor]:
-    """Kernel and bias of a convolution and the batch norm after it."""
+def _fold(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[torch.Tensor, torch.Tensor]:
+    """Kernel (C_out, C_in, K, K) and bias (C_out,) of a convolution followed by a batch norm."""
     scale, shift = _scale_and_shift(norm)
     return conv.weight.detach() * scale[:, None, None, None], conv.bias.detach() * scale + shift

@@ -1,11 +1,10 @@
-"""Dub three seconds of the bundled example with an exported generator, run by onnxruntime.
+"""Dub three seconds of the bundled example with an exported generator under onnxruntime.
 
     python -m scripts.export_onnx --checkpoint checkpoints/dinet_64.safetensors --output dinet.onnx
-    python examples/onnx_dub.py dinet.onnx dubbed.mp4
+    python -m examples.onnx_dub dinet.onnx dubbed.mp4
 
-Only the audio features need PyTorch (Whisper's encoder, data_processing/whisper.py), the network and the rest do
-not. `inference.py` also knows several shots, frames without a face and sound longer than the video, and chooses the
-references by how the mouth stands.
+Only the audio features need PyTorch (Whisper's encoder). Unlike inference.py, this example assumes one shot with a
+face in every frame and audio that is not longer than the video, and takes evenly spaced reference frames.
 """
 
 import argparse
@@ -24,10 +23,10 @@ from data_processing.media.audio_io import load_audio
 from data_processing.media.video_reader import FPS, check_readable, read_frames
 from data_processing.media.video_writer import VideoWriter, check_writable
 from models.crop_layout import mouth_box
+from utils.bundled import EXAMPLE_AUDIO, EXAMPLE_VIDEO
 from utils.command_line import run_command
-from utils.errors import UserError
+from utils.errors import CheckpointError
 
-EXAMPLES = Path(__file__).parent
 NUM_FRAMES = 3 * FPS
 BATCH_SIZE = 8
 
@@ -38,33 +37,33 @@ def to_input(crops: list[np.ndarray]) -> np.ndarray:
 
 
 def run(args: argparse.Namespace) -> None:
-    video, audio = EXAMPLES / "portrait.mp4", EXAMPLES / "speech.wav"
+    video, audio = EXAMPLE_VIDEO, EXAMPLE_AUDIO
     paths = (args.model.with_suffix(".references.onnx"), args.model)
     for path in paths:
         check_readable(path)
     check_writable(args.output)
     try:
         encoder, generator = (onnxruntime.InferenceSession(path) for path in paths)
-        known = {name: json.loads(text) for name, text in generator.get_modelmeta().custom_metadata_map.items()}
-        known["config"], known["mouth_size"], known["audio_features"]
-    except Exception as error:  # onnxruntime raises many kinds, of no common one
-        raise UserError(f"model: expected what export_onnx.py writes, found another file: {args.model}") from error
+        metadata = {name: json.loads(text) for name, text in generator.get_modelmeta().custom_metadata_map.items()}
+        metadata["config"], metadata["mouth_size"], metadata["audio_features"]
+    except Exception as error:  # onnxruntime's exceptions have no common base class
+        raise CheckpointError(args.model, "was not written by scripts/export_onnx.py") from error
 
     frames = list(islice(read_frames(video), NUM_FRAMES))
     points = find_landmarks(video, stop=NUM_FRAMES).points
     radius = crop_radius(points)
-    crops = [FaceCrop.from_landmarks(face, radius, known["mouth_size"]) for face in points]
-    extracted = [crop.extract(frame) for crop, frame in zip(crops, frames, strict=True)]
-    spread = np.linspace(0, NUM_FRAMES - 1, known["config"]["num_references"]).astype(int)
-    stacked = to_input([extracted[index] for index in spread])
+    crops = [FaceCrop.from_landmarks(face, radius, metadata["mouth_size"]) for face in points]
+    source_crops = [crop.extract(frame) for crop, frame in zip(crops, frames, strict=True)]
+    references = np.linspace(0, NUM_FRAMES - 1, metadata["config"]["num_references"]).astype(int)
+    stacked = to_input([source_crops[index] for index in references])
     encoded, appearance = encoder.run(None, {"references": stacked.reshape(1, -1, *stacked.shape[2:])})
-    features = extract_features(load_audio(audio), known["audio_features"])
+    features = extract_features(load_audio(audio), metadata["audio_features"])
 
-    rows, columns = mouth_box(known["mouth_size"])
+    rows, columns = mouth_box(metadata["mouth_size"])
     with VideoWriter(args.output, frames[0].shape[1], frames[0].shape[0], audio_paths=[audio]) as writer:
         for start in range(0, NUM_FRAMES, BATCH_SIZE):
             batch = range(start, min(start + BATCH_SIZE, NUM_FRAMES))
-            masked = to_input([extracted[index] for index in batch])
+            masked = to_input([source_crops[index] for index in batch])
             masked[..., rows, columns] = 0
             inputs = {"masked_source": masked, "audio_window": audio_windows(features, np.array(batch))}
             (images,) = generator.run(None, inputs | {"encoded": encoded, "appearance": appearance})
@@ -76,7 +75,7 @@ def run(args: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", type=Path, help="the .onnx file that export_onnx.py wrote, the other beside it")
+    parser.add_argument("model", type=Path, help="file of scripts.export_onnx; NAME.references.onnx lies beside it")
     parser.add_argument("output", type=Path, help="video to write")
     run_command(parser, run)
 

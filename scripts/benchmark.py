@@ -1,17 +1,18 @@
-"""Speed on this machine: python -m scripts.benchmark infer | memory | train
+"""Speed and memory on this machine: python -m scripts.benchmark infer | memory | train
 
-infer: frames per second of the generator for each mouth size, in turns in one run: plainly, as the authors run it
-(one frame at a time, float32, the references encoded again for each), and as inference.py does. With --video, also
-of each step of a dub alone and of whole dubs of that file both ways, at the mouth size given.
+infer: frames per second of the generator for each mouth size, baseline and engine interleaved in one run. The
+baseline is the authors' way: one frame at a time, float32, the reference frames encoded again for every frame. The
+engine is what inference.py runs. With --video, also the time of each step of a dub alone, and of whole dubs of that
+video with both, at the given mouth size.
 
-memory: memory over time while videos of one and of ten minutes are dubbed (made of --video, again and again), each
-in a process of its own; written as a picture to --output.
+memory: memory over time while videos of one and of ten minutes (--video, repeated) are dubbed, each in a process of
+its own; plotted to --output.
 
-train: samples per second of this project's training step and of a plain reading of the authors', taken in turns in
-one run: float32, AdaAT as one three-dimensional sampling, the graph of the generator retained for the
-discriminator's step and gone through in it too. Losses as in the frame stage of the paper.
+train: samples per second of this project's training step and of a baseline, interleaved in one run. The baseline is
+the authors' step: float32, AdaAT as one three-dimensional sampling, the graph of the generator retained for the
+discriminator's step and traversed in it. Losses as in the frame stage of the paper.
 
-The generators' weights are random: speed does not depend on them.
+The weights of the networks are random: speed does not depend on them.
 """
 
 import argparse
@@ -51,7 +52,7 @@ from models.checkpoint import LoadedModel
 from models.crop_layout import crop_size
 from models.dinet import DINet, DINetConfig
 from training.dinet_trainer import Trainer, train_step
-from utils.bundled import EXAMPLE_VIDEO
+from utils.bundled import EXAMPLE_VIDEO, ROOT
 from utils.command_line import run_command
 from utils.device import choose_device, choose_precision
 from utils.errors import UserError
@@ -59,8 +60,8 @@ from utils.errors import UserError
 # --- inference ----------------------------------------------------------------------------------------------
 
 
-class PlainDubber(GeneratorSession):
-    """A generator as the authors run it: float32, frame by frame, references and all."""
+class BaselineSession(GeneratorSession):
+    """A generator as the authors run it: float32, frame by frame, with the reference frames each time."""
 
     def __init__(self, loaded: LoadedModel, device: torch.device) -> None:
         self.model, self.mouth_size = loaded.model.to(device), loaded.mouth_size
@@ -70,32 +71,34 @@ class PlainDubber(GeneratorSession):
         return self._to_tensor(crops).contiguous().flatten(0, 1)[None]
 
     @torch.inference_mode()
-    def redraw(self, crops: list[np.ndarray], references: torch.Tensor, windows: np.ndarray) -> np.ndarray:
-        drawn = []
+    def generate(self, crops: list[np.ndarray], references: torch.Tensor, windows: np.ndarray) -> np.ndarray:
+        outputs = []
         for crop, window in zip(crops, torch.from_numpy(windows).to(self.device), strict=True):
             masked = self.model.mask(self._to_tensor([crop]).contiguous())
-            drawn.append(self.model(masked, references, window[None]))
-        return (torch.cat(drawn) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+            outputs.append(self.model(masked, references, window[None]))
+        return (torch.cat(outputs) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
 
 
-def in_turns(works: dict[str, Callable[[], object]], repeats: int, device: torch.device) -> dict[str, list[float]]:
-    """Seconds of each call, one after the other, again and again; one more at first warms up."""
+def interleaved(
+    works: dict[str, Callable[[], object]], repeats: int, device: torch.device
+) -> dict[str, list[float]]:
+    """Seconds of each call, taking turns `repeats` times after one turn of warm-up."""
     seconds: dict[str, list[float]] = {name: [] for name in works}
     for turn in tqdm(range(1 + repeats), unit="turn", leave=False, disable=None):
         for name, work in works.items():
-            began = time.perf_counter()
+            start = time.perf_counter()
             work()
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
             if turn:
-                seconds[name].append(time.perf_counter() - began)
+                seconds[name].append(time.perf_counter() - start)
     return seconds
 
 
 def ratio(seconds: dict[str, list[float]], slow: str, fast: str) -> str:
-    """How many times as fast, as the median of the turns, and from … to."""
-    found = np.array(seconds[slow]) / np.array(seconds[fast])
-    return f"{statistics.median(found):.2f} ({found.min():.2f} to {found.max():.2f})"
+    """Speed-up: median over the turns, minimum and maximum."""
+    speedups = np.array(seconds[slow]) / np.array(seconds[fast])
+    return f"{statistics.median(speedups):.2f} ({speedups.min():.2f} to {speedups.max():.2f})"
 
 
 def random_model(mouth_size: int) -> LoadedModel:
@@ -104,38 +107,37 @@ def random_model(mouth_size: int) -> LoadedModel:
 
 
 def benchmark_generator(mouth_sizes: list[int], repeats: int, device: torch.device, precision: str) -> None:
-    """Print frames per second of the generator, plainly and as inference.py runs it."""
+    """Print frames per second of the generator, baseline and engine."""
     rng = np.random.default_rng(0)
     print(f"\ngenerator, batches of {BATCH_SIZE} in {precision}, frames/s\n")
-    print("| S | crop | plain | here | times as fast |\n|---|---|---|---|---|")
+    print("| S | crop | baseline | engine | speed-up |\n|---|---|---|---|---|")
     for mouth_size in mouth_sizes:
-        plain, here = (
-            PlainDubber(random_model(mouth_size), device),
-            GeneratorSession(random_model(mouth_size), device, precision),
-        )
+        sessions = {
+            "baseline": BaselineSession(random_model(mouth_size), device),
+            "engine": GeneratorSession(random_model(mouth_size), device, precision),
+        }
         crops = [rng.integers(0, 256, (*crop_size(mouth_size), 3), np.uint8) for _ in range(BATCH_SIZE)]
         windows = rng.normal(size=(BATCH_SIZE, FEATURE_DIMS["whisper"], 5)).astype(np.float32)
-        encoded = {name: dubber.encode_references(crops[:5]) for name, dubber in (("plain", plain), ("here", here))}
         works = {
-            "plain": partial(plain.redraw, crops, encoded["plain"], windows),
-            "here": partial(here.redraw, crops, encoded["here"], windows),
+            name: partial(session.generate, crops, session.encode_references(crops[:5]), windows)
+            for name, session in sessions.items()
         }
-        seconds = in_turns(works, repeats, device)
+        seconds = interleaved(works, repeats, device)
         height, width = crop_size(mouth_size)
         rates = (f"{BATCH_SIZE / statistics.median(times):.2f}" for times in seconds.values())
-        print(f"| {mouth_size} | {height}×{width} | {' | '.join(rates)} | {ratio(seconds, 'plain', 'here')} |")
+        print(f"| {mouth_size} | {height}×{width} | {' | '.join(rates)} | {ratio(seconds, 'baseline', 'engine')} |")
 
 
 def benchmark_steps(video: Path, mouth_size: int, device: torch.device, precision: str) -> None:
-    """Print milliseconds a frame of each step of a dub, alone, of the first seconds of a video."""
+    """Print milliseconds per frame of each step of a dub alone, for the first frames of a video."""
     info = probe(video)
     frames = list(read_frames(video, 0, 2 * BATCH_SIZE, fps=info.fps))
     points = find_landmarks(video, stop=2 * BATCH_SIZE).points
-    dubber = GeneratorSession(random_model(mouth_size), device, precision)
+    session = GeneratorSession(random_model(mouth_size), device, precision)
     crop = FaceCrop.from_landmarks(points[0], crop_radius(points[:1]), mouth_size)
     crops = [crop.extract(frame) for frame in frames[:BATCH_SIZE]]
     windows = np.zeros((BATCH_SIZE, FEATURE_DIMS["whisper"], 5), np.float32)
-    references = dubber.encode_references(crops[:5])
+    references = session.encode_references(crops[:5])
     with tempfile.TemporaryDirectory() as folder:
 
         def write() -> None:
@@ -144,80 +146,81 @@ def benchmark_steps(video: Path, mouth_size: int, device: torch.device, precisio
                     writer.write(frame)
 
         steps = {
-            "reading": (lambda: deque(read_frames(video, 0, len(frames), fps=info.fps), maxlen=0), len(frames)),
+            "decode": (lambda: deque(read_frames(video, 0, len(frames), fps=info.fps), maxlen=0), len(frames)),
             "landmarks": (lambda: deque(track_landmarks(iter(frames), "dlib"), maxlen=0), len(frames)),
-            "cutting": (lambda: [crop.extract(frame) for frame in frames], len(frames)),
-            "generator": (lambda: dubber.redraw(crops, references, windows), BATCH_SIZE),
-            "pasting": (lambda: [crop.paste(frame, crops[0], points[0]) for frame in frames], len(frames)),
-            "writing": (write, len(frames)),
+            "crop": (lambda: [crop.extract(frame) for frame in frames], len(frames)),
+            "generator": (lambda: session.generate(crops, references, windows), BATCH_SIZE),
+            "paste": (lambda: [crop.paste(frame, crops[0], points[0]) for frame in frames], len(frames)),
+            "encode": (write, len(frames)),
         }
-        print(f"\nsteps of a dub alone, S = {mouth_size}, {info.width}×{info.height}, milliseconds a frame\n")
+        print(f"\nsteps of a dub alone, S = {mouth_size}, {info.width}×{info.height}, milliseconds per frame\n")
         for name, (work, count) in steps.items():
-            times = in_turns({name: work}, 3, device)[name]
+            times = interleaved({name: work}, 3, device)[name]
             print(f"{name:>10}: {1000 * statistics.median(times) / count:6.1f}")
 
 
 def benchmark_dubs(video: Path, mouth_size: int, repeats: int, device: torch.device, precision: str) -> None:
-    """Print seconds of whole dubs of a video with its own sound, plainly and as inference.py makes them."""
+    """Print seconds of whole dubs of a video with its own audio, baseline and engine."""
     pipeline = DubbingPipeline(device=str(device))
-    dubbers = {
-        "plain": PlainDubber(random_model(mouth_size), device),
-        "here": GeneratorSession(random_model(mouth_size), device, precision),
+    sessions = {
+        "baseline": BaselineSession(random_model(mouth_size), device),
+        "engine": GeneratorSession(random_model(mouth_size), device, precision),
     }
     results = {}
     with tempfile.TemporaryDirectory() as folder:
 
         def dub(name: str) -> None:
-            pipeline.dubber = dubbers[name]
+            pipeline.generator = sessions[name]
             results[name] = pipeline.dub(video, video, Path(folder) / f"{name}.mp4")
 
-        seconds = in_turns({name: partial(dub, name) for name in dubbers}, repeats, device)
-    print(f"\nwhole dub, S = {mouth_size}, {results['here'].frames} frames of {video.name}, from file to file\n")
+        seconds = interleaved({name: partial(dub, name) for name in sessions}, repeats, device)
+    print(
+        f"\nwhole dub, S = {mouth_size}, {results['engine'].num_frames} frames of {video.name}, from file to file\n"
+    )
     for name, times in seconds.items():
-        print(f"{name:>6}: {statistics.median(times):.1f} s, the first frame after {results[name].first_s:.1f} s")
-    print(f" ratio: {ratio(seconds, 'plain', 'here')}")
+        print(f"{name:>8}: {statistics.median(times):.1f} s, first frame after {results[name].first_frame_s:.1f} s")
+    print(f"speed-up: {ratio(seconds, 'baseline', 'engine')}")
 
 
 def lengthen(video: Path, minutes: float, folder: Path) -> tuple[Path, Path]:
-    """A video of so many minutes, made of `video` played forward and backward, and a sound made of its own."""
+    """A video of that many minutes, `video` played forward and backward, and its audio repeated."""
     info = probe(video)
-    turn, long, sound = folder / "turn.mp4", folder / f"{minutes:g}.mp4", folder / f"{minutes:g}.wav"
+    loop, long, audio = folder / "loop.mp4", folder / f"{minutes:g}.mp4", folder / f"{minutes:g}.wav"
     num_frames = sum(1 for _ in read_frames(video, fps=info.fps))
-    with VideoWriter(turn, info.width, info.height, info.fps) as writer:
+    with VideoWriter(loop, info.width, info.height, info.fps) as writer:
         for frame in read_frames(video, fps=info.fps):
             writer.write(frame)
         for frame in read_frames_backward(video, num_frames, fps=info.fps):
             writer.write(frame)
-    concatenate_videos([turn] * ceil(minutes * 60 * info.fps / (2 * num_frames)), long)
-    save_wav(sound, np.resize(load_audio(video), round(minutes * 60 * SAMPLE_RATE)))
-    return long, sound
+    concatenate_videos([loop] * ceil(minutes * 60 * info.fps / (2 * num_frames)), long)
+    save_wav(audio, np.resize(load_audio(video), round(minutes * 60 * SAMPLE_RATE)))
+    return long, audio
 
 
-def weigh(command: list[str | Path]) -> np.ndarray:
+def measure_memory(command: list[str | Path]) -> np.ndarray:
     """Memory of a process while it runs: (K, 2), seconds and MB, twice a second."""
-    began, found = time.monotonic(), []
+    start, samples = time.monotonic(), []
     with subprocess.Popen(command) as process:
         while process.poll() is None:
             pages = int((Path("/proc") / str(process.pid) / "statm").read_text().split()[1])
-            if pages:  # none once it has ended
-                found.append((time.monotonic() - began, pages * os.sysconf("SC_PAGE_SIZE") / 1e6))
+            if pages:  # 0 once it has ended
+                samples.append((time.monotonic() - start, pages * os.sysconf("SC_PAGE_SIZE") / 1e6))
             time.sleep(0.5)
     if process.returncode:
-        raise UserError(f"{' '.join(map(str, command))}: ended with {process.returncode}")
-    return np.array(found)
+        raise UserError(f"{' '.join(map(str, command))}: failed with exit code {process.returncode}")
+    return np.array(samples)
 
 
 def benchmark_memory(video: Path, minutes: list[float], output: Path) -> None:
-    """Draw the memory of dubs of the same video made so many minutes long, and print the peaks."""
+    """Plot the memory of dubs of `video` repeated to several lengths, and print the peaks."""
     figure, axes = plt.subplots(figsize=(7, 3.5), layout="constrained")
-    inference = Path(__file__).parents[1] / "inference.py"
     with tempfile.TemporaryDirectory() as folder:
         for length in minutes:
-            long, sound = lengthen(video, length, Path(folder))
-            files = ["--video", long, "--audio", sound, "--output", Path(folder) / "dubbed.mp4"]
-            found = weigh([sys.executable, inference, *files])
-            axes.plot(found[:, 0], found[:, 1], label=f"{length:g} min of video")
-            print(f"{length:g} min: at most {found[:, 1].max():.0f} MB")
+            long, audio = lengthen(video, length, Path(folder))
+            files = ["--video", long, "--audio", audio, "--output", Path(folder) / "dubbed.mp4"]
+            memory = measure_memory([sys.executable, ROOT / "inference.py", *files])
+            axes.plot(memory[:, 0], memory[:, 1], label=f"{length:g} min of video")
+            print(f"{length:g} min: at most {memory[:, 1].max():.0f} MB")
     axes.set(xlabel="seconds", ylabel="memory in MB", ylim=(0, None))
     axes.legend()
     figure.savefig(output, dpi=100)
@@ -227,7 +230,7 @@ def benchmark_memory(video: Path, minutes: list[float], output: Path) -> None:
 
 
 class SampledAdaAT(AdaAT):
-    """AdaAT as the authors compute it: every channel's transform as a grid in one three-dimensional sampling."""
+    """AdaAT as the authors compute it: the transforms of all channels as one three-dimensional sampling grid."""
 
     def forward(
         self, features: torch.Tensor, code: torch.Tensor, source: torch.Tensor | None = None
@@ -246,8 +249,8 @@ class SampledAdaAT(AdaAT):
         return F.grid_sample(features[:, None], grid, align_corners=False)[:, 0]
 
 
-def plain_step(trainer: Trainer, batch: Batch) -> None:
-    """The authors' training step, read plainly."""
+def baseline_step(trainer: Trainer, batch: Batch) -> None:
+    """The authors' training step."""
     target, references, audio_window = (x.to(trainer.device) for x in batch[:3])
     discriminator = trainer.discriminators["adversarial"]
     output = trainer.generator(trainer.generator.mask(target), references, audio_window)
@@ -270,18 +273,18 @@ def random_batch(mouth_size: int, batch_size: int, audio_dim: int) -> Batch:
 
 
 def benchmark_train(mouth_size: int, batch_size: int, repeats: int, device: torch.device) -> None:
-    """Print samples per second of both steps, measured in turns, and their ratio."""
-    recipe = Path(__file__).parents[1] / "configs" / "frame_64.yaml"
+    """Print samples per second of both steps, interleaved, and the speed-up."""
+    recipe = ROOT / "configs" / "stages" / "frame_64.yaml"
     common = {"mouth_size": mouth_size, "batch_size": batch_size}
-    ours = Trainer.create(load_config(recipe, common), device)
-    plain = Trainer.create(load_config(recipe, common | {"precision": "fp32", "channels_last": False}), device)
-    plain.generator.deformation.__class__ = SampledAdaAT
-    batch = random_batch(mouth_size, batch_size, ours.generator.config.audio_dim)
-    steps = {"plain": lambda: plain_step(plain, batch), "ours": lambda: train_step(ours, batch)}
-    seconds = in_turns(steps, repeats, device)
+    trainer = Trainer.create(load_config(recipe, common), device)
+    baseline = Trainer.create(load_config(recipe, common | {"precision": "fp32", "channels_last": False}), device)
+    baseline.generator.deformation.__class__ = SampledAdaAT
+    batch = random_batch(mouth_size, batch_size, trainer.generator.config.audio_dim)
+    steps = {"baseline": lambda: baseline_step(baseline, batch), "ours": lambda: train_step(trainer, batch)}
+    seconds = interleaved(steps, repeats, device)
     for name, times in seconds.items():
-        print(f"{name:>6}: {batch_size / statistics.median(times):.2f} samples/s")
-    print(f" ratio: {ratio(seconds, 'plain', 'ours')} of {repeats} turns")
+        print(f"{name:>8}: {batch_size / statistics.median(times):.2f} samples/s")
+    print(f"speed-up: {ratio(seconds, 'baseline', 'ours')} of {repeats} turns")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -304,12 +307,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("infer", "memory", "train"))
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, …")
-    parser.add_argument("--repeats", type=int, default=5, help="timed turns; the median counts (default 5)")
-    parser.add_argument("--video", type=Path, help="infer, memory: video to dub (memory: default the example)")
-    parser.add_argument("--mouth-size", type=int, help="S (default: infer 64, 128 and 256, dubs at 256; train 64)")
-    parser.add_argument("--batch-size", type=int, default=16, help="train: samples a step (default 16)")
+    parser.add_argument(
+        "--repeats", type=int, default=5, help="timed turns, of which the median is printed (default 5)"
+    )
+    parser.add_argument(
+        "--video", type=Path, help="infer, memory: video to dub (default for memory: the bundled example)"
+    )
+    parser.add_argument(
+        "--mouth-size", type=int, help="S (default: 64, 128 and 256 for infer, with dubs at 256; 64 for train)"
+    )
+    parser.add_argument("--batch-size", type=int, default=16, help="train: samples per step (default 16)")
     parser.add_argument("--minutes", type=float, nargs="+", default=[1, 10], help="memory: lengths (default 1 10)")
-    parser.add_argument("--output", type=Path, default=Path("memory.png"), help="memory: picture to write")
+    parser.add_argument("--output", type=Path, default=Path("memory.png"), help="memory: plot to write")
     run_command(parser, run)
 
 

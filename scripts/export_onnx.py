@@ -1,16 +1,16 @@
-"""Write a generator as ONNX, to be run without PyTorch (examples/onnx_dub.py does).
+"""Export a generator to ONNX, to run it without PyTorch (see examples/onnx_dub.py).
 
     python -m scripts.export_onnx --checkpoint checkpoints/dinet_64.safetensors --output dinet.onnx
 
-Two files, because references are encoded once a video and many frames are drawn with them:
+Two files, because the reference frames are encoded once and then used for many frames:
 
     dinet.references.onnx   references (1, 3N, H, W) -> encoded and appearance, (1, 256, H/4, W/4) each
     dinet.onnx              masked_source (B, 3, H, W), encoded, appearance, audio_window (B, D, 5)
                             -> image (B, 3, H, W)
 
-All float32, pictures RGB in [0, 1], the mouth box of masked_source set to 0. Any B; H × W are the checkpoint's own
-13S/8 × 5S/4. The metadata of both say in JSON what else has to be known: config, audio_features, mouth_size.
-What is written was run under onnxruntime and gave the pictures that PyTorch gives.
+All tensors are float32, images RGB in [0, 1], the mouth box of masked_source is 0. B is free; H × W is 13S/8 × 5S/4
+with the S of the checkpoint. The metadata of both files hold config, audio_features and mouth_size as JSON. Before the
+files are written, their output under onnxruntime is compared with that of PyTorch.
 """
 
 import argparse
@@ -28,14 +28,14 @@ from models.checkpoint import LoadedModel, load_model
 from models.crop_layout import crop_size
 from models.dinet import AUDIO_WINDOW, DINet, ReferenceFeatures
 from utils.command_line import run_command
-from utils.errors import UserError
+from utils.errors import ParameterError
 from utils.files import write_atomically
 
-TOLERANCE = 1e-3  # of pictures in [0, 1]: a quarter of the step between two of 256 levels
+TOLERANCE = 1e-3  # for images in [0, 1]: a quarter of the step between two of 256 levels
 
 
 class References(nn.Module):
-    """`DINet.encode_references` as a module, which is what the exporter takes."""
+    """`DINet.encode_references` as a module, for the exporter."""
 
     def __init__(self, model: DINet) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class References(nn.Module):
 
 
 class Generator(nn.Module):
-    """`DINet.generate` as a module, for frames of one video."""
+    """`DINet.generate` as a module, for the exporter."""
 
     def __init__(self, model: DINet) -> None:
         super().__init__()
@@ -66,51 +66,51 @@ def export(loaded: LoadedModel) -> tuple[bytes, bytes]:
     """The two ONNX files of a DINet generator: references, generator.
 
     Raises:
-        UserError: the generator is another, or deforms in another way than AdaAT.
+        ParameterError: the generator is not a DINet, or has an ablation in place of AdaAT.
     """
     model = loaded.model
     if not isinstance(model, DINet):
-        raise UserError("--checkpoint: expected a DINet generator, found Wav2Lip")
-    if model.config.deformation != "adaat":  # the exporter takes some of the ablations and not others
-        raise UserError(f"--checkpoint: expected a generator with AdaAT, found {model.config.deformation}")
-    # `DINet` itself, not the `Engine` made of it: onnxruntime folds batch norms too, and what else the engine does
-    # is for PyTorch's kernels; exported without its spectra it is no faster.
+        raise ParameterError("checkpoint", "expected a DINet generator, found Wav2Lip")
+    if model.config.deformation != "adaat":  # the exporter supports only some of the ablations
+        raise ParameterError("checkpoint", f"expected a generator with AdaAT, found {model.config.deformation}")
+    # `DINet` itself, not its `Engine`: onnxruntime folds batch norms too, and the rest of the engine is specific to
+    # PyTorch's kernels; exported without the FFT it is no faster.
     references, frames, windows = random_inputs(loaded, 2)
-    metadata = {"config": asdict(model.config)}
-    metadata |= {"audio_features": loaded.audio_features, "mouth_size": loaded.mouth_size}
-    described = {name: json.dumps(value) for name, value in metadata.items()}
+    values = {"config": asdict(model.config)}
+    values |= {"audio_features": loaded.audio_features, "mouth_size": loaded.mouth_size}
+    metadata = {name: json.dumps(value) for name, value in values.items()}
     with torch.no_grad():
         inputs = {"masked_source": frames, **model.encode_references(references)._asdict(), "audio_window": windows}
         return (
-            to_onnx(References(model), {"references": references}, ["encoded", "appearance"], described),
-            to_onnx(Generator(model), inputs, ["image"], described),
+            to_onnx(References(model), {"references": references}, ["encoded", "appearance"], metadata),
+            to_onnx(Generator(model), inputs, ["image"], metadata),
         )
 
 
 def to_onnx(
     module: nn.Module, inputs: dict[str, torch.Tensor], outputs: list[str], metadata: dict[str, str]
 ) -> bytes:
-    """One ONNX file from inputs and outputs by name; of the frames' there may be any number, all else is fixed."""
+    """One ONNX file with named inputs and outputs; only the batch dimension of the frames is free."""
     batch = torch.export.Dim("batch")
-    free = {name: {0: batch} if name in ("masked_source", "audio_window") else None for name in inputs}
+    dynamic_shapes = {name: {0: batch} if name in ("masked_source", "audio_window") else None for name in inputs}
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*axis name")  # that both free dimensions are the same one is meant
+        warnings.filterwarnings("ignore", ".*axis name")  # both inputs share one free dimension on purpose
         program = torch.onnx.export(
             module.eval(),
             kwargs=inputs,
-            dynamic_shapes=free,
+            dynamic_shapes=dynamic_shapes,
             output_names=outputs,
             dynamo=True,
             verbose=False,
         )
     program.model.metadata_props.update(metadata)
     for node in program.model.graph:
-        node.metadata_props.clear()  # where in whose folders the code of every node lies
+        node.metadata_props.clear()  # paths of the source code of every node on this machine
     return program.model_proto.SerializeToString()
 
 
 def random_inputs(loaded: LoadedModel, batch: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """References (1, 3N, H, W), masked source (B, 3, H, W) and audio window (B, D, 5) of noise."""
+    """Random references (1, 3N, H, W), masked source (B, 3, H, W) and audio windows (B, D, 5)."""
     size, config = crop_size(loaded.mouth_size), loaded.model.config
     frames = DINet.mask(torch.rand(batch, 3, *size))
     windows = torch.randn(batch, config.audio_dim, AUDIO_WINDOW)
@@ -118,28 +118,28 @@ def random_inputs(loaded: LoadedModel, batch: int) -> tuple[torch.Tensor, torch.
 
 
 def largest_difference(loaded: LoadedModel, files: tuple[bytes, bytes], batch: int) -> float:
-    """By how much pictures of `files` under onnxruntime and of PyTorch differ at most, on random input."""
+    """Largest absolute difference between the images of onnxruntime and of PyTorch on random input."""
     references, frames, windows = random_inputs(loaded, batch)
     encoder, generator = (
         onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"]) for content in files
     )
     encoded, appearance = encoder.run(None, {"references": references.numpy()})
     inputs = {"masked_source": frames.numpy(), "audio_window": windows.numpy()}
-    (drawn,) = generator.run(None, inputs | {"encoded": encoded, "appearance": appearance})
+    (images,) = generator.run(None, inputs | {"encoded": encoded, "appearance": appearance})
     with torch.inference_mode():
         expected = loaded.model(frames, references, windows)
-    return float((torch.from_numpy(drawn) - expected).abs().max())
+    return float((torch.from_numpy(images) - expected).abs().max())
 
 
 def run(args: argparse.Namespace) -> None:
     if args.output.suffix != ".onnx":
-        raise UserError(f"--output: expected a name ending in .onnx, found {args.output}")
+        raise ParameterError("output", f"expected a name ending in .onnx, found {args.output}")
     loaded = load_model(args.checkpoint)
     files = export(loaded)
     difference = max(largest_difference(loaded, files, batch) for batch in (1, 3))
     print(f"largest difference between onnxruntime and PyTorch: {difference:.1e}")
-    if not difference <= TOLERANCE:  # nor if it is NaN
-        sys.exit(f"error: expected {TOLERANCE:.0e} at most, so nothing was written")
+    if not difference <= TOLERANCE:  # also true for NaN
+        sys.exit(f"error: expected at most {TOLERANCE:.0e}; nothing was written")
     for path, content in zip((args.output.with_suffix(".references.onnx"), args.output), files, strict=True):
         write_atomically(path, lambda file, content=content: file.write(content))
         print(f"{path}: {len(content) / 1e6:.1f} MB")

@@ -1,4 +1,4 @@
-"""Export to ONNX: the same pictures under onnxruntime, for any batch; what is refused; what is left on disk."""
+"""Export to ONNX: same images under onnxruntime for any batch size, errors, files on disk."""
 
 import json
 import sys
@@ -18,7 +18,7 @@ MOUTH = 32
 
 
 def untrained(**options: object) -> LoadedModel:
-    """A generator whose kernels are so large that picture, references and sound all show in its output."""
+    """A generator with kernels large enough that source, references and audio all change its output."""
     torch.manual_seed(0)
     model = DINet(DINetConfig(29, num_references=2, **options)).eval()
     for parameter in model.parameters():
@@ -55,37 +55,37 @@ def files(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[b
 
 
 @pytest.mark.parametrize("batch", [1, 3])
-def test_same_pictures_as_pytorch(files, batch):
+def test_same_images_as_pytorch(files, batch):
     assert export_onnx.largest_difference(untrained(), files, batch) < 1e-4
 
 
-def test_the_comparison_sees_other_weights(files):
+def test_comparison_detects_other_weights(files):
     other = untrained()
     with torch.no_grad():
         other.model.reference_encoder[0].conv.weight.mul_(1.1)
     assert export_onnx.largest_difference(other, files, 1) > export_onnx.TOLERANCE
 
 
-def test_what_the_files_say(files):
+def test_metadata(files):
     for content in files:
         meta = onnxruntime.InferenceSession(content).get_modelmeta().custom_metadata_map
-        known = {name: json.loads(text) for name, text in meta.items()}
-        assert known["audio_features"] == "phoneme" and known["mouth_size"] == MOUTH
-        assert DINetConfig(**known["config"]) == untrained().model.config
-        assert str(ROOT).encode() not in content  # the exporter notes where the code lies
+        metadata = {name: json.loads(text) for name, text in meta.items()}
+        assert metadata["audio_features"] == "phoneme" and metadata["mouth_size"] == MOUTH
+        assert DINetConfig(**metadata["config"]) == untrained().model.config
+        assert str(ROOT).encode() not in content  # the exporter records paths of source files
 
 
 @pytest.mark.parametrize("difference", [2e-3, float("nan")])
-def test_nothing_is_written_if_the_pictures_differ(checkpoint, files, tmp_path, monkeypatch, difference):
+def test_nothing_is_written_if_the_images_differ(checkpoint, files, tmp_path, monkeypatch, difference):
     monkeypatch.setattr(export_onnx, "export", lambda loaded: files)
-    monkeypatch.setattr(export_onnx, "largest_difference", lambda *given: difference)
+    monkeypatch.setattr(export_onnx, "largest_difference", lambda *args: difference)
     with pytest.raises(SystemExit) as end:
         run(checkpoint, tmp_path / "small.onnx")
-    assert str(end.value).startswith("error: ")  # which Python prints, and exits with 1
+    assert str(end.value).startswith("error: ")  # printed by Python, exit code 1
     assert not [*tmp_path.iterdir()]
 
 
-def test_one_line_for_what_cannot_be_exported(checkpoint, tmp_path, capsys):
+def test_errors_are_one_line(checkpoint, tmp_path, capsys):
     attention = save(tmp_path / "attention.safetensors", untrained(deformation="attention"))
     refused = {
         attention: ("small.onnx", "expected a generator with AdaAT, found attention"),
@@ -96,7 +96,7 @@ def test_one_line_for_what_cannot_be_exported(checkpoint, tmp_path, capsys):
     for given, (name, message) in refused.items():
         with pytest.raises(SystemExit) as end:
             run(given, tmp_path / name)
-        said = capsys.readouterr().err
-        assert end.value.code == 2 and said.startswith("error: ") and said.count("\n") == 1
-        assert message in said
+        stderr = capsys.readouterr().err
+        assert end.value.code == 2 and stderr.startswith("error: ") and stderr.count("\n") == 1
+        assert message in stderr
         assert not (tmp_path / name).exists()
