@@ -36,7 +36,7 @@ from tests.support.media import (
     truncated_mp4,
     write_video,
 )
-from tests.support.numbered_media import write_sound
+from tests.support.numbered_media import write_audio
 from utils.limits import DEFAULT_LIMITS, Limits
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -311,7 +311,7 @@ def test_refused_flags(flags, refuse):
 @pytest.fixture
 def delayed_audio(tmp_path) -> Path:
     """A video whose audio track starts one second after its first frame."""
-    return write_sound(tmp_path / "delayed.mkv", "aac", num_frames=25, audio_start=1)
+    return write_audio(tmp_path / "delayed.mkv", "aac", num_frames=25, audio_start=1)
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
-"""Small videos whose frames carry their number as black and white stripes, and sounds with a click."""
+"""Small videos whose frames show their number as black and white stripes, and audio tracks with a click."""
 
+from collections.abc import Iterable
 from fractions import Fraction
 from pathlib import Path
 
@@ -20,11 +21,12 @@ def numbered(number: int, size: tuple[int, int] = SIZE) -> np.ndarray:
 
 
 def number_of(frame: np.ndarray) -> int:
+    """The number that a frame of `numbered` shows."""
     stripes = frame[len(frame) // 4 : -len(frame) // 4].mean(axis=(0, 2)).reshape(BITS, -1).mean(axis=1)
     return int(((stripes > 128) << np.arange(BITS)).sum())
 
 
-def numbers(frames) -> list[int]:
+def numbers(frames: Iterable[np.ndarray]) -> list[int]:
     return [number_of(frame) for frame in frames]
 
 
@@ -36,7 +38,7 @@ def write_numbered(
     codec: str = "libx264",
     **options: str,
 ) -> Path:
-    """Frame k at k / fps seconds, or at times[k] (whole milliseconds)."""
+    """A video with frame k at k / fps seconds, or at times[k] seconds (rounded to milliseconds)."""
     rate = Fraction(fps).limit_denominator(1001)
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=rate)
@@ -55,14 +57,14 @@ def write_numbered(
 
 
 def click(rate: int, at: float, seconds: float = 2.0) -> np.ndarray:
-    """(N,) silence but for 10 ms of a tone from `at` seconds on."""
+    """(N,) float32: silence except for 10 ms of a tone at `at` seconds."""
     waveform = np.zeros(round(rate * seconds), np.float32)
     length = rate // 100
     waveform[round(at * rate) :][:length] = 0.8 * np.sin(2 * np.pi * 1000 * np.arange(length) / rate)
     return waveform
 
 
-def write_sound(
+def write_audio(
     path: Path,
     codec: str,
     rate: int = 44100,
@@ -70,7 +72,7 @@ def write_sound(
     audio_start: float = 0.0,
     video_start: float = 0.0,
 ) -> Path:
-    """2 s with a click 0.5 s after the sound's start; with `num_frames`, numbered 25 fps video goes along."""
+    """2 s of audio with a click 0.5 s after its start; with `num_frames`, also a numbered 25 fps video."""
     with av.open(str(path), "w") as container:
         video = None
         if num_frames:
@@ -79,9 +81,9 @@ def write_sound(
             video.pix_fmt = "yuv420p"
         audio = container.add_stream(codec, rate=rate, layout="mono")
         for index in range(num_frames):
-            picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(numbered(index)), format="rgb24")
-            picture.pts, picture.time_base = index + round(video_start * 25), Fraction(1, 25)
-            container.mux(video.encode(picture))
+            image = av.VideoFrame.from_ndarray(np.ascontiguousarray(numbered(index)), format="rgb24")
+            image.pts, image.time_base = index + round(video_start * 25), Fraction(1, 25)
+            container.mux(video.encode(image))
         if video:
             container.mux(video.encode(None))
         waveform = click(rate, at=0.5)
@@ -98,7 +100,7 @@ def write_sound(
 
 
 def click_time(path: Path) -> float:
-    """When the click is heard, in seconds after the first video frame."""
+    """Time of the click in seconds after the first video frame."""
     with av.open(str(path)) as container:
         video = container.streams.video[0]
         origin = float(video.start_time * video.time_base)
@@ -110,6 +112,7 @@ def click_time(path: Path) -> float:
 
 
 def write_with(path: Path, num_frames: int, **options) -> Path:
+    """A numbered video written by VideoWriter with these options."""
     with VideoWriter(path, *SIZE, **options) as writer:
         for index in range(num_frames):
             writer.write(numbered(index))
@@ -117,10 +120,11 @@ def write_with(path: Path, num_frames: int, **options) -> Path:
 
 
 def open_files() -> set[str]:
+    """Paths of the open files of this process (Linux)."""
     return {str(link.readlink()) for link in Path("/proc/self/fd").iterdir() if link.is_symlink()}
 
 
 def decoded(path: Path) -> list[tuple[Fraction, bytes]]:
-    """Time in seconds and planes of every frame."""
+    """Time in seconds and pixel data of every frame."""
     with av.open(str(path)) as container:
         return [(frame.pts * frame.time_base, frame.to_ndarray().tobytes()) for frame in container.decode(video=0)]

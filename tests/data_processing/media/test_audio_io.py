@@ -1,4 +1,4 @@
-"""audio: files of known sound, written here with PyAV, read back and compared to the formula they came from."""
+"""Audio files with known waveforms, written with PyAV, read back and compared to the formula."""
 
 from fractions import Fraction
 from pathlib import Path
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from data_processing.media.audio_io import SAMPLE_RATE, load_audio, save_wav
-from utils.errors import UserError
+from utils.errors import AudioError, MediaError
 
 
 def sine(rate: int, seconds: float, hz: float = 440.0, amplitude: float = 0.5) -> np.ndarray:
@@ -23,7 +23,7 @@ def write_media(
     audio_start: float = 0.0,
     video_start: float | None = None,
 ) -> None:
-    """channels (C, N) float becomes the sound; with `video_start`, two seconds of grey 25 fps video go along."""
+    """`channels` (C, N) float is the audio track; with `video_start`, 2 s of grey 25 fps video are added."""
     with av.open(str(path), "w") as container:
         streams = []
         if video_start is not None:
@@ -36,22 +36,22 @@ def write_media(
                 frames.append(frame)
             streams.append((video, frames))
         if channels is not None:
-            sound = container.add_stream(codec, rate=rate)
-            sound.layout = "stereo" if len(channels) == 2 else "mono"
+            audio = container.add_stream(codec, rate=rate)
+            audio.layout = "stereo" if len(channels) == 2 else "mono"
             frames = []
             for i in range(0, channels.shape[1], 1024):
                 part = channels[:, i : i + 1024]
-                if sound.format.name == "fltp":
+                if audio.format.name == "fltp":
                     data = part.astype(np.float32)
                 else:
                     data = np.round(part.T.reshape(1, -1) * 32767).astype(np.int16)
                 frame = av.AudioFrame.from_ndarray(
-                    np.ascontiguousarray(data), format=sound.format.name, layout=sound.layout.name
+                    np.ascontiguousarray(data), format=audio.format.name, layout=audio.layout.name
                 )
                 frame.sample_rate, frame.pts = rate, round(audio_start * rate) + i
                 frame.time_base = Fraction(1, rate)
                 frames.append(frame)
-            streams.append((sound, frames))
+            streams.append((audio, frames))
         for stream, frames in streams:
             for frame in [*frames, None]:
                 container.mux(stream.encode(frame))
@@ -80,14 +80,14 @@ def test_sine_keeps_amplitude_and_time(tmp_path: Path, name: str, codec: str, ra
     assert delay == pytest.approx(0.0, abs=0.05)
 
 
-def test_resampling_keeps_the_wave(tmp_path: Path) -> None:
+def test_resampling_keeps_the_waveform(tmp_path: Path) -> None:
     write_media(tmp_path / "a.wav", sine(44100, 1.0)[None], 44100)
     expected = sine(SAMPLE_RATE, 1.0)
     np.testing.assert_allclose(load_audio(tmp_path / "a.wav")[200:-200], expected[200:-200], atol=1e-3)
     assert len(load_audio(tmp_path / "a.wav")) == SAMPLE_RATE
 
 
-def test_tones_above_the_new_band_are_removed(tmp_path: Path) -> None:
+def test_frequencies_above_nyquist_are_removed(tmp_path: Path) -> None:
     write_media(tmp_path / "a.wav", sine(44100, 1.0, hz=11000)[None], 44100)
     assert np.abs(load_audio(tmp_path / "a.wav")[1000:-1000]).max() < 0.005
 
@@ -117,31 +117,31 @@ def test_time_zero_is_the_first_video_frame(
     assert len(waveform) == pytest.approx(expected_length, abs=1100 if codec == "aac" else 20)
 
 
-def test_sound_without_video_starts_at_its_first_sample(tmp_path: Path) -> None:
+def test_audio_without_video_starts_at_its_first_sample(tmp_path: Path) -> None:
     write_media(tmp_path / "a.mka", sine(48000, 1.0)[None], 48000, audio_start=3.0)
     assert len(load_audio(tmp_path / "a.mka")) == SAMPLE_RATE
 
 
-def test_cover_picture_is_no_video(tmp_path: Path) -> None:
+def test_cover_art_is_not_video(tmp_path: Path) -> None:
     path = tmp_path / "a.m4a"
     with av.open(str(path), "w", format="mp4") as container:
-        sound = container.add_stream("aac", rate=44100)
-        sound.layout = "mono"
+        audio = container.add_stream("aac", rate=44100)
+        audio.layout = "mono"
         cover = container.add_stream("mjpeg", rate=25)
         cover.width, cover.height, cover.pix_fmt = 32, 32, "yuvj420p"
         cover.disposition = av.stream.Disposition.attached_pic
-        picture = av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8), format="rgb24")
-        picture.pts, picture.time_base = 0, Fraction(1, 25)
-        for packet in [*cover.encode(picture), *cover.encode(None)]:
+        image = av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8), format="rgb24")
+        image.pts, image.time_base = 0, Fraction(1, 25)
+        for packet in [*cover.encode(image), *cover.encode(None)]:
             container.mux(packet)
         frame = av.AudioFrame.from_ndarray(np.full((1, 44100), 0.25, np.float32), format="fltp", layout="mono")
         frame.sample_rate, frame.pts, frame.time_base = 44100, 0, Fraction(1, 44100)
-        for packet in [*sound.encode(frame), *sound.encode(None)]:
+        for packet in [*audio.encode(frame), *audio.encode(None)]:
             container.mux(packet)
     assert len(load_audio(path)) == pytest.approx(SAMPLE_RATE, abs=1100)
 
 
-def test_decoding_error_keeps_the_good_part(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_decoding_error_keeps_the_part_before_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "a.m4a"
     write_media(path, sine(44100, 4.0)[None], 44100, "aac")
     data = bytearray(path.read_bytes())
@@ -153,32 +153,33 @@ def test_decoding_error_keeps_the_good_part(tmp_path: Path, capsys: pytest.Captu
     seconds = len(waveform) / SAMPLE_RATE
     assert 1.0 < seconds < 3.0
     assert fit_sine(waveform, 440.0)[0] == pytest.approx(0.5, abs=0.05)
-    warning = capsys.readouterr().err
-    assert (
-        warning.count("\n") == 1 and "--sound" in warning and str(path) in warning and f"{seconds:.2f} s" in warning
-    )
+    (record,) = caplog.records
+    warning = record.getMessage()
+    assert record.levelname == "WARNING" and record.path == path
+    assert "\n" not in warning and warning.startswith(f"{path}: ") and f"truncated at {seconds:.2f} s" in warning
 
 
-def test_errors_name_flag_and_file(tmp_path: Path) -> None:
+def test_errors_name_the_file(tmp_path: Path) -> None:
     (tmp_path / "empty.wav").touch()
-    (tmp_path / "text.wav").write_text("not sound at all, only words\n" * 50)
+    (tmp_path / "text.wav").write_text("text, not audio\n" * 50)
     write_media(tmp_path / "silent.mp4", None, video_start=0.0)
     save_wav(tmp_path / "header.wav", np.zeros(0))
     write_media(tmp_path / "early.mkv", sine(48000, 0.5)[None], 48000, audio_start=0.0, video_start=2.0)
-    for name, words in [
-        ("missing.wav", "no such file"),
-        (".", "found a directory"),
-        ("empty.wav", "0 bytes"),
-        ("text.wav", "not a media file"),
-        ("silent.mp4", "found none"),
-        ("header.wav", "no samples"),
-        ("early.mkv", "ends before the first video frame"),
+    for name, kind, reason in [
+        ("missing.wav", MediaError, "no such file"),
+        (".", MediaError, "is a folder, not a file"),
+        ("empty.wav", MediaError, "the file is empty"),
+        ("text.wav", AudioError, "not a media file"),
+        ("silent.mp4", AudioError, "no audio track"),
+        ("header.wav", AudioError, "the audio track has no samples"),
+        ("early.mkv", AudioError, "the audio track ends before the first video frame"),
     ]:
         path = tmp_path / name
-        with pytest.raises(UserError) as error:
+        with pytest.raises(MediaError) as error:
             load_audio(path)
         message = str(error.value)
-        assert message.startswith("--sound") and str(path) in message and words in message and "\n" not in message
+        assert type(error.value) is kind and error.value.path == path
+        assert message.startswith(f"{path}: {reason}") and "\n" not in message
 
 
 def test_save_wav_is_exact_and_clips(tmp_path: Path) -> None:

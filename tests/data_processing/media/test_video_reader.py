@@ -1,4 +1,4 @@
-"""video: files written here with PyAV, whose frames carry their number as black and white stripes."""
+"""Videos written with PyAV, whose frames show their number as black and white stripes."""
 
 import gc
 from fractions import Fraction
@@ -12,8 +12,8 @@ from av.video.reformatter import ColorRange, Colorspace
 from data_processing.media.frame_conversion import to_rgb
 from data_processing.media.video_reader import check_readable, probe, read_frames, read_frames_backward
 from tests.support.media import text_file, truncated_mp4
-from tests.support.numbered_media import SIZE, numbered, numbers, write_numbered, write_sound
-from utils.errors import UserError
+from tests.support.numbered_media import SIZE, numbered, numbers, write_audio, write_numbered
+from utils.errors import MediaError
 
 # --- reading ------------------------------------------------------------------------------------------------
 
@@ -37,7 +37,7 @@ def test_variable_frame_rate(tmp_path, suffix):
     count = int(times[-1] * 25)
     distance = np.abs(times[None] - np.arange(count)[:, None] / 25)
     read = numbers(read_frames(path))
-    # where two frames are equally near, either may be shown
+    # if two frames are equally near, either is correct
     assert np.allclose(distance[np.arange(count), read[:count]], distance.min(axis=1), atol=1e-9)
     assert numbers(read_frames(path, 30, 40)) == read[30:40]
 
@@ -49,8 +49,8 @@ def test_number_of_frames_is_duration(tmp_path, num_frames):
     assert probe(path).duration_s == pytest.approx(num_frames / 25)
 
 
-def test_frames_do_not_wait_for_the_garbage_collector(tmp_path):
-    """A frame of 1080 lines is three megabytes, and the collector comes after hundreds of them."""
+def test_frames_are_freed_without_the_garbage_collector(tmp_path):
+    """A 1080p frame is three megabytes, and the garbage collector runs after hundreds of them only."""
     path = write_numbered(tmp_path / "clip.mp4", 60)
     gc.collect()
     gc.disable()
@@ -91,17 +91,17 @@ def test_formats_slices_and_backward(tmp_path, name):
 @pytest.mark.parametrize("degrees", [0, 90, 180, -90])
 def test_rotation(tmp_path, degrees):
     path = tmp_path / "clip.mp4"
-    picture = np.zeros((*SIZE[::-1], 3), np.uint8)
-    picture[:16, :16] = 235  # bright in the upper left corner
+    image = np.zeros((*SIZE[::-1], 3), np.uint8)
+    image[:16, :16] = 235  # bright in the upper left corner
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=25)
         stream.width, stream.height = SIZE
         stream.pix_fmt = "yuv420p"
         stream.set_display_rotation(degrees)  # counterclockwise
-        container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
         container.mux(stream.encode(None))
     frame = next(read_frames(path))
-    expected = {  # where a counterclockwise turn takes the upper left corner
+    expected = {  # the upper left corner after a counterclockwise rotation
         0: (slice(0, 16), slice(0, 16)),
         90: (slice(-16, None), slice(0, 16)),
         180: (slice(-16, None), slice(-16, None)),
@@ -117,7 +117,7 @@ def test_rotation(tmp_path, degrees):
 @pytest.mark.parametrize(
     ("size", "tag", "red"),
     [
-        # BT.601 and BT.709 give pure red another luma; the tag decides, and without one the size
+        # the luma of pure red differs between BT.601 and BT.709; the tag decides, without a tag the size
         ((64, 48), None, (81, 90, 240)),
         ((1280, 720), None, (63, 102, 240)),
         ((64, 48), Colorspace.ITU709, (63, 102, 240)),
@@ -135,9 +135,9 @@ def test_untagged_colours(size, tag, red):
     assert np.abs(to_rgb(frame).reshape(-1, 3).astype(int) - (255, 0, 0)).max() <= 3
 
 
-def test_a_file_damaged_in_the_middle_gives_its_good_frames(tmp_path):
+def test_damaged_frames_in_the_middle_are_replaced(tmp_path):
     path = tmp_path / "clip.mov"
-    with av.open(str(path), "w") as container:  # PNG: every frame alone, damage is noticed
+    with av.open(str(path), "w") as container:  # PNG: intra-coded and with checksums
         stream = container.add_stream("png", rate=25)
         stream.width, stream.height = SIZE
         stream.pix_fmt = "rgb24"
@@ -157,10 +157,10 @@ def test_a_file_damaged_in_the_middle_gives_its_good_frames(tmp_path):
         data[position : position + size] = bytes(size)
     path.write_bytes(data)
     shown = numbers(read_frames(path))
-    assert shown == [*range(20), 19, 22, *range(22, 40)]  # the two are replaced by their neighbours
+    assert shown == [*range(20), 19, 22, *range(22, 40)]  # the two damaged frames are replaced by their neighbours
 
 
-def test_recording_cut_off(tmp_path):
+def test_truncated_recording(tmp_path):
     path = write_numbered(tmp_path / "clip.mkv", g="12")
     path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
     shown = numbers(read_frames(path))
@@ -181,8 +181,8 @@ def bad_input(kind: str, folder: Path) -> Path:
         path.mkdir()
     elif kind == "empty":
         path.touch()
-    elif kind == "only sound":
-        write_sound(path, "aac")
+    elif kind == "audio only":
+        write_audio(path, "aac")
     elif kind == "unknown codec":
         path = write_numbered(folder / "input.avi", 3, codec="mpeg4")
         path.write_bytes(path.read_bytes().replace(b"FMP4", b"ZZZZ"))
@@ -190,28 +190,28 @@ def bad_input(kind: str, folder: Path) -> Path:
 
 
 BAD_INPUTS = {
-    "text": "expected a video, found something else",
-    "truncated": "expected a video, found something else",
+    "text": "not a media file",
+    "truncated": "not a media file",
     "missing": "no such file",
-    "directory": "found a directory",
-    "empty": "0 bytes",
-    "only sound": "found no picture",
-    "unknown codec": "can be decoded",
+    "directory": "is a folder, not a file",
+    "empty": "the file is empty",
+    "audio only": "no video stream",
+    "unknown codec": "no frame can be decoded",
 }
 
 
-@pytest.mark.parametrize("read", [probe, lambda path, flag: next(read_frames(path, flag=flag))])
-@pytest.mark.parametrize(("kind", "words"), BAD_INPUTS.items())
-def test_bad_input(tmp_path, kind, words, read):
+@pytest.mark.parametrize("read", [probe, lambda path: next(read_frames(path))])
+@pytest.mark.parametrize(("kind", "reason"), BAD_INPUTS.items())
+def test_bad_input(tmp_path, kind, reason, read):
     path = bad_input(kind, tmp_path)
-    with pytest.raises(UserError, match=words) as error:
-        read(path, "--input")
-    assert str(error.value).startswith("--input: ")
-    assert str(path) in str(error.value)
+    with pytest.raises(MediaError, match=reason) as error:
+        read(path)
+    assert str(error.value).startswith(f"{path}: ")
+    assert error.value.path == path
     assert "\n" not in str(error.value)
 
 
 def test_check_readable(tmp_path):
     check_readable(write_numbered(tmp_path / "clip.mp4", 1))
-    with pytest.raises(UserError, match="--video: no such file"):
+    with pytest.raises(MediaError, match=r"absent\.mp4: no such file"):
         check_readable(tmp_path / "absent.mp4")

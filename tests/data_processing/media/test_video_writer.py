@@ -1,4 +1,4 @@
-"""writing: files of VideoWriter, read back with PyAV and by their numbered frames."""
+"""Files of VideoWriter, read back with PyAV; numbered frames show what is where."""
 
 import errno
 import os
@@ -22,13 +22,13 @@ from tests.support.numbered_media import (
     numbered,
     numbers,
     open_files,
-    write_sound,
+    write_audio,
     write_with,
 )
-from utils.errors import UserError
+from utils.errors import MediaError, OutputError
 
 
-def test_name_that_looks_like_an_address(tmp_path, monkeypatch):
+def test_file_name_that_looks_like_a_url(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     tone_wav(Path("say:hello.wav"), 0.5)
     path = write_with(Path("take:1.mp4"), 3, audio_paths=[Path("say:hello.wav")])
@@ -43,16 +43,16 @@ def test_check_writable(tmp_path):
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "folder.mp4").mkdir()
     for path, words in [
-        (tmp_path / "folder.mp4", "found a directory"),
-        (tmp_path / "out.wmv", "ending in .mp4, .mov or .mkv"),
+        (tmp_path / "folder.mp4", "is a folder, not a file name"),
+        (tmp_path / "out.wmv", "must end in .mp4, .mov or .mkv"),
         (tmp_path / "absent" / "out.mp4", "no such folder"),
         (Path("/proc/out.mp4"), "cannot write into /proc"),
     ]:
-        with pytest.raises(UserError, match=words):
+        with pytest.raises(OutputError, match=words):
             check_writable(path)
 
 
-def test_colours_come_back(tmp_path):
+def test_colours_survive(tmp_path):
     colours = [(r, g, b) for r in (0, 128, 255) for g in (0, 128, 255) for b in (0, 128, 255)]
     colours += [(level, level, level) for level in range(5, 255, 12)] + [(224, 172, 140), (90, 56, 37)]
     path = tmp_path / "clip.mp4"
@@ -77,45 +77,45 @@ def test_written_stream(tmp_path):
         assert not container.streams.audio
 
 
-def test_odd_size_is_padded_with_its_own_edge(tmp_path):
+def test_odd_size_is_padded_by_replication(tmp_path):
     path = tmp_path / "clip.mp4"
-    picture = np.zeros((47, 63, 3), np.uint8)
-    picture[:, 31:] = 200
+    image = np.zeros((47, 63, 3), np.uint8)
+    image[:, 31:] = 200
     with VideoWriter(path, 63, 47) as writer:
-        writer.write(picture)
+        writer.write(image)
     frame = next(read_frames(path)).astype(int)
     assert frame.shape == (48, 64, 3)
-    assert np.abs(frame[:47, :63] - picture).mean() < 3
+    assert np.abs(frame[:47, :63] - image).mean() < 3
     assert np.abs(frame[:, 40:] - 200).max() < 8
 
 
-def test_wrong_frames_are_refused(tmp_path):
+def test_frames_of_another_shape_are_rejected(tmp_path):
     with pytest.raises(ValueError, match="expected"), VideoWriter(tmp_path / "clip.mp4", *SIZE) as writer:
         writer.write(np.zeros((SIZE[0], SIZE[1], 3), np.uint8))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_output_appears_only_when_whole(tmp_path):
+def test_output_appears_only_when_complete(tmp_path):
     path = tmp_path / "out.mp4"
-    path.write_bytes(b"the file before")
+    path.write_bytes(b"the previous file")
     with VideoWriter(path, *SIZE) as writer:
         for index in range(30):
             writer.write(numbered(index))
-        assert path.read_bytes() == b"the file before"
+        assert path.read_bytes() == b"the previous file"
     assert numbers(read_frames(path)) == list(range(30))
     assert list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize("codec", ["aac", "pcm_s16le"])
 @pytest.mark.parametrize("num_frames", [0, 30])
-def test_nothing_is_left_after_an_exception(tmp_path, codec, num_frames):
-    source = write_sound(tmp_path / "source.mkv", codec, num_frames=50)
+def test_no_file_is_left_after_an_exception(tmp_path, codec, num_frames):
+    source = write_audio(tmp_path / "source.mkv", codec, num_frames=50)
     with pytest.raises(ZeroDivisionError), VideoWriter(tmp_path / "out.mp4", *SIZE, audio_paths=[source]) as writer:
         for index in range(num_frames):
             writer.write(numbered(index))
         raise ZeroDivisionError
     assert list(tmp_path.iterdir()) == [source]
-    assert str(source) not in open_files()  # although `writer` still lives
+    assert str(source) not in open_files()  # although `writer` still exists
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's always full device")
@@ -127,7 +127,7 @@ def test_full_disk(tmp_path, suffix, num_frames):
     assert not writer.partial_path.exists()
     writer.partial_path.symlink_to("/dev/full")
     noise = np.random.default_rng(0).integers(0, 256, (num_frames, SIZE[1], SIZE[0], 3), np.uint8)
-    with pytest.raises(UserError, match=f"{path}.*the disk is full"), writer:
+    with pytest.raises(OutputError, match=f"{path}.*the disk is full"), writer:
         for frame in noise:
             writer.write(frame)
     assert list(tmp_path.iterdir()) == []
@@ -144,25 +144,25 @@ def test_full_disk_while_muxing(tmp_path, monkeypatch):
         def close(self):
             self.container.close()
 
-    with pytest.raises(UserError, match="the disk is full"), VideoWriter(tmp_path / "out.mp4", *SIZE) as writer:
+    with pytest.raises(OutputError, match="the disk is full"), VideoWriter(tmp_path / "out.mp4", *SIZE) as writer:
         writer._container = Full(writer._container)
         writer.write(numbered(0))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_folder_that_is_gone(tmp_path):
+def test_folder_deleted_while_writing(tmp_path):
     folder = tmp_path / "folder"
     folder.mkdir()
-    with pytest.raises(UserError, match=r"out\.mp4"), VideoWriter(folder / "out.mp4", *SIZE) as writer:
+    with pytest.raises(OutputError, match=r"out\.mp4"), VideoWriter(folder / "out.mp4", *SIZE) as writer:
         writer.write(numbered(0))
         shutil.rmtree(folder)
 
 
-# --- joining ------------------------------------------------------------------------------------------------
+# --- concatenation ------------------------------------------------------------------------------------------
 
 
 def write_moving(path: Path, first: int, num_frames: int, **options) -> Path:
-    """A gradient that moves over noise, which x264 predicts from both sides."""
+    """A gradient that moves over noise, which x264 encodes with B-frames."""
     noise = np.random.default_rng(first).integers(0, 30, (SIZE[1], SIZE[0], 3))
     x = np.arange(SIZE[0])[None, :, None]
     with VideoWriter(path, *SIZE, **options) as writer:
@@ -173,39 +173,39 @@ def write_moving(path: Path, first: int, num_frames: int, **options) -> Path:
 
 @pytest.mark.parametrize("fps", [25, Fraction(24000, 1001), Fraction(617, 50)])
 @pytest.mark.parametrize("suffix", ["mp4", "mov", "mkv"])
-def test_joined_pieces_show_their_frames_one_after_the_other(tmp_path, suffix, fps):
+def test_concatenated_segments_keep_their_frames(tmp_path, suffix, fps):
     lengths, first = [37, 1, 1, 50, 3], 0
-    pieces = []
+    segments = []
     for length in lengths:
-        pieces.append(write_moving(tmp_path / f"{first}.mp4", first, length, fps=fps))
+        segments.append(write_moving(tmp_path / f"{first}.mp4", first, length, fps=fps))
         first += length
     tone, output = tone_wav(tmp_path / "tone.wav", 20), tmp_path / f"out.{suffix}"
-    concatenate_videos(pieces, output, [tone])
-    with av.open(str(pieces[0])) as container:
+    concatenate_videos(segments, output, [tone])
+    with av.open(str(segments[0])) as container:
         assert PictureType.B in {frame.pict_type for frame in container.decode(video=0)}
-    times, pictures = zip(*decoded(output), strict=True)
-    assert list(pictures) == [picture for piece in pieces for _, picture in decoded(piece)]
+    times, images = zip(*decoded(output), strict=True)
+    assert list(images) == [image for segment in segments for _, image in decoded(segment)]
     rounding = Fraction(1, 2000) if suffix == "mkv" else 0  # Matroska counts milliseconds
     assert all(abs(time - index / Fraction(fps)) <= rounding for index, time in enumerate(times))
     assert len(load_audio(output)) / 16000 == pytest.approx(float(92 / fps), abs=0.065)
-    assert set(tmp_path.iterdir()) == {*pieces, tone, output}
-    # what players go by is the same as of a file written at once
+    assert set(tmp_path.iterdir()) == {*segments, tone, output}
+    # the properties that players use equal those of a file written at once
     whole = write_moving(tmp_path / f"whole.{suffix}", 0, 92, fps=fps, audio_paths=[tone])
     assert probe(output) == probe(whole)
-    with av.open(str(output)) as joined, av.open(str(whole)) as plain:
+    with av.open(str(output)) as concatenated, av.open(str(whole)) as plain:
         for name in ("average_rate", "duration", "frames", "sample_aspect_ratio"):
-            assert getattr(joined.streams.video[0], name) == getattr(plain.streams.video[0], name), name
+            assert getattr(concatenated.streams.video[0], name) == getattr(plain.streams.video[0], name), name
         for name in ("color_range", "colorspace", "color_primaries", "color_trc", "has_b_frames", "pix_fmt"):
-            contexts = (file.streams.video[0].codec_context for file in (joined, plain))
+            contexts = (file.streams.video[0].codec_context for file in (concatenated, plain))
             assert len({getattr(context, name) for context in contexts}) == 1, name
-        assert [bytes(packet) for packet in joined.demux(audio=0)] == [
+        assert [bytes(packet) for packet in concatenated.demux(audio=0)] == [
             bytes(packet) for packet in plain.demux(audio=0)
         ]
 
 
-def test_sound_and_picture_are_interleaved_when_joined(tmp_path):
-    piece = write_moving(tmp_path / "piece.mp4", 0, 25)
-    concatenate_videos([piece] * 4, tmp_path / "out.mp4", [tone_wav(tmp_path / "tone.wav", 5)])
+def test_audio_and_video_are_interleaved_after_concatenation(tmp_path):
+    segment = write_moving(tmp_path / "segment.mp4", 0, 25)
+    concatenate_videos([segment] * 4, tmp_path / "out.mp4", [tone_wav(tmp_path / "tone.wav", 5)])
     with av.open(str(tmp_path / "out.mp4")) as container:
         packets = [(p.pos, p.stream.type, float(p.dts * p.time_base)) for p in container.demux() if p.size]
     times = {"video": 0.0, "audio": 0.0}
@@ -214,20 +214,22 @@ def test_sound_and_picture_are_interleaved_when_joined(tmp_path):
         assert abs(times["video"] - times["audio"]) < 1
 
 
-def test_a_piece_many_times(tmp_path):
-    piece = write_moving(tmp_path / "piece.mp4", 0, 12, pixel_aspect=Fraction(4, 3))
-    concatenate_videos([piece] * 30, tmp_path / "out.mp4")
+def test_one_segment_repeated(tmp_path):
+    segment = write_moving(tmp_path / "segment.mp4", 0, 12, pixel_aspect=Fraction(4, 3))
+    concatenate_videos([segment] * 30, tmp_path / "out.mp4")
     shown = decoded(tmp_path / "out.mp4")
-    assert [picture for _, picture in shown] == 30 * [picture for _, picture in decoded(piece)]
+    assert [image for _, image in shown] == 30 * [image for _, image in decoded(segment)]
     assert [time for time, _ in shown] == [Fraction(index, 25) for index in range(360)]
     assert probe(tmp_path / "out.mp4").pixel_aspect == Fraction(4, 3)
-    # in the middle of it, by seeking
-    assert decoded(piece)[7][1] == shown[127][1]
-    assert np.array_equal(*(next(read_frames(path, at)) for path, at in [(piece, 7), (tmp_path / "out.mp4", 127)]))
+    # in the middle, reached by seeking
+    assert decoded(segment)[7][1] == shown[127][1]
+    assert np.array_equal(
+        *(next(read_frames(path, at)) for path, at in [(segment, 7), (tmp_path / "out.mp4", 127)])
+    )
 
 
-def test_pieces_that_cannot_be_joined(tmp_path):
-    piece = write_with(tmp_path / "piece.mp4", 3)
+def test_segments_that_cannot_be_concatenated(tmp_path):
+    segment = write_with(tmp_path / "segment.mp4", 3)
     others = {
         "rate.mp4": {"fps": 30},
         "crf.mp4": {"crf": 20},
@@ -235,9 +237,9 @@ def test_pieces_that_cannot_be_joined(tmp_path):
     }
     others = [write_with(tmp_path / name, 3, **options) for name, options in others.items()]
     others += [truncated_mp4(tmp_path / "truncated.mp4"), tmp_path / "missing.mp4"]
-    others += [write_sound(tmp_path / "sound.mp4", "aac")]
+    others += [write_audio(tmp_path / "audio.mp4", "aac")]
     for other in others:
-        with pytest.raises(UserError, match=str(other)):
-            concatenate_videos([piece, other], tmp_path / "out.mp4")
+        with pytest.raises(MediaError, match=str(other)):
+            concatenate_videos([segment, other], tmp_path / "out.mp4")
         assert not [path for path in tmp_path.iterdir() if path.name.startswith((".", "out"))]
     assert not any(str(tmp_path) in name for name in open_files())
