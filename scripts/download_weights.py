@@ -4,33 +4,34 @@ import argparse
 import sys
 
 from utils.command_line import run_command
-from utils.errors import UserError
+from utils.errors import ParameterError, WeightsError
 from utils.weights import DEFAULT, WEIGHTS, cached_path, is_cached, weight_path
 
 
 def describe(name: str) -> str:
-    """Name, size, licence, purpose and path of one weight, on three lines."""
+    """Three lines about one weight: name and purpose; size and licence; path."""
     weight = WEIGHTS[name]
     size = "size unknown" if weight.size is None else f"{weight.size / 1e6:.1f} MB"
     path = cached_path(name)
-    state = "" if is_cached(name) else "  (not there)"
+    state = "" if is_cached(name) else "  (not fetched)"
     return f"{name}: {weight.purpose}\n    {size}, licence: {weight.licence}\n    {path}{state}"
 
 
 def run(args: argparse.Namespace) -> None:
+    """Fetch or list weights."""
     if args.names and (args.all or args.list):
-        raise UserError("--all and --list take no names")
+        raise ParameterError("names", "give no names together with --all or --list")
     if args.list:
         print("\n".join(describe(name) for name in WEIGHTS))
         return
 
     names = args.names or (WEIGHTS if args.all else DEFAULT)
-    missing = [name for name in names if not is_cached(name)]  # an unknown name stops here, before any download
+    missing = [name for name in names if not is_cached(name)]  # raises for an unknown name before any download
     errors = []
     for name in missing:
         try:
             weight_path(name)
-        except UserError as error:
+        except WeightsError as error:
             errors.append(error)
     print("\n".join(describe(name) for name in names))
     for error in errors:
@@ -38,15 +39,15 @@ def run(args: argparse.Namespace) -> None:
     if errors:
         sys.exit(2)
     if not missing:
-        print("all there already, nothing to do")
+        print("all weights are in the cache; nothing to do")
 
 
 def main() -> None:
-    """Exit code 0 when every weight asked for is there, 2 and one line for each that could not be had."""
+    """Exit code 2, and one line for each weight that cannot be fetched."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"default: {' '.join(DEFAULT)}")
-    parser.add_argument("--all", action="store_true", help="every weight in the table")
-    parser.add_argument("--list", action="store_true", help="show the table and download nothing")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"weights to fetch (default: {' '.join(DEFAULT)})")
+    parser.add_argument("--all", action="store_true", help="fetch all weights")
+    parser.add_argument("--list", action="store_true", help="list all weights and fetch none")
     run_command(parser, run)
 
 

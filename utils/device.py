@@ -1,38 +1,42 @@
-"""Where and how exactly the networks compute, as the command lines name it."""
+"""The device and the precision in which networks compute."""
 
 import ctypes
 from contextlib import suppress
 
 import torch
 
-from utils.errors import UserError
+from utils.errors import ParameterError
 
-M_ARENA_MAX = -8  # as malloc.h has it
+M_ARENA_MAX = -8  # from malloc.h
 
 
 def limit_malloc_arenas() -> None:
-    """Have threads take memory from one heap, before any is started. (glibc; elsewhere nothing happens.)
+    """Make all threads allocate from one heap (glibc only). Call it before any thread starts.
 
-    With a heap for each, what one thread gives back another cannot take: a dub takes a tenth more.
+    With one heap per thread, memory that one thread frees cannot be reused by another: a dub takes 10 % more.
     """
     with suppress(OSError, AttributeError, TypeError):
         ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)
 
 
 def choose_device(name: str) -> torch.device:
-    """`--device`: a torch device that is there; auto prefers a GPU."""
+    """The torch device `name`; "auto" is the GPU if there is one, else the CPU.
+
+    Raises:
+        ParameterError: the device is not available.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
         torch.zeros(1, device=device).item()  # a device without data, such as meta, fails here
     except (RuntimeError, AssertionError, ImportError) as error:
-        raise UserError(f"--device {name}: not available here ({str(error).splitlines()[0]})") from None
+        raise ParameterError("device", f"{name} is not available ({str(error).splitlines()[0]})") from None
     return device
 
 
 def choose_precision(name: str, device: torch.device) -> str:
-    """`--precision`: auto is fp16 on a GPU, bf16 on processors with instructions for it, else fp32."""
+    """The precision `name`; "auto" is fp16 on a GPU, bf16 on CPUs with AVX-512 BF16 instructions, else fp32."""
     if name != "auto":
         return name
     if device.type == "cuda":

@@ -48,6 +48,10 @@ class LimitError(MediaError):
     """A media file exceeds a sanity limit (utils/limits.py)."""
 
 
+class GapError(TruncatedMediaError, LimitError):
+    """Two frames of a video are farther apart than a sanity limit allows; what was read before is valid."""
+
+
 class NoFaceError(MediaError):
     """No face was detected in a video or image."""
 

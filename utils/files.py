@@ -4,7 +4,7 @@ import json
 import logging
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -42,7 +42,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise OutputError(path, f"cannot be written: {error_reason(error)}") from error
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # it may be missing, or its folder
+            partial.unlink()
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:

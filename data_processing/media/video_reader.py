@@ -15,7 +15,7 @@ import numpy as np
 from av.stream import Disposition
 
 from data_processing.media.frame_conversion import deinterlace, describe_conversions, is_transposed, to_rgb
-from utils.errors import LimitError, MediaError, TruncatedMediaError, error_reason
+from utils.errors import GapError, LimitError, MediaError, TruncatedMediaError, error_reason
 from utils.limits import DEFAULT_LIMITS, Limits
 
 FPS = 25  # frames per second of all network input
@@ -189,8 +189,8 @@ def read_frames(
     Raises:
         MediaError: the file cannot be opened, or no frame can be decoded.
         LimitError: the frames exceed `limits.max_side_px`.
-        TruncatedMediaError: the file cannot be read any further, or two frames are more than `limits.max_gap_s`
-            apart. (The last frame is not repeated for longer than that.)
+        TruncatedMediaError: the file cannot be read any further; GapError: two frames are more than
+            `limits.max_gap_s` apart. (The last frame is not repeated for longer than that.)
     """
     rate = float(fps)
     with _open_video(path) as container:
@@ -258,8 +258,8 @@ def _timed_frames(
 ) -> Iterator[tuple[float, av.VideoFrame]]:
     """Decoded frames with strictly increasing times in seconds; damaged packets are skipped.
 
-    Raises LimitError for a frame over `limits.max_side_px`, TruncatedMediaError for one more than
-    `limits.max_gap_s` after the previous one.
+    Raises LimitError for a frame over `limits.max_side_px`, GapError for one more than `limits.max_gap_s` after the
+    previous one, TruncatedMediaError where reading fails.
     """
     last = None
     period = 1 / max(1.0, float(stream.average_rate or stream.guessed_rate or FPS))
@@ -292,7 +292,7 @@ def _timed_frames(
             if time is None or (last is not None and time <= last):
                 time = 0.0 if last is None else last + period
             if last is not None and time - last > limits.max_gap_s:
-                raise TruncatedMediaError(
+                raise GapError(
                     path,
                     f"expected at most {limits.max_gap_s:g} s between two frames, found {time - last:.0f} s after "
                     f"{last:.2f} s",
@@ -303,10 +303,8 @@ def _timed_frames(
 
 def _check_size(image: av.VideoFrame | av.VideoCodecContext, path: Path, limits: Limits) -> None:
     if max(image.width, image.height) > limits.max_side_px:
-        raise LimitError(
-            path,
-            f"expected frames of at most {limits.max_side_px:g} pixels a side, found {image.width} x {image.height}",
-        )
+        found = f"{image.width} x {image.height}"
+        raise LimitError(path, f"expected frames of at most {limits.max_side_px:g} pixels a side, found {found}")
 
 
 def _seek(
