@@ -113,7 +113,8 @@ def main() -> None:
     add(
         "--no-limits",
         action="store_true",
-        help="accept frames over 8192 pixels wide or high, over a minute between two frames, and over 12 hours",
+        help="disable the sanity limits: frames over 8192 pixels wide or high, gaps over a minute between frames, "
+        "audio tracks that start over an hour late, dubs over 12 hours",
     )
     run_command(parser, run)
 

@@ -9,8 +9,8 @@ Two files, because the reference frames are encoded once and then used for many 
                             -> image (B, 3, H, W)
 
 All tensors are float32, images RGB in [0, 1], the mouth box of masked_source is 0. B is free; H × W is 13S/8 × 5S/4
-with the S of the checkpoint. The metadata of both files hold config, audio_features and mouth_size as JSON. Before the
-files are written, their output under onnxruntime is compared with that of PyTorch.
+with the S of the checkpoint. The metadata of both files hold config, audio_features and mouth_size as JSON. Before
+the files are written, their output under onnxruntime is compared with that of PyTorch.
 """
 
 import argparse
