@@ -1,0 +1,1 @@
+"""Training configurations: schema, base files, stages, ablations and baselines."""

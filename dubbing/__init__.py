@@ -1,0 +1,1 @@
+"""Dubbing of videos: DubbingPipeline and its parts."""

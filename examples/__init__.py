@@ -1,0 +1,1 @@
+"""Example media, and dubbing with an exported ONNX generator."""

@@ -1,0 +1,1 @@
+"""Further commands, run as modules: python -m scripts.NAME."""

@@ -1,0 +1,1 @@
+"""Errors, command lines, files, limits, devices and third-party weights."""

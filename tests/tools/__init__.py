@@ -1,0 +1,1 @@
+"""Tools for tests: fuzzing and the input matrix."""
