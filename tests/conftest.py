@@ -1,4 +1,4 @@
-"""Fixtures that several test files share, made once a run."""
+"""Session fixtures that several test files share."""
 
 from pathlib import Path
 
@@ -14,12 +14,12 @@ from tests.support.media import speech_like_wav, talking_portrait
 
 PORTRAIT_FRAMES = 40
 MOUTH = 32  # S of the untrained generator
-SECONDS = 2.03  # 32480 samples: 50.75 frames, so 51, more than the 40 of the clip
+SECONDS = 2.03  # 32480 samples or 50.75 frames, rounded up to 51: more than the 40 of the clip
 
 
 @pytest.fixture(scope="session")
 def portrait_clip(tmp_path_factory) -> Path:
-    """40 frames, 256 x 256, 25 fps, with sound: a face that dlib finds and whose mouth moves."""
+    """40 frames, 256 x 256, 25 fps, with audio: a face that dlib detects and whose mouth moves."""
     return talking_portrait(tmp_path_factory.mktemp("portrait") / "portrait.mp4", PORTRAIT_FRAMES)
 
 
@@ -39,7 +39,7 @@ def prepared_dataset(tmp_path_factory, portrait_clip) -> Path:
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory) -> Path:
-    """An untrained generator, its kernels so large that picture, references and sound all show in its output."""
+    """An untrained generator with kernels so large that frame, references and audio all affect its output."""
     path = tmp_path_factory.mktemp("checkpoint") / "untrained.safetensors"
     torch.manual_seed(0)
     model = DINet(DINetConfig(384))
@@ -52,5 +52,5 @@ def checkpoint(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def speech(tmp_path_factory) -> Path:
-    """Sound of SECONDS."""
+    """Speech-like audio of SECONDS."""
     return speech_like_wav(tmp_path_factory.mktemp("speech") / "speech.wav", SECONDS, seed=3)

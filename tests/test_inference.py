@@ -30,10 +30,10 @@ from models.dinet import DINet, DINetConfig
 from tests.conftest import MOUTH, SECONDS
 from tests.support.media import (
     no_face_video,
-    silent_video_without_audio,
     speech_like_wav,
     text_file,
     truncated_mp4,
+    video_without_audio,
     write_video,
 )
 from tests.support.numbered_media import write_audio
@@ -218,7 +218,7 @@ def wav_without_samples(path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    "make", [text_file, empty_file, truncated_mp4, silent_video_without_audio, folder, missing, wav_without_samples]
+    "make", [text_file, empty_file, truncated_mp4, video_without_audio, folder, missing, wav_without_samples]
 )
 def test_refused_audio(make, refuse, tmp_path):
     path = tmp_path / "given.wav"

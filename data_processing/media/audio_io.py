@@ -1,4 +1,4 @@
-"""The one place that reads and writes audio: any media file -> mono 16 kHz waveform on the time axis of the video."""
+"""The one place that reads and writes audio: any media file -> 16 kHz mono on the time axis of the video."""
 
 import errno
 import itertools
@@ -71,7 +71,7 @@ def media_duration_s(path: Path) -> float:
 def save_wav(path: str | Path, waveform: np.ndarray) -> None:
     """Write a (N,) float waveform in [-1, 1] at 16 kHz as 16-bit PCM, atomically; values outside are clipped.
 
-    Exact inverse of `load_audio` for what that returned.
+    `load_audio` returns exactly the waveform that it returned before saving.
     """
     pcm = np.clip(np.round(np.asarray(waveform, np.float64) * 32768), -32768, 32767).astype("<i2")
     with atomic_path(Path(path)) as partial, wave.open(str(partial), "wb") as file:

@@ -94,7 +94,7 @@ def _opened(path: Path) -> Iterator[_Track]:
 
 
 def _encoded(parts: Iterator[av.AudioFrame], target: av.AudioStream, position: int) -> Iterator[av.Packet]:
-    """`parts` in sequence, encoded as AAC; the first starts `position` samples after time 0 (before it if negative)."""
+    """`parts` in sequence, encoded as AAC; the first starts `position` samples after time 0 (negative: before)."""
     target.bit_rate = AAC_BIT_RATE
     for part in parts:
         part.pts, part.time_base = position, Fraction(1, part.sample_rate)

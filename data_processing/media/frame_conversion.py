@@ -1,15 +1,15 @@
-"""Decoded video frames -> the upright SDR pictures that a player would show: (H, W, 3) uint8 RGB, BT.709.
+"""Decoded video frames -> upright SDR images as a player shows them: (H, W, 3) uint8 RGB, BT.709.
 
-    PQ and HLG      to SDR: light in proportion up to KNEE of reference white, rolled off above
-    wide gamuts     BT.2020 and Display P3 to BT.709
+    PQ and HLG      tone-mapped to SDR: linear up to KNEE of reference white, rolled off above
+    wide gamuts     BT.2020 and Display P3 converted to BT.709
     more bits       rounded to 8
-    interlaced      two half pictures made into a whole one (bwdif, one frame per frame)
-    transparent     shown on black, as players show it
-    display matrix  turned and mirrored
+    interlaced      deinterlaced with bwdif, one output frame per input frame
+    transparent     composited on black, as players do
+    display matrix  rotated and mirrored
 
-ffmpeg does all of it except the HDR curve: PyAV's has no zscale, its tonemap filter needs that for linear light,
-and swscale either cuts off at reference white or darkens everything for a peak of 10 000 cd/m². So the curve is put
-into a colour table for ffmpeg's lut3d filter.
+FFmpeg does all of this except the tone mapping: PyAV's build has no zscale, which the tonemap filter needs for
+linear light, and swscale either clips at reference white or darkens everything for a peak of 10 000 cd/m².
+Therefore the tone curve is stored in a 3D lookup table for FFmpeg's lut3d filter.
 """
 
 import tempfile
@@ -25,14 +25,14 @@ import numpy as np
 from av.sidedata.sidedata import SideDataContainer
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc, Interpolation
 
-# without these flags swscale darkens every conversion by one level and halves the colour resolution
+# without these flags swscale darkens every conversion by one level and halves the chroma resolution
 EXACT = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
-# matrix coefficients of ITU-T H.273, for which PyAV has no names
+# matrix coefficients of ITU-T H.273 that PyAV does not name
 RGB, UNSPECIFIED, SMPTE170M, BT2020_CONSTANT = 0, 2, 6, 10
-MATRICES = {*Colorspace, SMPTE170M}  # what swscale converts
+MATRICES = {*Colorspace, SMPTE170M}  # supported by swscale
 HDR = {ColorTrc.SMPTE2084: "PQ", ColorTrc.ARIB_STD_B67: "HLG"}
 WIDE_GAMUTS = {ColorPrimaries.BT2020: "BT.2020", ColorPrimaries.SMPTE432: "Display P3"}
-TO_BT709 = {  # linear light, both D65
+TO_BT709 = {  # for linear light; all with white point D65
     ColorPrimaries.BT2020: [
         [1.660491, -0.587641, -0.072850],
         [-0.124550, 1.132900, -0.008350],
@@ -40,62 +40,62 @@ TO_BT709 = {  # linear light, both D65
     ],
     ColorPrimaries.SMPTE432: [[1.224940, -0.224940, 0], [-0.042057, 1.042057, 0], [-0.019638, -0.078636, 1.098274]],
 }
-REFERENCE_WHITE = 203.0  # cd/m² of a white sheet of paper in HDR (ITU-R BT.2408): white in SDR
-HLG_PEAK = 1000.0  # cd/m² of the screen HLG is graded for
-KNEE = 0.75  # of reference white: faces stay below it
-SDR_GAMMA = 2.4  # of an SDR screen (ITU-R BT.1886)
+REFERENCE_WHITE = 203.0  # cd/m² of diffuse white in HDR (ITU-R BT.2408), which becomes white in SDR
+HLG_PEAK = 1000.0  # cd/m², nominal peak of an HLG display
+KNEE = 0.75  # fraction of reference white; faces stay below it
+SDR_GAMMA = 2.4  # of an SDR display (ITU-R BT.1886)
 TABLE_SIZE = 49
 LIMITED_GRAY = np.clip(np.rint((np.arange(256) - 16) * 255 / 219), 0, 255).astype(np.uint8)
-_TABLE_LOCK = threading.Lock()  # a filter graph serves one frame at a time
+_TABLE_LOCK = threading.Lock()  # a filter graph processes one frame at a time
 
 
 def to_rgb(frame: av.VideoFrame) -> np.ndarray:
-    """A decoded frame as upright (H, W, 3) uint8 RGB; untagged colours are taken as players take them."""
+    """A decoded frame -> upright (H, W, 3) uint8 RGB, BT.709. Untagged colours are interpreted as players do."""
     options = {"src_colorspace": _matrix(frame), "interpolation": EXACT}
     if _is_hdr(frame) or frame.color_primaries in TO_BT709:
         table = _colour_table(frame.color_trc, frame.color_primaries, frame.width, frame.height)
         with _TABLE_LOCK:
             table.push(frame.reformat(format="gbrp16le", **options))
-            picture = table.pull().reformat(format="rgb24", interpolation=EXACT).to_ndarray()
+            image = table.pull().reformat(format="rgb24", interpolation=EXACT).to_ndarray()
     else:
-        # the same numbers as by way of rgb24, in half the time; but not of fewer than 8 bits
-        whole = all(component.bits >= 8 for component in frame.format.components)
-        picture = frame.reformat(format="gbrp" if whole else "rgb24", **options).to_ndarray()
+        # same values as through rgb24, in half the time; not correct for fewer than 8 bits
+        planar = all(component.bits >= 8 for component in frame.format.components)
+        image = frame.reformat(format="gbrp" if planar else "rgb24", **options).to_ndarray()
     if frame.format.name.startswith("gray") and frame.color_range == ColorRange.MPEG:
-        picture = cv2.LUT(picture, LIMITED_GRAY)  # swscale takes every gray for full range
+        image = cv2.LUT(image, LIMITED_GRAY)  # swscale assumes full range for gray formats
     alpha = _alpha(frame)
     if alpha is not None:
-        picture = cv2.multiply(picture, cv2.merge([alpha] * 3), scale=1 / 255)
-    return _upright(picture, frame)
+        image = cv2.multiply(image, cv2.merge([alpha] * 3), scale=1 / 255)
+    return _upright(image, frame)
 
 
 def describe_conversions(frame: av.VideoFrame) -> list[str]:
-    """What `to_rgb` and `deinterlaced` do to a frame that its maker might want to know, in words."""
+    """The conversions by `to_rgb` and `deinterlace` that the user may want to know of, one sentence each."""
     notes = []
     if _is_hdr(frame):
         notes.append(f"HDR ({HDR[frame.color_trc]}) is converted to SDR")
     elif frame.color_primaries in WIDE_GAMUTS:
         notes.append(f"wide-gamut colours ({WIDE_GAMUTS[frame.color_primaries]}) are converted to BT.709")
     if frame.colorspace not in MATRICES | {RGB, UNSPECIFIED, BT2020_CONSTANT}:
-        notes.append(f"the colour matrix {frame.colorspace} is not known, {_matrix(frame).name} taken instead")
+        notes.append(f"the colour matrix {frame.colorspace} is not supported; {_matrix(frame).name} is used")
     bits = max(component.bits for component in frame.format.components)
     if bits > 8:
         notes.append(f"{bits} bits per colour are reduced to 8")
     if frame.interlaced_frame:
-        notes.append("interlaced pictures are deinterlaced")
+        notes.append("interlaced frames are deinterlaced")
     alpha = _alpha(frame)
     if alpha is not None and alpha.min() < 255:
-        notes.append("transparent parts are shown on black")
+        notes.append("transparent pixels are shown on black")
     a, b, c, d = _display_matrix(frame)
     if a * d - b * c < 0:
-        notes.append("pictures are mirrored as the file says")
+        notes.append("frames are mirrored as the display matrix requires")
     elif abs(b) > abs(a) or a < 0:
-        notes.append("pictures are turned as the file says")
+        notes.append("frames are rotated as the display matrix requires")
     return notes
 
 
 def _matrix(frame: av.VideoFrame) -> Colorspace | int:
-    """The tagged YUV matrix, else that of the tagged primaries, else of the size."""
+    """The tagged YUV matrix; if there is no tag, it follows from the tagged primaries, else from the frame size."""
     if frame.colorspace in MATRICES:
         return frame.colorspace
     if frame.colorspace == BT2020_CONSTANT or _is_hdr(frame) or frame.color_primaries == ColorPrimaries.BT2020:
@@ -108,10 +108,10 @@ def _is_hdr(frame: av.VideoFrame) -> bool:
 
 
 def to_sdr(rgb: np.ndarray, transfer: int, primaries: int) -> np.ndarray:
-    """Colours (…, 3) in [0, 1], coded by `transfer` and `primaries`, as SDR BT.709 codes (…, 3) in [0, 1].
+    """Convert colours (…, 3) in [0, 1], encoded with `transfer` and `primaries`, to SDR BT.709 (…, 3) in [0, 1].
 
-    Light is kept in absolute terms: REFERENCE_WHITE is 1. Above KNEE the brightest of a colour's three components
-    is rolled off towards 1, which it would reach at infinity, and the others along with it, so that the hue stays.
+    Luminance is absolute: REFERENCE_WHITE is 1. Above KNEE the largest component of a colour is rolled off towards
+    1 (reached at infinity) and the other two are scaled by the same factor, which preserves the hue.
     """
     light = _light(rgb, transfer)
     if transfer in HDR and primaries == ColorPrimaries.UNSPECIFIED:
@@ -126,7 +126,7 @@ def to_sdr(rgb: np.ndarray, transfer: int, primaries: int) -> np.ndarray:
 
 
 def _light(rgb: np.ndarray, transfer: int) -> np.ndarray:
-    """Linear light that the screen gives off, reference white being 1 (ITU-R BT.2100; BT.1886 for SDR)."""
+    """Linear display light relative to reference white (ITU-R BT.2100; BT.1886 for SDR)."""
     if transfer == ColorTrc.SMPTE2084:
         root = rgb ** (32 / 2523)
         ratio = np.maximum(root - 0.8359375, 0) / (18.8515625 - 18.6875 * root)
@@ -141,12 +141,12 @@ def _light(rgb: np.ndarray, transfer: int) -> np.ndarray:
 
 @lru_cache(maxsize=4)
 def _colour_table(transfer: int, primaries: int, width: int, height: int) -> av.filter.Graph:
-    """`to_sdr` as a filter from gbrp16le to gbrp16le: 49 steps per colour, tetrahedra between them."""
+    """`to_sdr` as a lut3d filter for gbrp16le frames: TABLE_SIZE steps per axis, tetrahedral interpolation."""
     steps = np.linspace(0, 1, TABLE_SIZE)
-    blue, green, red = np.meshgrid(steps, steps, steps, indexing="ij")  # the file's order: red changes fastest
+    blue, green, red = np.meshgrid(steps, steps, steps, indexing="ij")  # .cube order: red changes fastest
     table = to_sdr(np.stack([red, green, blue], axis=-1), transfer, primaries)
     graph = av.filter.Graph()
-    graph.threads = 1  # threads of a cached graph would not survive a fork
+    graph.threads = 1  # threads of a cached graph do not survive a fork
     source = graph.add("buffer", video_size=f"{width}x{height}", pix_fmt="gbrp16le", time_base="1/1")
     with tempfile.TemporaryDirectory() as folder:
         cube = Path(folder) / "table.cube"
@@ -159,7 +159,7 @@ def _colour_table(transfer: int, primaries: int, width: int, height: int) -> av.
 
 
 def _alpha(frame: av.VideoFrame) -> np.ndarray | None:
-    """(H, W) uint8, how opaque each pixel is; None for formats that cannot say."""
+    """The alpha channel (H, W) uint8, 255 is opaque; None for formats without one."""
     if not frame.format.has_palette and not any(component.is_alpha for component in frame.format.components):
         return None
     return frame.reformat(format="rgba").to_ndarray()[..., 3]
@@ -168,10 +168,10 @@ def _alpha(frame: av.VideoFrame) -> np.ndarray | None:
 def deinterlace(
     frames: Iterator[tuple[float, av.VideoFrame]], after_seek: bool = False
 ) -> Iterator[tuple[float, av.VideoFrame]]:
-    """The same (time, frame) pairs, interlaced frames made whole with the help of the frames beside them.
+    """Deinterlace the interlaced ones of (time, frame) pairs, using the previous and the next frame.
 
-    Each result depends on these three frames alone, so it is the same wherever reading began: after a seek the
-    first frame, if interlaced, is left out, for nobody knows the one before it.
+    Each output depends on these three frames only, so it is the same wherever reading started. After a seek the
+    first frame, if interlaced, is skipped, since the frame before it is unknown.
     """
     before, current = None, next(frames, None)
     if after_seek and current is not None and current[1].interlaced_frame:
@@ -189,7 +189,7 @@ def deinterlace(
 def _deinterlace_frame(
     before: av.VideoFrame | None, frame: av.VideoFrame, after: av.VideoFrame | None
 ) -> av.VideoFrame:
-    """One picture from an interlaced frame: the earlier half picture, the lines between from all around."""
+    """A progressive frame: the earlier field, and the lines between interpolated in space and time (bwdif)."""
     if min(frame.width, frame.height) < 16:
         return frame  # too small for the filter
     graph = av.filter.Graph()
@@ -197,16 +197,16 @@ def _deinterlace_frame(
     source = graph.add("buffer", video_size=size, pix_fmt=frame.format.name, time_base="1/1")
     graph.link_nodes(source, graph.add("bwdif", mode="send_frame", deint="interlaced"), graph.add("buffersink"))
     graph.configure()
-    alike = [other is not None and _shape(other) == _shape(frame) for other in (before, after)]
-    if alike[0]:
+    use_before, use_after = (other is not None and _shape(other) == _shape(frame) for other in (before, after))
+    if use_before:
         graph.push(before)
     graph.push(frame)
-    graph.push(after if alike[1] else None)
-    if alike[0]:
+    graph.push(after if use_after else None)
+    if use_before:
         graph.pull()
-    whole = graph.pull()
-    whole.duration = frame.duration  # which the filter tells in other units
-    return whole
+    output = graph.pull()
+    output.duration = frame.duration  # the filter uses another time base
+    return output
 
 
 def _shape(frame: av.VideoFrame) -> tuple[int, int, str]:
@@ -214,14 +214,14 @@ def _shape(frame: av.VideoFrame) -> tuple[int, int, str]:
 
 
 def _display_matrix(frame: av.VideoFrame) -> tuple[float, float, float, float]:
-    """(a, b, c, d): a pixel at (x, y) is to be shown at (a·x + c·y, b·x + d·y), but for a shift and a scale."""
+    """(a, b, c, d): a pixel at (x, y) is shown at (a·x + c·y, b·x + d·y), up to translation and scale."""
     try:
-        # not frame.side_data: frame and container would hold each other until the garbage collector comes, which is
-        # after hundreds of frames
+        # not frame.side_data: it creates a reference cycle, so that frames stay in memory until the garbage
+        # collector runs, which is after hundreds of frames
         matrix = SideDataContainer(frame).get("DISPLAYMATRIX")
-    except ValueError:  # PyAV stumbles over kinds of side data it has no name for
-        turn = radians(frame.rotation)
-        return cos(turn), -sin(turn), sin(turn), cos(turn)
+    except ValueError:  # PyAV fails on types of side data that it does not name
+        angle = radians(frame.rotation)
+        return cos(angle), -sin(angle), sin(angle), cos(angle)
     if matrix is None:
         return 1.0, 0.0, 0.0, 1.0
     a, b, _, c, d, *_ = np.frombuffer(matrix, np.int32).astype(float)
@@ -229,14 +229,14 @@ def _display_matrix(frame: av.VideoFrame) -> tuple[float, float, float, float]:
 
 
 def is_transposed(frame: av.VideoFrame) -> bool:
-    """Whether the picture is shown with its width and height exchanged."""
+    """Whether the frame is shown with width and height exchanged."""
     a, b, _, _ = _display_matrix(frame)
     return abs(b) > abs(a)
 
 
-def _upright(picture: np.ndarray, frame: av.VideoFrame) -> np.ndarray:
-    """(H, W, 3) turned by the nearest multiple of 90° and mirrored, as the display matrix says."""
+def _upright(image: np.ndarray, frame: av.VideoFrame) -> np.ndarray:
+    """Apply the display matrix to (H, W, 3): rotation by the nearest multiple of 90°, and mirroring."""
     a, b, c, d = _display_matrix(frame)
     if is_transposed(frame):
-        picture, a, d = picture.transpose(1, 0, 2), c, b
-    return np.ascontiguousarray(picture[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1])
+        image, a, d = image.transpose(1, 0, 2), c, b
+    return np.ascontiguousarray(image[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1])

@@ -1,5 +1,5 @@
-"""The one place that writes video. Frames are (H, W, 3) uint8 RGB arrays, written as they come. A file appears under
-its name only when it is complete."""
+"""The one place that writes video. Frames are (H, W, 3) uint8 RGB arrays, written as they come. A file appears
+under its name only when it is complete."""
 
 import contextlib
 import os

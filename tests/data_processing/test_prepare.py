@@ -23,11 +23,11 @@ from data_processing.media.video_writer import VideoWriter
 from data_processing.sources import Source, find_sources
 from tests.support.media import (
     no_face_video,
-    silent_video_without_audio,
     speech_like,
     talking_portrait,
     text_file,
-    two_sounds,
+    two_audio_tracks,
+    video_without_audio,
 )
 from utils.errors import OutputError, ParameterError, WeightsError
 from utils.files import read_jsonl
@@ -128,8 +128,8 @@ def test_invalid_files_do_not_stop_the_others(tmp_path, capsys, caplog):
         for frame in read_frames(gradient):
             writer.write(frame)
     talking_portrait(videos / "short.mp4", num_frames=MIN_FRAMES - 5)
-    silent_video_without_audio(videos / "silent.mp4", num_frames=5)
-    two_sounds(videos / "good.mkv")
+    video_without_audio(videos / "silent.mp4", num_frames=5)
+    two_audio_tracks(videos / "good.mkv")
 
     prepare.prepare(find_sources([videos], NOWHERE, None), tmp_path / "out", SETTINGS, 10, jobs=2)
     accepted = read_jsonl(tmp_path / "out" / "manifest.jsonl")

@@ -19,10 +19,10 @@ from tests.support.media import (
     fragmented,
     no_face_video,
     portraits,
-    silent_video_without_audio,
     speech_like,
     speech_like_wav,
     talking_portrait,
+    video_without_audio,
     write_video,
 )
 from utils.errors import LimitError, NoFaceError, ParameterError
@@ -122,7 +122,7 @@ def test_length_is_limited(pipeline, portrait_clip, speech, tmp_path) -> None:
 
 def test_progress(pipeline, speech, tmp_path) -> None:
     calls = []
-    video = silent_video_without_audio(tmp_path / "video.mp4", 20)
+    video = video_without_audio(tmp_path / "video.mp4", 20)
     pipeline.dub(
         video, speech, tmp_path / "dubbed.mp4", progress=lambda done, expected: calls.append((done, expected))
     )

@@ -17,7 +17,7 @@ from data_processing.media.video_reader import read_frames
 from evaluation import metrics
 from evaluation.metrics import FID, LPIPS, bootstrap_interval, lip_sync_error, psnr, read_arrays, ssim
 from models.syncnet_v2 import SyncNetV2, load_syncnet_v2
-from tests.support.golden import golden_arrays, golden_state, made_inception
+from tests.support.golden import golden_arrays, golden_state, random_inception
 from utils.errors import UserError
 from utils.weights import weight_path
 
@@ -118,7 +118,7 @@ def test_lpips_matches_numpy(name: str, network: tuple, size: int) -> None:
 
 
 def test_fid_is_the_frechet_distance_of_two_gaussians(tmp_path: Path) -> None:
-    fid = FID(made_inception(tmp_path / "inception.pth"), torch.device("cpu"))
+    fid = FID(random_inception(tmp_path / "inception.pth"), torch.device("cpu"))
     generated, real = noise(6, 3, 40, 30), 0.5 * noise(6, 3, 40, 30, seed=1)
     assert fid.value() is None
     for start in (0, 4):

@@ -19,7 +19,7 @@ from evaluation.artifacts import ARTIFACTS
 from evaluation.reports import COLUMNS, markdown_table
 from evaluation.videos import compare_videos, find_pairs
 from tests.support.clips import damaged_at_its_end
-from tests.support.golden import golden_state, made_inception
+from tests.support.golden import golden_state, random_inception
 from utils.errors import FileError, MediaError, TruncatedMediaError
 
 
@@ -49,7 +49,7 @@ def output(folders: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory)
     torch.save(golden_state(None, "lse_state_dict.json"), folder / "syncnet_v2.model")
     flags = ("--generated", folders[0], "--ground-truth", folders[1], "--output", folder / "out")
     with pytest.MonkeyPatch.context() as patch:
-        paths = {"syncnet_v2": folder / "syncnet_v2.model", "fid_inception": made_inception(folder / "inception")}
+        paths = {"syncnet_v2": folder / "syncnet_v2.model", "fid_inception": random_inception(folder / "inception")}
         patch.setattr(videos, "is_cached", paths.__contains__)
         patch.setattr(videos, "cached_path", paths.__getitem__)
         patch.setattr(videos, "MIN_SYNC_FRAMES", 20)

@@ -25,4 +25,4 @@ def damaged_at_its_end(path: Path, clip: Path) -> Path:
     """The first 16 frames of a video with audio, the last one an hour after the one before it."""
     frames = list(read_frames(clip))[:16]
     times = np.append(np.arange(15) / 25, 3600)
-    return write_video(path, frames, times=times, sounds=[speech_like(0.6, 0)])
+    return write_video(path, frames, times=times, waveforms=[speech_like(0.6, 0)])

@@ -1,4 +1,4 @@
-"""The golden files: inputs and outputs of the original networks, with weights that are made from their names."""
+"""The golden files: inputs and outputs of the original networks, with weights generated from their names."""
 
 import json
 import zlib
@@ -19,14 +19,17 @@ def golden_arrays(name: str) -> dict[str, torch.Tensor]:
 
 
 def golden_state(network: str | None, file: str = "state_dicts.json") -> dict[str, torch.Tensor]:
-    """The weights the golden outputs were computed with, under the original tensor names; `network` is a key of the
-    file, or None where it holds one network only."""
+    """The weights of the golden outputs, under the original tensor names.
+
+    `network` is a key of the file, or None if it has only one network.
+    """
     shapes = json.loads((DATA / file).read_text())
     shapes = shapes[network] if network else shapes
     return {name: _tensor(name, shape) for name, shape in shapes.items()}
 
 
 def assert_close(actual: torch.Tensor, expected: torch.Tensor, tolerance: float = 1e-4) -> None:
+    """Assert that tensors agree within a relative or absolute tolerance."""
     torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance)
 
 
@@ -44,10 +47,10 @@ def _tensor(name: str, shape: list[int]) -> torch.Tensor:
     return torch.from_numpy(values.astype(np.float32))
 
 
-def made_inception(path: Path) -> Path:
-    """A file like that of the weight `fid_inception`, of random weights."""
+def random_inception(path: Path) -> Path:
+    """A file in the format of the weight `fid_inception`, with random weights."""
     torch.manual_seed(0)
     with patch("torch.load", return_value={}), patch.object(torch.nn.Module, "load_state_dict"):
-        network = FeatureExtractorInceptionV3("made", ["2048"], feature_extractor_weights_path=path)
+        network = FeatureExtractorInceptionV3("random", ["2048"], feature_extractor_weights_path=path)
     torch.save(network.state_dict(), path)
     return path

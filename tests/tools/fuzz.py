@@ -1,16 +1,16 @@
-"""Reads thousands of damaged media files: python -m tests.tools.fuzz --cases 1000 --seed 0
+"""Fuzzing of the media readers: python -m tests.tools.fuzz --cases 1000 --seed 0
 
-A case is one of a few small files made here with random damage done to it, and everything in `data_processing` that
-reads media reads it in a worker process. It may be read or refused with a `UserError`. All else is a defect:
+A case is one of a few small generated files with random damage. A worker process reads it with every reader of
+`data_processing`. A case passes if the file is read or rejected with a `UserError`. Defects are:
 
-error   another exception, or something read that cannot be (a picture without pixels, sound that is not finite)
+error   another exception, or an invalid result (an image without pixels, NaN in audio)
 crash   the process died
-hang    not done within LIMIT_S
-leak    a file left open; or, over all cases of a worker, memory that grows on and on
-memory  more than MAX_MEMORY_MB needed for a file of a few kilobytes
+hang    not finished within LIMIT_S
+leak    a file left open; or memory that keeps growing over all cases of a worker
+memory  more than MAX_MEMORY_MB for a file of a few kilobytes
 
-Exit code 1 if there was one; Ctrl-C ends with what is done. `--case K` does case K again in this process, keeps its
-file and shows the traceback.
+The exit code is 1 if there was a defect. After Ctrl-C the results so far are printed. `--case K` repeats case K in
+this process, keeps its file and shows the traceback.
 """
 
 import argparse
@@ -46,15 +46,15 @@ from utils.errors import UserError
 ROOT = Path(__file__).resolve().parents[2]
 LIMIT_S = 60
 MAX_MEMORY_MB = 4000
-MAX_FRAMES = 20_000  # of a file that held 12: what damaged time stamps may make of it
+MAX_FRAMES = 20_000  # allowed for a file of 12 frames with damaged timestamps
 LEAK_MB_PER_CASE = 0.05
-OUTCOMES = ("read", "refused", "error", "crash", "hang", "leak", "memory")
-FINE = {"read", "refused"}
+OUTCOMES = ("read", "rejected", "error", "crash", "hang", "leak", "memory")
+PASSED = {"read", "rejected"}
 
 SIZE = (64, 48)  # width, height
 NUM_FRAMES = 12
 SECONDS = NUM_FRAMES / 25
-SEEDS = {  # file name: codecs of picture and sound
+SEEDS = {  # file name: codecs of video and audio
     "h264_aac.mp4": ("libx264", "aac"),
     "h264_aac.mkv": ("libx264", "aac"),
     "h264_pcm.mov": ("libx264", "pcm_s16le"),
@@ -72,7 +72,7 @@ SEEDS = {  # file name: codecs of picture and sound
     "opus.ogg": (None, "libopus"),
 }
 EXTREMES = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 1 << 24, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 1 << 62)
-# Names of parts of the containers above, beside which sizes, counts, times and rates are stored.
+# names of container elements, beside which sizes, counts, times and rates are stored
 MARKERS = re.compile(
     rb"moov|mvhd|trak|tkhd|edts|elst|mdia|mdhd|stbl|stsd|avc1|mp4a|sowt|esds|avcC|stts|ctts|stsc|stsz|stco|mdat"
     rb"|RIFF|LIST|avih|strh|strf|idx1|movi|00dc|01wb|fmt |data|fact|OggS|OpusHead|fLaC|ID3|Xing|Info"
@@ -83,7 +83,7 @@ MARKERS = re.compile(
 
 
 class Result(NamedTuple):
-    """What came of one case."""
+    """The result of one case."""
 
     case: int
     kind: str
@@ -97,7 +97,7 @@ class Result(NamedTuple):
 
 
 def make_seeds() -> dict[str, bytes]:
-    """The undamaged files, always the same: twelve frames with a key frame every four, half a second of sound."""
+    """The undamaged files, always identical: twelve frames with a key frame every four, half a second of audio."""
     with tempfile.TemporaryDirectory() as folder:
         for name, codecs in SEEDS.items():
             _write(Path(folder) / name, *codecs)
@@ -120,8 +120,8 @@ def _write(path: Path, video_codec: str | None, audio_codec: str) -> None:
         audio.bit_rate = 64_000
         texture = rng.integers(0, 256, (SIZE[1], SIZE[0], 3), np.uint8)
         for index in range(NUM_FRAMES if video else 0):
-            picture = av.VideoFrame.from_ndarray(np.roll(texture, index, axis=1), format="rgb24")
-            container.mux(video.encode(picture))
+            image = av.VideoFrame.from_ndarray(np.roll(texture, index, axis=1), format="rgb24")
+            container.mux(video.encode(image))
         if video:
             container.mux(video.encode(None))
         wave = 0.5 * np.sin(2 * np.pi * 440 * np.arange(round(SECONDS * rate)) / rate)
@@ -133,23 +133,23 @@ def _write(path: Path, video_codec: str | None, audio_codec: str) -> None:
 
 
 def damage(case: int, seed: int, seeds: dict[str, bytes]) -> tuple[str, bytes, list[str]]:
-    """Name of the file that case `case` damages, its bytes afterwards, and what was done to them."""
+    """Name of the file that case `case` damages, the damaged bytes, and the names of the changes."""
     rng = np.random.default_rng([seed, case])
     name = list(seeds)[case % len(seeds)]
     if rng.random() < 0.02:
         return name, rng.bytes(int(rng.integers(1, 20_000))), ["garbage"]
-    data, done = bytearray(seeds[name]), []
+    data, changes = bytearray(seeds[name]), []
     for _ in range(rng.choice([1, 1, 2, 3])):
         change = CHANGES[rng.integers(len(CHANGES))]
         change(rng, data, seeds)
-        done.append(change.__name__)
-    if name.endswith(".ogg") and rng.random() < 0.8:  # a page whose checksum is wrong is never looked into
+        changes.append(change.__name__)
+    if name.endswith(".ogg") and rng.random() < 0.8:  # readers skip a page with a wrong checksum
         data = _with_checksums(bytes(data))
-    return name, bytes(data), done
+    return name, bytes(data), changes
 
 
 def _with_checksums(ogg: bytes) -> bytes:
-    """Ogg pages with the right checksums."""
+    """Ogg pages with corrected checksums."""
     pages = [bytearray(b"OggS" + page) for page in ogg.split(b"OggS")]
     for page in pages:
         page[22:26] = bytes(4)
@@ -162,8 +162,8 @@ def _with_checksums(ogg: bytes) -> bytes:
     return b"".join(pages)[4:]
 
 
-def _piece(rng: np.random.Generator, data: bytearray) -> slice:
-    """A run of bytes, of any size from one to half of the file, small ones as likely as large ones."""
+def _random_slice(rng: np.random.Generator, data: bytearray) -> slice:
+    """A random slice of one byte to half of the file; the logarithm of its length is uniformly distributed."""
     length = int(np.exp(rng.uniform(0, np.log(max(2, len(data) // 2)))))
     start = int(rng.integers(0, max(1, len(data) - length)))
     return slice(start, start + length)
@@ -181,9 +181,9 @@ def flip_bits_of_header(rng: np.random.Generator, data: bytearray, seeds: dict[s
 
 
 def overwrite(rng: np.random.Generator, data: bytearray, seeds: dict[str, bytes]) -> None:
-    piece = _piece(rng, data)
-    length = piece.stop - piece.start
-    data[piece] = [bytes(length), b"\xff" * length, rng.bytes(length)][rng.integers(3)]
+    part = _random_slice(rng, data)
+    length = part.stop - part.start
+    data[part] = [bytes(length), b"\xff" * length, rng.bytes(length)][rng.integers(3)]
 
 
 def truncate(rng: np.random.Generator, data: bytearray, seeds: dict[str, bytes]) -> None:
@@ -191,32 +191,32 @@ def truncate(rng: np.random.Generator, data: bytearray, seeds: dict[str, bytes])
 
 
 def cut_out(rng: np.random.Generator, data: bytearray, seeds: dict[str, bytes]) -> None:
-    del data[_piece(rng, data)]
+    del data[_random_slice(rng, data)]
 
 
 def duplicate(rng: np.random.Generator, data: bytearray, seeds: dict[str, bytes]) -> None:
-    piece = data[_piece(rng, data)]
+    part = data[_random_slice(rng, data)]
     position = int(rng.integers(0, len(data) + 1))
-    data[position:position] = piece * int(rng.integers(1, 4))
+    data[position:position] = part * int(rng.integers(1, 4))
 
 
 def swap(rng: np.random.Generator, data: bytearray, seeds: dict[str, bytes]) -> None:
-    piece = _piece(rng, data)
-    moved = data[piece]
-    del data[piece]
+    part = _random_slice(rng, data)
+    moved = data[part]
+    del data[part]
     position = int(rng.integers(0, len(data) + 1))
     data[position:position] = moved
 
 
 def join(rng: np.random.Generator, data: bytearray, seeds: dict[str, bytes]) -> None:
-    """The beginning of this file and the end of another."""
+    """Join the beginning of this file and the end of another."""
     other = list(seeds.values())[rng.integers(len(seeds))]
-    at = rng.random()
-    data[int(at * len(data)) :] = other[int(at * len(other)) :]
+    position = rng.random()
+    data[int(position * len(data)) :] = other[int(position * len(other)) :]
 
 
 def change_field(rng: np.random.Generator, data: bytearray, seeds: dict[str, bytes]) -> None:
-    """An extreme or a random number in place of a size before or after the name of a part, near it, or anywhere."""
+    """Write an extreme or random number before, after or near the name of an element, or anywhere."""
     begin, end = 4, 4
     if names := [match.span() for match in MARKERS.finditer(data)]:
         begin, end = names[rng.integers(len(names))]
@@ -228,28 +228,29 @@ def change_field(rng: np.random.Generator, data: bytearray, seeds: dict[str, byt
     data[position : position + width] = (number % (1 << 8 * width)).to_bytes(width, order)
 
 
-# The fields decide most, so they are changed most.
+# fields are changed most often, since they have the largest effect
 CHANGES = [flip_bits, flip_bits_of_header, overwrite, truncate, cut_out, duplicate, swap, join] + 6 * [change_field]
 
 
-# --- reading them -------------------------------------------------------------------------------------------
+# --- reading -------------------------------------------------------------------------------------------
 
 
 def read_all(path: Path) -> bool:
-    """Read a file in every way there is; False if each way refused it. All but a `UserError` passes through."""
-    refusals = [_refusal(way, path) for way in WAYS]
-    return None in refusals
+    """Read a file with all READERS; False if all of them rejected it. Raises other exceptions than `UserError`."""
+    reasons = [_reason_for_rejection(read, path) for read in READERS]
+    return None in reasons
 
 
-def _refusal(way: Callable[[Path], None], path: Path) -> str | None:
+def _reason_for_rejection(read: Callable[[Path], None], path: Path) -> str | None:
+    """The message of the `UserError` that `read` raises; None if the file can be read."""
     try:
-        way(path)
+        read(path)
     except UserError as error:
         assert "\n" not in str(error), f"more than one line: {error}"
         return str(error)
 
 
-def _read_pictures(path: Path) -> None:
+def _read_frames(path: Path) -> None:
     info = probe(path)
     assert 0 < info.width <= 8192 and 0 < info.height <= 8192, info
     assert 0 < info.fps <= 60 and info.pixel_aspect > 0 and 0 <= info.duration_s < float("inf"), info
@@ -266,86 +267,86 @@ def _read_slices(path: Path) -> None:
             assert sum(1 for _ in islice(frames, MAX_FRAMES + 1)) <= (MAX_FRAMES if stop is None else stop - start)
 
 
-def _read_sound(path: Path) -> None:
+def _read_audio(path: Path) -> None:
     time_of_first = first_frame_time(path)
     assert time_of_first is None or np.isfinite(time_of_first)
     waveform = load_audio(path)
     assert waveform.ndim == 1 and waveform.dtype == np.float32 and np.abs(waveform).max() <= 1
 
 
-def _copy_sound(path: Path) -> None:
+def _copy_audio(path: Path) -> None:
     output = path.with_name("copy.mp4")
-    picture = np.zeros((SIZE[1], SIZE[0], 3), np.uint8)
+    image = np.zeros((SIZE[1], SIZE[0], 3), np.uint8)
     try:
         with VideoWriter(output, *SIZE, audio_paths=[path]) as writer:
             for _ in range(NUM_FRAMES):
-                writer.write(picture)
+                writer.write(image)
         assert probe(output).width == SIZE[0]
     finally:
         output.unlink(missing_ok=True)
-        left = [file.name for file in path.parent.iterdir() if file != path]
-    assert not left, f"left behind: {left}"
+        leftovers = [file.name for file in path.parent.iterdir() if file != path]
+    assert not leftovers, leftovers
 
 
-WAYS = (_read_pictures, _read_slices, _read_sound, _copy_sound)
+READERS = (_read_frames, _read_slices, _read_audio, _copy_audio)
 
 
 def _open_files() -> int:
     return sum(1 for _ in Path("/dev/fd").iterdir())
 
 
-def _memory_mb(what: str) -> float:
-    """VmRSS, what this process holds, or VmHWM, the most it held since `_forget_peak`; 0 where nobody tells."""
+def _memory_mb(field: str) -> float:
+    """Memory of this process: VmRSS, or VmHWM, the peak since `_reset_peak`; 0 where /proc is missing."""
     with contextlib.suppress(OSError):
-        return int(re.search(rf"{what}:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 1024
+        return int(re.search(rf"{field}:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 1024
     return 0.0
 
 
-def _forget_peak() -> None:
+def _reset_peak() -> None:
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 
 
-def judge(case: int, name: str, path: Path) -> Result:
-    """Read a file and say what came of it; what comes of the process itself is for the one who started it."""
-    open_before, began = _open_files(), time.perf_counter()
-    _forget_peak()
+def run_case(case: int, name: str, path: Path) -> Result:
+    """Read a file and classify the outcome, except crashes and hangs, which `Worker` detects."""
+    open_before, start = _open_files(), time.perf_counter()
+    _reset_peak()
     try:
-        outcome, detail = "read" if read_all(path) else "refused", ""
+        outcome, detail = "read" if read_all(path) else "rejected", ""
     except Exception as error:
         line = [frame for frame in traceback.extract_tb(error.__traceback__) if str(ROOT) in frame.filename][-1]
         outcome, detail = "error", f"{error!r} in {Path(line.filename).name}, {line.name}"
     gc.collect()
-    if outcome in FINE and _open_files() > open_before:
+    if outcome in PASSED and _open_files() > open_before:
         outcome, detail = "leak", "a file is left open"
-    if outcome in FINE and _memory_mb("VmHWM") > MAX_MEMORY_MB:
+    if outcome in PASSED and _memory_mb("VmHWM") > MAX_MEMORY_MB:
         outcome, detail = "memory", f"{_memory_mb('VmHWM'):.0f} MB"
-    return Result(case, name, outcome, detail, time.perf_counter() - began, _memory_mb("VmRSS"))
+    return Result(case, name, outcome, detail, time.perf_counter() - start, _memory_mb("VmRSS"))
 
 
-# --- many of them -------------------------------------------------------------------------------------------
+# --- many cases -------------------------------------------------------------------------------------------
 
 
 def _serve(connection: Connection, seed: int, seeds: dict[str, bytes]) -> None:
-    """A worker: takes numbers of cases, answers with results."""
+    """A worker process: receives case numbers and sends results."""
     sys.stderr = Path(os.devnull).open("w")  # load_audio's warnings  # noqa: SIM115
     with tempfile.TemporaryDirectory() as folder:
         while (case := connection.recv()) is not None:
-            name, data, done = damage(case, seed, seeds)
+            name, data, changes = damage(case, seed, seeds)
             path = Path(folder) / name
             path.write_bytes(data)
-            result = judge(case, name, path)
-            connection.send(result._replace(detail=f"{', '.join(done)}: {result.detail}"))
+            result = run_case(case, name, path)
+            connection.send(result._replace(detail=f"{', '.join(changes)}: {result.detail}"))
             path.unlink()
 
 
 class Worker:
-    """A process that reads cases one after the other, and the next one where that died."""
+    """A process that reads one case after the other; a new one is started when it dies."""
 
     def __init__(self, seed: int, seeds: dict[str, bytes]):
         self.arguments = (seed, seeds)
         self.process = None
-        self.memory_mb: list[float] = []  # after each case of the present process
+        self.memory_mb: list[float] = []  # after each case of the current process
 
     def read(self, case: int) -> Result:
         if self.process is None:
@@ -360,16 +361,16 @@ class Worker:
         try:
             if not self.connection.poll(LIMIT_S):
                 self.process.kill()
-                self._forget()
+                self._join()
                 return Result(case, name, "hang", f"over {LIMIT_S} s", LIMIT_S, 0)
             result = self.connection.recv()
         except EOFError:
-            exit_code = self._forget()
+            exit_code = self._join()
             return Result(case, name, "crash", f"exit {exit_code}", 0, 0)
         self.memory_mb.append(result.memory_mb)
         return result
 
-    def _forget(self) -> int:
+    def _join(self) -> int:
         self.process.join()
         exit_code, self.process = self.process.exitcode, None
         self.connection.close()
@@ -378,7 +379,7 @@ class Worker:
     def close(self) -> None:
         if self.process is not None:
             self.connection.send(None)
-            self._forget()
+            self._join()
 
     def growth_mb(self) -> float:
         """Megabytes a case by which memory grows over both halves of the cases, the first hundred apart; else 0."""
@@ -391,23 +392,23 @@ class Worker:
 
 
 def run(cases: range, seed: int, jobs: int = 1) -> Iterator[Result]:
-    """Results as they come; a worker whose memory grows gives one more, of no kind, at the end."""
-    seeds, todo, done = make_seeds(), iter(cases), []
+    """Results in the order of completion; for a worker whose memory keeps growing, one more at the end."""
+    seeds, remaining, results = make_seeds(), iter(cases), []
     workers = [Worker(seed, seeds) for _ in range(jobs)]
     lock, ready = threading.Lock(), threading.Semaphore(0)
 
     def work(worker: Worker) -> None:
         while True:
             with lock:
-                case = next(todo, None)
+                case = next(remaining, None)
             if case is None:
                 break
-            done.append(worker.read(case))
+            results.append(worker.read(case))
             ready.release()
         worker.close()
         if worker.growth_mb() > LEAK_MB_PER_CASE:
             growth = f"memory grows by {worker.growth_mb():.2f} MB a case"
-            done.append(Result(-1, "all", "leak", growth, 0, worker.memory_mb[-1]))
+            results.append(Result(-1, "all", "leak", growth, 0, worker.memory_mb[-1]))
         ready.release()
 
     for worker in workers:
@@ -416,8 +417,8 @@ def run(cases: range, seed: int, jobs: int = 1) -> Iterator[Result]:
     while finished < len(cases) + jobs:
         ready.acquire()
         finished += 1
-        while done:
-            yield done.pop(0)
+        while results:
+            yield results.pop(0)
 
 
 def table(results: list[Result]) -> str:
@@ -432,27 +433,26 @@ def table(results: list[Result]) -> str:
 
 
 def read_one(case: int, seed: int) -> Result:
-    """Case `case` in this process; its file stays."""
-    name, data, done = damage(case, seed, make_seeds())
+    """Run case `case` in this process and keep its file."""
+    name, data, changes = damage(case, seed, make_seeds())
     folder = Path(tempfile.mkdtemp(prefix="fuzz_"))
     path = folder / name
     path.write_bytes(data)
-    print(f"case {case}: {path} ({', '.join(done)})")
-    for way in WAYS:
+    print(f"case {case}: {path} ({', '.join(changes)})")
+    for read in READERS:
         try:
-            refusal = _refusal(way, path)
-            print(f"{way.__name__}: {refusal or 'read'}")
+            print(f"{read.__name__}: {_reason_for_rejection(read, path) or 'read'}")
         except Exception:
             traceback.print_exc()
-    return judge(case, name, path)
+    return run_case(case, name, path)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cases", type=int, default=1000, help="how many")
-    parser.add_argument("--seed", type=int, default=0, help="another seed, other cases")
+    parser.add_argument("--cases", type=int, default=1000, help="number of cases")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random damage")
     parser.add_argument("--jobs", type=int, default=1, help="worker processes")
-    parser.add_argument("--case", type=int, help="only this one, in this process")
+    parser.add_argument("--case", type=int, help="run only this case, in this process")
     args = parser.parse_args()
     if args.case is not None:
         faulthandler.enable()
@@ -460,13 +460,13 @@ def main() -> None:
         print(f"{results[0].outcome} in {results[0].seconds:.1f} s")
     else:
         results = []
-        with contextlib.suppress(KeyboardInterrupt):  # what is done is told
+        with contextlib.suppress(KeyboardInterrupt):  # print the results so far
             for result in tqdm(run(range(args.cases), args.seed, args.jobs), total=args.cases, unit="case"):
                 results.append(result)
         print(table(results))
         slowest = max(results, key=lambda result: result.seconds)
         print(f"slowest: case {slowest.case} ({slowest.kind}), {slowest.seconds:.1f} s")
-    defects = [result for result in results if result.outcome not in FINE]
+    defects = [result for result in results if result.outcome not in PASSED]
     for defect in defects if args.case is None else []:
         print(f"case {defect.case} ({defect.kind}): {defect.outcome}: {defect.detail}")
     sys.exit(1 if defects else 0)

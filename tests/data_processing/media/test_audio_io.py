@@ -1,5 +1,6 @@
 """Audio files with known waveforms, written with PyAV, read back and compared to the formula."""
 
+import logging
 from fractions import Fraction
 from pathlib import Path
 
@@ -8,6 +9,8 @@ import numpy as np
 import pytest
 
 from data_processing.media.audio_io import SAMPLE_RATE, load_audio, save_wav
+from data_processing.media.video_writer import VideoWriter
+from tests.support.media import write_video
 from utils.errors import AudioError, MediaError
 
 
@@ -190,3 +193,42 @@ def test_save_wav_is_exact_and_clips(tmp_path: Path) -> None:
     save_wav(path, np.array([-2.0, 0.0, 2.0], np.float32))
     np.testing.assert_array_equal(load_audio(path) * 32768, [-32768, 0, 32767])
     assert [file.name for file in tmp_path.iterdir()] == ["a.wav"]
+
+
+@pytest.fixture(autouse=True)
+def _log_notes(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+
+
+def blank_frames(num_frames: int) -> list[np.ndarray]:
+    return [np.zeros((64, 64, 3), np.uint8)] * num_frames
+
+
+def pitch(waveform: np.ndarray) -> float:
+    """The strongest frequency in Hz of (N,) samples."""
+    return float(np.argmax(np.abs(np.fft.rfft(waveform))) * SAMPLE_RATE / len(waveform))
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv", "mov"])
+def test_the_default_track_is_used(tmp_path: Path, suffix: str, caplog: pytest.LogCaptureFixture) -> None:
+    times = np.arange(SAMPLE_RATE) / SAMPLE_RATE
+    tones = [0.5 * np.sin(2 * np.pi * hertz * times) for hertz in (440, 880, 1000)]
+    path = write_video(tmp_path / f"clip.{suffix}", blank_frames(25), waveforms=tones)
+    assert pitch(load_audio(path)) == pytest.approx(1000, abs=5)
+    (record,) = caplog.records
+    assert record.levelname == "INFO" and record.path == path
+    assert record.getMessage() == f"{path}: using audio track 3 of 3"
+    caplog.clear()
+    with VideoWriter(tmp_path / "out.mp4", 64, 64, audio_paths=[path]) as writer:
+        for frame in blank_frames(20):
+            writer.write(frame)
+    assert pitch(load_audio(tmp_path / "out.mp4")) == pytest.approx(1000, abs=5)
+    assert not caplog.records
+
+
+def test_the_first_track_is_used_without_a_default(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    times = np.arange(SAMPLE_RATE) / SAMPLE_RATE
+    tones = [0.5 * np.sin(2 * np.pi * hertz * times) for hertz in (440, 1000)]
+    path = write_video(tmp_path / "clip.ts", blank_frames(25), waveforms=tones)  # which has no default flags
+    assert pitch(load_audio(path)) == pytest.approx(440, abs=5)
+    assert "using audio track 1 of 2" in caplog.text

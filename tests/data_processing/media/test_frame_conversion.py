@@ -1,4 +1,4 @@
-"""Any kind of video goes in: files of made_media with pictures whose colours, edges and times are known."""
+"""Conversion of frames of all kinds of videos, whose colours, edges and times are known."""
 
 from fractions import Fraction
 from functools import partial
@@ -8,36 +8,33 @@ import numpy as np
 import pytest
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
 
-from data_processing.media.audio_io import SAMPLE_RATE, load_audio
 from data_processing.media.frame_conversion import deinterlace, to_rgb, to_sdr
 from data_processing.media.video_reader import probe, read_frames
-from data_processing.media.video_writer import VideoWriter
 from tests.support import media
-from tests.tools.input_matrix import describe, dub
 
-SIZE = 64  # width of a patch, and height
+SIZE = 64  # width and height of a patch
 
 
 def patches(colours: np.ndarray, count: int = 3) -> list[np.ndarray]:
-    """`count` like pictures of the colours (N, C) beside each other, 64 × 64 each."""
+    """`count` equal images with patches of 64 × 64 of the colours (N, C) beside each other."""
     return [
         np.broadcast_to(np.repeat(colours, SIZE, axis=0), (SIZE, SIZE * len(colours), colours.shape[1]))
     ] * count
 
 
-def colours_of(picture: np.ndarray) -> np.ndarray:
-    """(N, 3) the middles of the patches."""
-    middle = picture[SIZE // 4 : -SIZE // 4].reshape(SIZE // 2, -1, SIZE, 3)[:, :, SIZE // 4 : -SIZE // 4]
+def colours_of(image: np.ndarray) -> np.ndarray:
+    """(N, 3), the mean colours of the centres of the patches."""
+    middle = image[SIZE // 4 : -SIZE // 4].reshape(SIZE // 2, -1, SIZE, 3)[:, :, SIZE // 4 : -SIZE // 4]
     return middle.mean(axis=(0, 2))
 
 
 def grays(num_frames: int, size: tuple[int, int] = (64, 64)) -> list[np.ndarray]:
-    """Frame k is of gray 20 + 7k."""
+    """Frame k has the grey level 20 + 7k."""
     return [np.full((*size, 3), 20 + 7 * index, np.uint8) for index in range(num_frames)]
 
 
 def shown(frames) -> list[int]:
-    """The numbers of the frames of `grays`."""
+    """The numbers of frames made by `grays`."""
     return [round((float(frame[16:-16, 16:-16].mean()) - 20) / 7) for frame in frames]
 
 
@@ -49,14 +46,14 @@ COLOURS = np.array(
 
 # --- HDR ----------------------------------------------------------------------------------------------------
 
-# linear BT.709 light, reference white (203 cd/m²) being 1: grays up to the knee, white, a lamp, skin, a strong red
+# linear BT.709 light relative to reference white (203 cd/m²): greys to the knee, white, a lamp, skin, saturated red
 LIGHT = np.array(
     [(0, 0, 0), (0.1,) * 3, (0.5,) * 3, (0.75,) * 3, (1,) * 3, (4.9,) * 3, (0.6, 0.4, 0.3), (0.5, 0.02, 0.03)]
 )
 
 
 def sdr_code(light: np.ndarray) -> np.ndarray:
-    """What an SDR screen of gamma 2.4 needs for that light; 1 − 0.25 / (1 + (peak − 0.75) / 0.25) above 0.75."""
+    """Code values of an SDR display of gamma 2.4; 1 − 0.25 / (1 + (peak − 0.75) / 0.25) above 0.75."""
     peak = light.max(axis=-1, keepdims=True)
     shoulder = 1 - 0.25 / (1 + np.maximum(peak - 0.75, 0) / 0.25)
     return 255 * (light * np.where(peak > 0.75, shoulder / np.maximum(peak, 1e-9), 1)) ** (1 / 2.4)
@@ -71,14 +68,14 @@ def test_hdr_keeps_light_up_to_the_knee(tmp_path, transfer, suffix):
     assert len(frames) == 3
     colours = colours_of(frames[1])
     assert np.abs(colours - sdr_code(LIGHT)).max() <= 3
-    assert 238 <= colours[4].min() <= colours[4].max() <= 244  # reference white is nearly white,
-    assert 250 <= colours[5].min() <= colours[5].max() < 255  # and what is five times as bright still differs
+    assert 238 <= colours[4].min() <= colours[4].max() <= 244  # reference white is nearly white
+    assert 250 <= colours[5].min() <= colours[5].max() < 255  # and a colour five times as bright still differs
     kind = {ColorTrc.SMPTE2084: "PQ", ColorTrc.ARIB_STD_B67: "HLG"}[transfer]
     assert probe(path).notes == (f"HDR ({kind}) is converted to SDR", "10 bits per colour are reduced to 8")
 
 
-def test_hdr_codes_of_the_standards():
-    """Levels that the standards' tables give (BT.2408: HDR reference white is 58 % PQ and 75 % HLG)."""
+def test_hdr_levels_of_the_standards():
+    """Levels from the standards (BT.2408: HDR reference white is 58 % PQ and 75 % HLG)."""
     white = 0.875 ** (1 / 2.4)
     for transfer, code in [(ColorTrc.SMPTE2084, 0.5807), (ColorTrc.ARIB_STD_B67, 0.75)]:
         assert to_sdr(np.full(3, code), transfer, ColorPrimaries.BT2020) == pytest.approx(white, abs=0.001)
@@ -88,7 +85,7 @@ def test_hdr_codes_of_the_standards():
 
 
 @pytest.mark.parametrize("transfer", [ColorTrc.SMPTE2084, ColorTrc.ARIB_STD_B67, ColorTrc.BT709])
-def test_the_colour_table_is_as_exact_as_the_formula(transfer):
+def test_the_lookup_table_approximates_the_formula(transfer):
     codes = np.random.default_rng(0).uniform(0, 1, (40, 64, 3))
     frame = av.VideoFrame.from_ndarray(np.rint(65535 * codes).astype(np.uint16), format="rgb48le")
     frame.color_trc, frame.color_primaries = transfer, ColorPrimaries.BT2020
@@ -122,13 +119,13 @@ COLOUR_KINDS = {
 
 
 @pytest.mark.parametrize("kind", COLOUR_KINDS)
-def test_colours_of_every_coding(tmp_path, kind):
-    path = COLOUR_KINDS[kind](tmp_path / "clip.mp4", pictures=patches(COLOURS))
+def test_colours_of_every_encoding(tmp_path, kind):
+    path = COLOUR_KINDS[kind](tmp_path / "clip.mp4", frames=patches(COLOURS))
     assert np.abs(colours_of(next(read_frames(path))) - COLOURS).max() <= 4
     assert probe(path).notes == (("10 bits per colour are reduced to 8",) if "10" in kind else ())
 
 
-def test_ten_bits_are_rounded_not_cut():
+def test_ten_bits_are_rounded_not_truncated():
     levels = np.arange(64, 941, 12)
     planes = np.concatenate(
         [np.repeat(levels, 64)[None].repeat(64, 0).ravel(), np.full(len(levels) * 64 * 32, 512)]
@@ -145,24 +142,24 @@ def test_gray_of_limited_range(tmp_path):
     assert np.abs(colours_of(next(read_frames(path))) - levels).max() <= 2
 
 
-def test_an_unknown_matrix_is_named(tmp_path):
+def test_an_unsupported_matrix_is_noted(tmp_path):
     path = media.write_video(tmp_path / "clip.mp4", patches(COLOURS), options={"x264-params": "colormatrix=YCgCo"})
     assert next(read_frames(path)).shape == (64, 448, 3)
-    assert probe(path).notes == ("the colour matrix 8 is not known, ITU601 taken instead",)
+    assert probe(path).notes == ("the colour matrix 8 is not supported; ITU601 is used",)
 
 
 def test_palette(tmp_path):
     path = media.gif(tmp_path / "clip.gif", patches(COLOURS[:3], 10))
     frames = list(read_frames(path))
     assert len(frames) == 10 and probe(path).fps == 25 and probe(path).notes == ()
-    assert np.abs(colours_of(frames[5]) - COLOURS[:3]).max() <= 20  # 8 steps of red and green, 4 of blue
+    assert np.abs(colours_of(frames[5]) - COLOURS[:3]).max() <= 20  # 8 levels of red and green, 4 of blue
 
 
 # --- transparency -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["prores.mov", "animation.mov", "png.mov", "vp9.webm"])
-def test_transparent_parts_are_shown_on_black(tmp_path, name):
+def test_transparent_pixels_are_shown_on_black(tmp_path, name):
     codec, pix_fmt = {
         "prores.mov": ("prores_ks", "yuva444p10le"),
         "animation.mov": ("qtrle", "argb"),
@@ -175,25 +172,25 @@ def test_transparent_parts_are_shown_on_black(tmp_path, name):
     assert len(frames) == 5
     for frame in frames:
         assert np.abs(colours_of(frame) - colours[:, :3] * (colours[:, 3:] / 255)).max() <= 4
-    assert "transparent parts are shown on black" in probe(path).notes
+    assert "transparent pixels are shown on black" in probe(path).notes
     opaque = media.transparent(tmp_path / f"opaque_{name}", codec, pix_fmt, patches(colours[2::3].astype(np.uint8)))
-    assert "transparent parts are shown on black" not in probe(opaque).notes
+    assert "transparent pixels are shown on black" not in probe(opaque).notes
 
 
 # --- interlacing --------------------------------------------------------------------------------------------
 
 
-def moving_edge(num_pictures: int) -> list[np.ndarray]:
+def moving_edge(num_frames: int) -> list[np.ndarray]:
     """White up to column 20 + 4k, black to the right of it."""
-    pictures = np.zeros((num_pictures, 96, 256, 3), np.uint8)
-    for index, picture in enumerate(pictures):
-        picture[:, : 20 + 4 * index] = 235
-    return list(pictures)
+    images = np.zeros((num_frames, 96, 256, 3), np.uint8)
+    for index, image in enumerate(images):
+        image[:, : 20 + 4 * index] = 235
+    return list(images)
 
 
-def edge_columns(picture: np.ndarray) -> np.ndarray:
-    """(H,) the number of white pixels of every row."""
-    return (picture[..., 1] > 118).sum(axis=1)
+def edge_columns(image: np.ndarray) -> np.ndarray:
+    """(H,), the number of white pixels of each row."""
+    return (image[..., 1] > 118).sum(axis=1)
 
 
 @pytest.mark.parametrize("top_first", [True, False])
@@ -205,23 +202,23 @@ def test_no_combing(tmp_path, suffix, top_first):
     for index, frame in enumerate(frames):
         columns = edge_columns(frame[8:-8])
         assert np.ptp(columns) <= 1, index
-        assert np.abs(columns - (20 + 8 * index)).max() <= 1  # the half picture that comes first
-    assert probe(path).notes == ("interlaced pictures are deinterlaced",)
+        assert np.abs(columns - (20 + 8 * index)).max() <= 1  # the earlier field
+    assert probe(path).notes == ("interlaced frames are deinterlaced",)
 
 
-def test_deinterlacing_is_the_same_wherever_it_begins(tmp_path):
+def test_deinterlacing_does_not_depend_on_the_start(tmp_path):
     path = media.interlaced(tmp_path / "clip.mkv")
     with av.open(str(path)) as container:
         frames = [(frame.time, frame) for frame in container.decode(video=0)]
-    whole = [(time, to_rgb(frame)) for time, frame in deinterlace(iter(frames))]
+    complete = [(time, to_rgb(frame)) for time, frame in deinterlace(iter(frames))]
     later = [(time, to_rgb(frame)) for time, frame in deinterlace(iter(frames[9:]), after_seek=True)]
-    assert [time for time, _ in whole] == [time for time, _ in frames]
+    assert [time for time, _ in complete] == [time for time, _ in frames]
     assert [time for time, _ in later] == [time for time, _ in frames[10:]]
-    assert all(np.array_equal(a[1], b[1]) for a, b in zip(whole[10:], later, strict=True))
+    assert all(np.array_equal(a[1], b[1]) for a, b in zip(complete[10:], later, strict=True))
     assert list(deinterlace(iter([]))) == []
 
 
-def test_progressive_pictures_are_left_alone(tmp_path):
+def test_progressive_frames_are_unchanged(tmp_path):
     path = media.h264(tmp_path / "clip.mp4", moving_edge(5))
     with av.open(str(path)) as container:
         expected = [to_rgb(frame) for frame in container.decode(video=0)]
@@ -233,9 +230,9 @@ def test_progressive_pictures_are_left_alone(tmp_path):
 
 @pytest.mark.parametrize("degrees", [0, 90, 180, -90])
 @pytest.mark.parametrize("mirrored", [False, True])
-def test_turned_and_mirrored_pictures_stand_upright(tmp_path, degrees, mirrored):
+def test_rotated_and_mirrored_frames_become_upright(tmp_path, degrees, mirrored):
     colours = COLOURS[2:6].reshape(2, 2, 3).repeat(48, axis=0).repeat(32, axis=1)
-    path = media.turned(tmp_path / "clip.mp4", degrees, mirrored, [colours] * 3)
+    path = media.rotated(tmp_path / "clip.mp4", degrees, mirrored, [colours] * 3)
     frame = next(read_frames(path))
     assert frame.shape == (96, 64, 3)
     middles = frame[24::48, 16::32].astype(int)
@@ -255,7 +252,7 @@ def test_turned_and_mirrored_pictures_stand_upright(tmp_path, degrees, mirrored)
     ],
 )
 def test_sizes(tmp_path, make, name, size):
-    path = make(tmp_path / name, pictures=grays(3, size))
+    path = make(tmp_path / name, frames=grays(3, size))
     frames = list(read_frames(path))
     assert shown(frames) == [0, 1, 2] if size[0] > 40 else len(frames) == 3
     assert frames[0].shape == (*size, 3)
@@ -267,9 +264,9 @@ def test_anamorphic(tmp_path):
     assert (info.width, info.height, info.pixel_aspect) == (192, 256, Fraction(4, 3))
 
 
-# --- numbers and times of frames ----------------------------------------------------------------------------
+# --- number and times of frames ----------------------------------------------------------------------------
 
-MADE = {
+VIDEOS = {
     "23.976.mp4": partial(media.at_rate, fps=Fraction(24000, 1001)),
     "29.97.mp4": partial(media.at_rate, fps=Fraction(30000, 1001)),
     "50.mkv": partial(media.at_rate, fps=50),
@@ -285,14 +282,14 @@ MADE = {
 }
 
 
-@pytest.mark.parametrize("name", MADE)
-def test_every_frame_at_its_time(tmp_path, name):
-    """At the video's own rate every frame once, at 25 those nearest in time."""
-    path = MADE[name](tmp_path / name, pictures=grays(30))
+@pytest.mark.parametrize("name", VIDEOS)
+def test_frames_at_their_times(tmp_path, name):
+    """At the rate of the video each frame once; at 25 fps the frames nearest in time."""
+    path = VIDEOS[name](tmp_path / name, frames=grays(30))
     info = probe(path)
-    fps = MADE[name].keywords.get("fps", Fraction(25)) if isinstance(MADE[name], partial) else Fraction(25)
+    fps = VIDEOS[name].keywords.get("fps", Fraction(25)) if isinstance(VIDEOS[name], partial) else Fraction(25)
     assert info.fps == fps
-    if name == "gif.gif":  # whose colours are too coarse to tell the frames apart
+    if name == "gif.gif":  # its colours are too coarse to distinguish the frames
         assert len(list(read_frames(path, fps=fps))) == 30
         return
     assert shown(read_frames(path, fps=fps)) == list(range(30))
@@ -309,67 +306,19 @@ def test_variable_rate(tmp_path):
     assert read[-1] == 29
 
 
-SOUGHT = {
+SEEKABLE = {
     "interlaced.mp4": lambda path: media.interlaced(path, moving_edge(50)),
     "interlaced.ts": lambda path: media.interlaced(path, moving_edge(50), False),
     "interlaced.mkv": lambda path: media.interlaced(path, moving_edge(50)),
     "hdr.mp4": partial(media.hdr, transfer=ColorTrc.SMPTE2084),
     "alpha.webm": partial(media.transparent, codec="libvpx-vp9", pix_fmt="yuva420p"),
-    "turned.mp4": media.turned,
+    "rotated.mp4": media.rotated,
 }
 
 
-@pytest.mark.parametrize("name", SOUGHT)
-def test_by_seeking_as_from_the_start(tmp_path, name):
-    path = SOUGHT[name](tmp_path / name)
+@pytest.mark.parametrize("name", SEEKABLE)
+def test_seeking_returns_the_same_frames(tmp_path, name):
+    path = SEEKABLE[name](tmp_path / name)
     frames = list(read_frames(path))
     for start, stop in [(1, 3), (11, 14), (12, 13), (13, 15), (23, 25)]:
         assert np.array_equal(list(read_frames(path, start, stop)), frames[start:stop]), (start, stop)
-
-
-# --- sound --------------------------------------------------------------------------------------------------
-
-
-def pitch(waveform: np.ndarray) -> float:
-    return float(np.argmax(np.abs(np.fft.rfft(waveform))) * SAMPLE_RATE / len(waveform))
-
-
-@pytest.mark.parametrize("suffix", ["mp4", "mkv", "mov"])
-def test_the_default_sound_is_taken(tmp_path, suffix, capsys):
-    times = np.arange(SAMPLE_RATE) / SAMPLE_RATE
-    tones = [0.5 * np.sin(2 * np.pi * hertz * times) for hertz in (440, 880, 1000)]
-    path = media.write_video(tmp_path / f"clip.{suffix}", grays(25), sounds=tones)
-    assert pitch(load_audio(path)) == pytest.approx(1000, abs=5)
-    assert capsys.readouterr().err == f"note: --audio {path}: of 3 audio tracks number 3 is taken\n"
-    with VideoWriter(tmp_path / "out.mp4", 64, 64, audio_paths=[path]) as writer:
-        for frame in grays(20):
-            writer.write(frame)
-    assert pitch(load_audio(tmp_path / "out.mp4")) == pytest.approx(1000, abs=5)
-    assert capsys.readouterr().err == ""
-
-
-def test_the_first_sound_where_none_is_default(tmp_path, capsys):
-    times = np.arange(SAMPLE_RATE) / SAMPLE_RATE
-    tones = [0.5 * np.sin(2 * np.pi * hertz * times) for hertz in (440, 1000)]
-    path = media.write_video(tmp_path / "clip.ts", grays(25), sounds=tones)  # which marks no defaults
-    assert pitch(load_audio(path)) == pytest.approx(440, abs=5)
-    assert "of 2 audio tracks number 1 is taken" in capsys.readouterr().err
-
-
-def test_a_video_without_sound(tmp_path):
-    path = media.silent_video_without_audio(tmp_path / "clip.mp4", 5)
-    assert len(list(read_frames(path))) == 5
-    assert probe(path).notes == ()
-
-
-# --- the matrix ---------------------------------------------------------------------------------------------
-
-
-def test_input_matrix_describes_results_and_tells_errors(tmp_path):
-    video = media.h264(tmp_path / "clip.mkv", grays(20, (48, 64)))
-    *picture, sound = describe(video)
-    assert picture == ["64×48", "25", "20"]
-    assert float(sound.removesuffix(" s")) == pytest.approx(1, abs=0.065)  # a packet of AAC is 64 ms
-    well, said = dub(media.text_file(tmp_path / "text.mp4"), video, tmp_path / "out.mp4")
-    assert not well and len(said) == 1
-    assert said[0].startswith("error: --video: expected a video")

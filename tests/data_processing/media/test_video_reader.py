@@ -11,7 +11,7 @@ from av.video.reformatter import ColorRange, Colorspace
 
 from data_processing.media.frame_conversion import to_rgb
 from data_processing.media.video_reader import check_readable, probe, read_frames, read_frames_backward
-from tests.support.media import text_file, truncated_mp4
+from tests.support.media import text_file, truncated_mp4, video_without_audio
 from tests.support.numbered_media import SIZE, numbered, numbers, write_audio, write_numbered
 from utils.errors import MediaError
 
@@ -166,6 +166,12 @@ def test_truncated_recording(tmp_path):
     shown = numbers(read_frames(path))
     assert 20 < len(shown) < 60
     assert shown[:20] == list(range(20))
+
+
+def test_video_without_audio(tmp_path):
+    path = video_without_audio(tmp_path / "clip.mp4", 5)
+    assert len(list(read_frames(path))) == 5
+    assert probe(path).notes == ()
 
 
 # --- bad input ----------------------------------------------------------------------------------------------
