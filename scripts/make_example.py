@@ -1,10 +1,10 @@
-"""Make the bundled example media: `python -m scripts.make_example` from the project's root.
+"""Generate the bundled example media: python -m scripts.make_example, in the root of the repository.
 
-examples/portrait.mp4  a public-domain portrait, made to move and to talk, with its synthetic voice
-examples/speech.wav    the same voice with another sentence, to dub the portrait with
+examples/portrait.mp4  a public-domain portrait, animated to talk, with a synthetic voice
+examples/speech.wav    another sentence in the same voice, to dub the portrait with
 
-The files are in the repository; this script is only there so that nobody has to take their origin on trust.
-The voice is a small neural one that comes inside a package: pip install hibari-tts==0.2.1
+The repository includes both files; this script documents their origin. Speech is synthesised by a small neural
+network that a package includes: pip install hibari-tts==0.2.1
 """
 
 import argparse
@@ -20,16 +20,16 @@ from scipy.signal import butter, resample_poly, sosfiltfilt
 from data_processing.media.audio_io import SAMPLE_RATE, save_wav
 from data_processing.media.video_reader import FPS
 from data_processing.media.video_writer import VideoWriter
+from utils.bundled import EXAMPLE_AUDIO, EXAMPLE_VIDEO
 from utils.command_line import run_command
 from utils.errors import UserError
 
-EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
-PORTRAIT_WORDS = "Hello! I am a photograph that a small script has taught to talk. My voice is made up too."
-SPEECH_WORDS = "Welcome! This project takes a video of a face and a new recording, and makes the lips match."
+PORTRAIT_TEXT = "Hello! I am a photograph that a small script has taught to talk. My voice is made up too."
+SPEECH_TEXT = "Welcome! This project takes a video of a face and a new recording, and makes the lips match."
 
 SIZE = 512
 
-# What follows was traced by hand on the portrait as `load_portrait` returns it (x, y in pixels).
+# Positions in pixels, annotated by hand on the image that `load_portrait` returns.
 LIP_X = [200, 213, 220, 228, 236, 244, 252, 262, 270, 278, 286, 292, 298, 311]
 UPPER_LIP_Y = [279, 280, 281, 282.5, 284.5, 286, 287, 287, 286, 284.5, 282, 281, 281.5, 281]
 LOWER_LIP_Y = [279, 280, 287, 292, 296, 298.5, 299.5, 299, 297.5, 293.5, 288.5, 285, 281.5, 281]
@@ -56,40 +56,40 @@ def load_portrait() -> np.ndarray:
     return cv2.resize(head, (SIZE, SIZE), interpolation=cv2.INTER_LANCZOS4)
 
 
-def synthesise(words: str) -> np.ndarray:
-    """Speak a sentence: mono float32 in [-1, 1] at 16 kHz, a little silence at both ends.
+def synthesise(text: str) -> np.ndarray:
+    """Synthesise a sentence: (N,) float32 in [-1, 1] at 16 kHz, with 0.2 s of silence at both ends.
 
-    Raises UserError when the voice is not installed.
+    Raises:
+        UserError: the speech synthesis package is not installed.
     """
     try:
         from hibari import Hibari
     except ImportError:
-        raise UserError("the voice is missing; get it with: pip install hibari-tts==0.2.1") from None
-    voice = resample_poly(Hibari()(words, seed=0), 2, 3)  # 24 kHz to 16 kHz
+        raise UserError("speech synthesis is not installed; run: pip install hibari-tts==0.2.1") from None
+    voice = resample_poly(Hibari()(text, seed=0), 2, 3)  # 24 kHz to 16 kHz
     return np.pad(0.8 * voice / np.abs(voice).max(), SAMPLE_RATE // 5).astype(np.float32)
 
 
 def mouth_opening(voice: np.ndarray, num_frames: int) -> np.ndarray:
-    """Loudness of the vowels around each frame, (num_frames,) in [0, 1]; 0 is silence."""
-    # Vowels open the mouth; hissing consonants are loud above this band and do not.
+    """Mouth opening of each frame from the loudness of vowels: (num_frames,) in [0, 1]; 0 in silence."""
+    # vowels open the mouth; fricatives, which are loud above this band, do not
     vowels = sosfiltfilt(butter(2, (200, 2500), "bandpass", fs=SAMPLE_RATE, output="sos"), voice)
     loudness = np.sqrt(gaussian_filter1d(vowels**2, 0.025 * SAMPLE_RATE))
-    # Frame k shows the moment k / FPS.
-    loudness = loudness[np.arange(num_frames) * SAMPLE_RATE // FPS]
+    loudness = loudness[np.arange(num_frames) * SAMPLE_RATE // FPS]  # frame k is at k / FPS s
     return np.clip(loudness / np.percentile(loudness, 97), 0, 1) ** 0.7
 
 
-def blinking(num_frames: int) -> np.ndarray:
+def eye_closure(num_frames: int) -> np.ndarray:
     """How far the eyes are closed in each frame, (num_frames,) in [0, 1]."""
     times = np.arange(num_frames) / FPS
     return np.clip(sum(1.3 * np.exp(-(((times - t) / 0.065) ** 2)) for t in BLINKS_S), 0, 1)
 
 
-def slide_columns(knots_y: np.ndarray, moved_y: np.ndarray) -> np.ndarray:
-    """Where each pixel's colour comes from when each column slides its knots along itself.
+def warp_columns(knots_y: np.ndarray, moved_y: np.ndarray) -> np.ndarray:
+    """Source rows (SIZE, SIZE) float32 of a vertical warp that moves the knots of each column.
 
-    `knots_y` and `moved_y` are (K, SIZE), increasing along K; between knots the column stretches evenly,
-    outside them it stays. Returns source rows (SIZE, SIZE) float32.
+    Knots move from `knots_y` to `moved_y`, both (K, SIZE) and increasing along K. Between knots the warp is linear;
+    outside them it is the identity.
     """
     rows = np.arange(SIZE, dtype=np.float64)
     columns = [np.interp(rows, moved_y[:, x], knots_y[:, x], left=-1, right=-1) for x in range(SIZE)]
@@ -98,7 +98,7 @@ def slide_columns(knots_y: np.ndarray, moved_y: np.ndarray) -> np.ndarray:
 
 
 class Face:
-    """The portrait with its moving parts: lips, jaw, eyelids, head."""
+    """The portrait with movable lips, jaw, eyelids and head."""
 
     def __init__(self, portrait: np.ndarray) -> None:
         columns = np.arange(SIZE)
@@ -106,15 +106,15 @@ class Face:
         self.upper_lip = np.interp(columns, LIP_X, UPPER_LIP_Y)
         self.lower_lip = np.interp(columns, LIP_X, LOWER_LIP_Y)
         jaw = gaussian_filter1d(np.interp(columns, JAW_X, JAW_Y), 4)
-        self.jaw = np.maximum(jaw, self.lower_lip + 10)  # beside the face too, where nothing moves
-        # The lips' movement dies out at the corners of the mouth, the jaw's at the sides of the face.
+        self.jaw = np.maximum(jaw, self.lower_lip + 10)  # also beside the face, where nothing moves
+        # The motion of the lips fades out at the corners of the mouth, that of the jaw at the sides of the face.
         self.lip_profile = np.clip(1 - ((columns - MOUTH_X) / 44) ** 2, 0, 1)
         self.jaw_profile = np.exp(-(((columns - MOUTH_X) / 48) ** 2))
 
         inside = (self.y > self.upper_lip) & (self.y < self.lower_lip)
         self.skin = portrait.astype(np.float32)
         self.skin_alpha = 1 - gaussian_filter(inside.astype(np.float32), 0.8)
-        # Behind the lips: the teeth as photographed, and under their edge the dark, reddish at the tongue.
+        # Behind the lips: the teeth of the photo, and below their edge a dark interior with a reddish tongue.
         below_teeth = self.y - (self.lower_lip - 1.0)
         tongue = np.exp(-(((self.x - MOUTH_X) / 24) ** 2)) * np.clip((below_teeth - 4) / 10, 0, 1)
         dark = np.array([38, 14, 12]) + tongue[..., None] * np.array([78, 36, 34])
@@ -122,12 +122,12 @@ class Face:
         self.interior = (self.skin * teeth + dark * (1 - teeth)).astype(np.float32)
 
         distance = np.hypot((self.x - HEAD_CENTRE[0]) / HEAD_RADII[0], (self.y - HEAD_CENTRE[1]) / HEAD_RADII[1])
-        falling = np.clip((distance - 1) / 0.55, 0, 1)
-        self.head_weight = 1 - falling**2 * (3 - 2 * falling)
+        falloff = np.clip((distance - 1) / 0.55, 0, 1)
+        self.head_weight = 1 - falloff**2 * (3 - 2 * falloff)
         self.depth = np.exp(-(distance**2) / 0.7)
 
     def talk(self, opening: float, blink: float) -> tuple[np.ndarray, np.ndarray]:
-        """Source rows (SIZE, SIZE) for lips and lids, and the lips' gap in pixels per column (SIZE,)."""
+        """Source rows (SIZE, SIZE) for lips and eyelids, and the lip gap per column (SIZE,) in pixels."""
         gap = self.lower_lip - self.upper_lip
         closing = max(0.0, 1 - opening / 0.4)
         upper_shift = 0.45 * closing * gap
@@ -136,7 +136,7 @@ class Face:
         still = np.zeros(SIZE)
         nose, collar = still + NOSE_BASE_Y, still + COLLAR_Y
         knots = np.stack([nose, self.upper_lip - 0.01, self.lower_lip, self.jaw, collar])
-        lips = slide_columns(knots, knots + np.stack([still, upper_shift, lower_shift, jaw_shift, still]))
+        lips = warp_columns(knots, knots + np.stack([still, upper_shift, lower_shift, jaw_shift, still]))
 
         for eye_x, upper_y, lower_y in (
             (LEFT_EYE_X, LEFT_EYE_UPPER_Y, LEFT_EYE_LOWER_Y),
@@ -145,14 +145,14 @@ class Face:
             upper, lower = (np.interp(np.arange(SIZE), eye_x, lid) for lid in (upper_y, lower_y))
             knots = np.stack([upper - 18, upper - 0.01, lower])
             shift = 0.97 * blink * (lower - upper)
-            lids = slide_columns(knots, knots + np.stack([still, shift, still]))
+            lids = warp_columns(knots, knots + np.stack([still, shift, still]))
             rows = slice(int(upper.min()) - 19, int(lower.max()) + 2)
             columns = slice(eye_x[0], eye_x[-1] + 1)
             lips[rows, columns] = lids[rows, columns]
         return lips, gap + lower_shift - upper_shift
 
     def move_head(self, time_s: float, opening: float) -> tuple[np.ndarray, np.ndarray]:
-        """Source coordinates (x, y), each (SIZE, SIZE), of a head that sways over a body that stays."""
+        """Source coordinates (x, y), each (SIZE, SIZE), of a head that sways on a static body."""
 
         def wave(period_s: float, phase: float) -> float:
             return np.sin(2 * np.pi * (time_s / period_s + phase))
@@ -164,14 +164,14 @@ class Face:
         x, y = self.x - NECK[0], self.y - NECK[1]
         moved_x = scale * (np.cos(angle) * x - np.sin(angle) * y) - x + shift[0] + turn * self.depth
         moved_y = scale * (np.sin(angle) * x + np.cos(angle) * y) - y + shift[1] + nod * self.depth
-        # The movement is small, so going back by it is as good as its exact inverse.
+        # For small displacements, the negative is a sufficient approximation of the inverse.
         return self.x - self.head_weight * moved_x, self.y - self.head_weight * moved_y
 
     def render(self, time_s: float, opening: float, blink: float) -> np.ndarray:
         """One frame, (SIZE, SIZE, 3) uint8 RGB."""
         source_rows, gap = self.talk(opening, blink)
         x, y = (field.astype(np.float32) for field in self.move_head(time_s, opening))
-        # Corners of the mouth come in as it opens: a fixed wide smile does not look like speech.
+        # The mouth narrows as it opens; with the fixed wide smile of the photo it would not resemble speech.
         near_mouth = np.exp(-(((x - MOUTH_X) / 48) ** 2) - ((y - MOUTH_Y) / 36) ** 2)
         x += 0.14 * opening * near_mouth * (x - MOUTH_X)
         talking_y = cv2.remap(source_rows, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
@@ -179,7 +179,7 @@ class Face:
         def sample(image: np.ndarray, rows: np.ndarray) -> np.ndarray:
             return cv2.remap(image, x, rows, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT)
 
-        # Lips that touch show a dark line and no teeth.
+        # Closed lips show a dark line and no teeth.
         light = np.interp(gap, [0, 1.5, 6], [0.4, 0.5, 1]).astype(np.float32)
         interior = sample(self.interior * light[:, None], y)
         alpha = np.clip(sample(self.skin_alpha, talking_y), 0, 1)[..., None]
@@ -188,30 +188,30 @@ class Face:
 
 
 def write_portrait(path: Path, voice: np.ndarray) -> None:
-    """The portrait talking for as long as `voice` (mono float32 at 16 kHz) lasts, as H.264 and AAC in MP4."""
+    """Write a video of the portrait speaking `voice`, (N,) float32 at 16 kHz, as MP4 with H.264 and AAC."""
     num_frames = len(voice) * FPS // SAMPLE_RATE
     face = Face(load_portrait())
     with tempfile.TemporaryDirectory() as folder:
-        sound = Path(folder) / "voice.wav"
-        save_wav(sound, voice)
-        with VideoWriter(path, SIZE, SIZE, crf=18, audio_paths=[sound]) as writer:
+        audio = Path(folder) / "voice.wav"
+        save_wav(audio, voice)
+        with VideoWriter(path, SIZE, SIZE, crf=18, audio_paths=[audio]) as writer:
             for index, (opening, blink) in enumerate(
-                zip(mouth_opening(voice, num_frames), blinking(num_frames), strict=True)
+                zip(mouth_opening(voice, num_frames), eye_closure(num_frames), strict=True)
             ):
                 writer.write(face.render(index / FPS, opening, blink))
 
 
 def run(args: argparse.Namespace) -> None:
-    """Write both files into examples/."""
-    EXAMPLES.mkdir(exist_ok=True)
-    save_wav(EXAMPLES / "speech.wav", synthesise(SPEECH_WORDS))
-    write_portrait(EXAMPLES / "portrait.mp4", synthesise(PORTRAIT_WORDS))
-    for name in ("portrait.mp4", "speech.wav"):
-        print(f"{EXAMPLES / name}: {(EXAMPLES / name).stat().st_size / 1000:.0f} kB")
+    """Write both example files and print their sizes."""
+    save_wav(EXAMPLE_AUDIO, synthesise(SPEECH_TEXT))
+    write_portrait(EXAMPLE_VIDEO, synthesise(PORTRAIT_TEXT))
+    for path in (EXAMPLE_VIDEO, EXAMPLE_AUDIO):
+        print(f"{path}: {path.stat().st_size / 1000:.0f} kB")
 
 
 def main() -> None:
-    run_command(argparse.ArgumentParser(description=__doc__), run)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    run_command(parser, run)
 
 
 if __name__ == "__main__":
