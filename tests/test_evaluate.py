@@ -14,7 +14,7 @@ from evaluation import videos
 from models.checkpoint import save_model
 from models.crop_layout import crop_size
 from models.dinet import DINet, DINetConfig
-from tests.support.clips import MOUTH_SIZE, damaged_at_its_end, synthetic_clip
+from tests.support.clips import MOUTH_SIZE, synthetic_clip, video_with_late_last_frame
 from tests.support.media import talking_portrait
 from utils.bundled import BUNDLED_GENERATOR
 
@@ -127,7 +127,9 @@ def test_a_checkpoint_on_videos(portrait_clip: Path, tmp_path: Path, capsys: pyt
     talking_portrait(real / "ann.mp4", num_frames=24)
     (real / "bob.mp4").write_bytes((real / "ann.mp4").read_bytes())
     (real / "broken.mp4").write_text("no video")
-    damaged_at_its_end(real / "damaged.mkv", portrait_clip)  # the part that can be read is dubbed, but not compared
+    video_with_late_last_frame(
+        real / "damaged.mkv", portrait_clip
+    )  # the part that can be read is dubbed, but not compared
     flags = ("--checkpoint", BUNDLED_GENERATOR, "--videos", real, "--frames-per-clip", 1)
     run(*flags, "--output", tmp_path / "self")
     report = json.loads((tmp_path / "self" / "evaluation.json").read_text())

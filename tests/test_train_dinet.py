@@ -23,6 +23,7 @@ from tests.support.training import (
     assert_same,
     run_command_line,
     tensorboard_events,
+    write_recipe,
 )
 from training.dinet_trainer import Trainer, train_step
 from training.run import prepare_run_dir
@@ -35,9 +36,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.fixture
 def recipe(tmp_path) -> Path:
-    path = tmp_path / "tiny.yaml"
-    path.write_text(TINY)
-    return path
+    return write_recipe(tmp_path, TINY)
 
 
 def train(*flags: object) -> None:
@@ -60,8 +59,7 @@ def refusal(capsys: pytest.CaptureFixture, *flags: object) -> str:
 def finished_run(tmp_path_factory, prepared_dataset) -> Path:
     """The run directory after four steps without interruption."""
     folder = tmp_path_factory.mktemp("finished")
-    (folder / "tiny.yaml").write_text(TINY)
-    train("--config", folder / "tiny.yaml", "--data", prepared_dataset, "--run-dir", folder / "run")
+    train("--config", write_recipe(folder, TINY), "--data", prepared_dataset, "--run-dir", folder / "run")
     return folder / "run"
 
 

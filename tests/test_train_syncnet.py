@@ -7,7 +7,7 @@ import torch
 
 import train_syncnet
 from models.checkpoint import SYNCNET, load_model, load_training_state
-from tests.support.training import TINY_SYNCNET, run_command_line
+from tests.support.training import TINY_SYNCNET, run_command_line, write_recipe
 from training.syncnet_trainer import train_step
 from utils.files import read_jsonl
 
@@ -21,9 +21,7 @@ def train(*flags: object) -> None:
 
 @pytest.fixture
 def recipe(tmp_path) -> Path:
-    path = tmp_path / "tiny.yaml"
-    path.write_text(TINY_SYNCNET)
-    return path
+    return write_recipe(tmp_path, TINY_SYNCNET)
 
 
 def test_resumed_run_equals_uninterrupted_run(recipe, prepared_dataset, tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from configs.schema import BASES, RENAMED, SyncNetConfig, TrainConfig, dump_config, load_config
+from tests.support.training import write_recipe
 from training.run import prepare_run_dir
 from utils.errors import ConfigError, ParameterError, UserError
 
@@ -15,13 +16,6 @@ CONFIGS = ROOT / "configs"
 BASE = CONFIGS / "base.yaml"
 RECIPES = sorted(CONFIGS.glob("*/*.yaml"))
 OLD_RUNS = sorted((ROOT / "results" / "small").glob("*.yaml"))  # some with former names of keys
-
-
-def recipe(folder: Path, text: str) -> Path:
-    """A recipe with this text."""
-    path = folder / "recipe.yaml"
-    path.write_text(text)
-    return path
 
 
 def given(line: str) -> tuple[str, object]:
@@ -44,11 +38,11 @@ def error_message(path: Path) -> str:
 
 
 def test_empty_recipe_is_the_base(tmp_path):
-    assert asdict(load_config(recipe(tmp_path, ""))) == yaml.safe_load(BASE.read_text())
+    assert asdict(load_config(write_recipe(tmp_path, ""))) == yaml.safe_load(BASE.read_text())
 
 
 def test_recipe_overrides_base_and_is_overridden(tmp_path):
-    path = recipe(tmp_path, "batch_size: 3\nmax_steps: 7\n")
+    path = write_recipe(tmp_path, "batch_size: 3\nmax_steps: 7\n")
     base = yaml.safe_load(BASE.read_text())
     config = asdict(load_config(path, {"max_steps": 9, "init_from": None}))
     assert config == base | {"batch_size": 3, "max_steps": 9}
@@ -70,12 +64,12 @@ def test_every_recipe_loads(path):
 
 def test_loss_weights_are_merged_one_by_one(tmp_path):
     base = yaml.safe_load(BASE.read_text())["loss_weights"]
-    assert load_config(recipe(tmp_path, "loss_weights: {pixel: 7}")).loss_weights == base | {"pixel": 7}
+    assert load_config(write_recipe(tmp_path, "loss_weights: {pixel: 7}")).loss_weights == base | {"pixel": 7}
 
 
 def test_round_trip(tmp_path):
     config = replace(
-        load_config(recipe(tmp_path, "")),
+        load_config(write_recipe(tmp_path, "")),
         learning_rate=1.2345678901234567e-5,
         adam_betas=[0.5, 0.9990000001],
         init_from="a: folder/mit Ümlaut #1.safetensors",
@@ -83,18 +77,18 @@ def test_round_trip(tmp_path):
         channels_last=False,
         max_steps=12345,
     )
-    assert load_config(recipe(tmp_path, dump_config(config))) == config
+    assert load_config(write_recipe(tmp_path, dump_config(config))) == config
 
 
 def test_integers_are_accepted_as_floats(tmp_path):
-    config = load_config(recipe(tmp_path, "learning_rate: 1\nadam_betas: [0, 0.9]\n"))
+    config = load_config(write_recipe(tmp_path, "learning_rate: 1\nadam_betas: [0, 0.9]\n"))
     assert (config.learning_rate, config.adam_betas) == (1.0, [0, 0.9])
     assert type(config.learning_rate) is float
 
 
 @pytest.mark.parametrize("text", ["bach_size: 4", "1: 2", "lossweights: {pixel: 1.0}"])
 def test_unknown_keys_are_named(tmp_path, text):
-    assert f"unknown keys: ['{text.split(':')[0]}']" in error_message(recipe(tmp_path, text))
+    assert f"unknown keys: ['{text.split(':')[0]}']" in error_message(write_recipe(tmp_path, text))
 
 
 def test_missing_keys_are_named(tmp_path, monkeypatch):
@@ -102,7 +96,7 @@ def test_missing_keys_are_named(tmp_path, monkeypatch):
     del base["warmup_steps"]
     (tmp_path / "base.yaml").write_text(yaml.safe_dump(base))
     monkeypatch.setitem(BASES, TrainConfig, tmp_path / "base.yaml")
-    assert "missing keys: ['warmup_steps']" in error_message(recipe(tmp_path, "batch_size: 4"))
+    assert "missing keys: ['warmup_steps']" in error_message(write_recipe(tmp_path, "batch_size: 4"))
 
 
 @pytest.mark.parametrize(
@@ -126,7 +120,7 @@ def test_missing_keys_are_named(tmp_path, monkeypatch):
 )
 def test_wrong_types_are_refused(tmp_path, line, expected):
     ((name, value),) = yaml.safe_load(line).items()
-    assert f"{name}: expected {expected}, found {value!r}" in error_message(recipe(tmp_path, line))
+    assert f"{name}: expected {expected}, found {value!r}" in error_message(write_recipe(tmp_path, line))
 
 
 @pytest.mark.parametrize(
@@ -166,38 +160,40 @@ def test_wrong_types_are_refused(tmp_path, line, expected):
 )
 def test_values_out_of_range_are_refused(tmp_path, line):
     name, value = given(line)
-    message = error_message(recipe(tmp_path, line))
+    message = error_message(write_recipe(tmp_path, line))
     assert f": {name}: expected " in message
     assert f"found {value!r}" in message
 
 
 def test_crops_too_small_for_the_discriminator_are_refused(tmp_path):
     without_discriminator = "mouth_size: 32\nloss_weights: {pixel: 1.0, perceptual: 10.0, adversarial: 0.0}"
-    assert load_config(recipe(tmp_path, without_discriminator)).mouth_size == 32
-    assert "mouth_size: expected at least 64" in error_message(recipe(tmp_path, "mouth_size: 32"))
+    assert load_config(write_recipe(tmp_path, without_discriminator)).mouth_size == 32
+    assert "mouth_size: expected at least 64" in error_message(write_recipe(tmp_path, "mouth_size: 32"))
 
 
 def test_conflicting_values_are_refused(tmp_path):
     clip = "syncnet: some.safetensors\nloss_weights: {sync: 0.1, clip_adversarial: 1.0}\n"
-    assert load_config(recipe(tmp_path, clip + "clip_length: 5")).clip_length == 5
+    assert load_config(write_recipe(tmp_path, clip + "clip_length: 5")).clip_length == 5
     assert "5 with the clip discriminator or the sync loss, found 3" in error_message(
-        recipe(tmp_path, clip + "clip_length: 3")
+        write_recipe(tmp_path, clip + "clip_length: 3")
     )
     assert "syncnet: expected a checkpoint" in error_message(
-        recipe(tmp_path, "clip_length: 5\nloss_weights: {sync: 0.1}")
+        write_recipe(tmp_path, "clip_length: 5\nloss_weights: {sync: 0.1}")
     )
     # the base file sets the value at fault, but the recipe sets the one that it conflicts with
     assert "num_references: expected 1 with wav2lip_96, found 5" in error_message(
-        recipe(tmp_path, "generator: wav2lip_96")
+        write_recipe(tmp_path, "generator: wav2lip_96")
     )
     wav2lip = "generator: wav2lip_192\nnum_references: 1\naudio_features: mel\n"
-    assert load_config(recipe(tmp_path, wav2lip)).generator == "wav2lip_192"
+    assert load_config(write_recipe(tmp_path, wav2lip)).generator == "wav2lip_192"
     assert "num_references: expected 1 with wav2lip_192, found 5" in error_message(
-        recipe(tmp_path, wav2lip + "num_references: 5")
+        write_recipe(tmp_path, wav2lip + "num_references: 5")
     )
-    assert "inpainting: expected True with" in error_message(recipe(tmp_path, wav2lip + "inpainting: false"))
-    assert "generator: expected one of dinet, wav2lip_96, " in error_message(recipe(tmp_path, "generator: wav2lip"))
-    assert "sync_target: expected one or real" in error_message(recipe(tmp_path, "sync_target: two"))
+    assert "inpainting: expected True with" in error_message(write_recipe(tmp_path, wav2lip + "inpainting: false"))
+    assert "generator: expected one of dinet, wav2lip_96, " in error_message(
+        write_recipe(tmp_path, "generator: wav2lip")
+    )
+    assert "sync_target: expected one or real" in error_message(write_recipe(tmp_path, "sync_target: two"))
 
 
 def test_each_recipe_overrides_those_before(tmp_path):
@@ -239,15 +235,15 @@ def test_the_recipe_at_fault_is_named(tmp_path, first_text, second_text, at_faul
     ],
 )
 def test_former_names_of_keys(tmp_path, old_text, new_text, kind):
-    config = load_config(recipe(tmp_path, old_text), kind=kind)
-    assert config == load_config(recipe(tmp_path, new_text), kind=kind)
-    assert config != load_config(recipe(tmp_path, ""), kind=kind)
+    config = load_config(write_recipe(tmp_path, old_text), kind=kind)
+    assert config == load_config(write_recipe(tmp_path, new_text), kind=kind)
+    assert config != load_config(write_recipe(tmp_path, ""), kind=kind)
 
 
 @pytest.mark.parametrize("kind", [TrainConfig, SyncNetConfig])
 def test_an_old_run_can_be_resumed(tmp_path, kind):
     """Resuming compares the config.yaml of the run with the given configuration."""
-    config = load_config(recipe(tmp_path, "speaker_sampling_exponent: 0.3"), kind=kind)
+    config = load_config(write_recipe(tmp_path, "speaker_sampling_exponent: 0.3"), kind=kind)
     names = {new: old for old, new in RENAMED.items()}
     old = {names.get(name, name): value for name, value in asdict(config).items()}
     assert "person_power" in old and "speaker_sampling_exponent" not in old
@@ -269,11 +265,11 @@ def test_configs_of_the_published_runs_load(path):
 def test_former_and_present_name_together_are_refused(tmp_path, old):
     value = yaml.safe_load(BASE.read_text())[RENAMED[old]]
     text = yaml.safe_dump({old: value, RENAMED[old]: value})
-    assert f"{old} is the former name of {RENAMED[old]}" in error_message(recipe(tmp_path, text))
+    assert f"{old} is the former name of {RENAMED[old]}" in error_message(write_recipe(tmp_path, text))
 
 
 def test_former_name_of_a_key_of_the_other_schema_is_unknown(tmp_path):
-    assert "unknown keys: ['wrong_sounds']" in error_message(recipe(tmp_path, "wrong_sounds: 4"))
+    assert "unknown keys: ['wrong_sounds']" in error_message(write_recipe(tmp_path, "wrong_sounds: 4"))
 
 
 # --- the recipes of this repository -------------------------------------------------------------------------
@@ -305,15 +301,15 @@ def test_ablations_and_baselines_have_no_other_differences(name, differences):
 
 
 def test_syncnet_recipes(tmp_path):
-    config = load_config(recipe(tmp_path, "batch_size: 7"), kind=SyncNetConfig)
+    config = load_config(write_recipe(tmp_path, "batch_size: 7"), kind=SyncNetConfig)
     assert (config.batch_size, config.negative_gap) == (7, 5)
     path = tmp_path / "again.yaml"
     path.write_text(dump_config(config))
     assert load_config(path, kind=SyncNetConfig) == config
     with pytest.raises(ConfigError, match=r"unknown keys: .'clip_length'"):
-        load_config(recipe(tmp_path, "clip_length: 5"), kind=SyncNetConfig)
+        load_config(write_recipe(tmp_path, "clip_length: 5"), kind=SyncNetConfig)
     with pytest.raises(ConfigError, match="negative_gap: expected 1 or more"):
-        load_config(recipe(tmp_path, "negative_gap: 0"), kind=SyncNetConfig)
+        load_config(write_recipe(tmp_path, "negative_gap: 0"), kind=SyncNetConfig)
 
 
 @pytest.mark.parametrize(
@@ -326,7 +322,7 @@ def test_syncnet_recipes(tmp_path):
     ],
 )
 def test_overrides_are_checked(tmp_path, overrides, message):
-    path = recipe(tmp_path, "clip_length: 5\nloss_weights: {clip_adversarial: 1.0}")
+    path = write_recipe(tmp_path, "clip_length: 5\nloss_weights: {clip_adversarial: 1.0}")
     with pytest.raises(ParameterError, match=message) as caught:
         load_config(path, overrides)
     assert caught.value.parameter == next(iter(overrides))
@@ -341,7 +337,7 @@ def test_invalid_yaml_is_refused(tmp_path, content):
 
 @pytest.mark.parametrize(("text", "found"), [("- batch_size", "list"), ("just words", "str"), ("3", "int")])
 def test_yaml_without_keys_is_refused(tmp_path, text, found):
-    assert f"found {found}" in error_message(recipe(tmp_path, text))
+    assert f"found {found}" in error_message(write_recipe(tmp_path, text))
 
 
 def test_unreadable_files_are_refused(tmp_path):

@@ -14,8 +14,10 @@ from dubbing.frame_sources import LiveFrameSource, VideoFileSource
 from dubbing.pipeline import DubbingPipeline
 from dubbing.speaker import Speaker
 from tests.conftest import MOUTH
-from tests.dubbing.test_pipeline import lips_change, two_faces
+from tests.support.dubbing import lips_change, small_and_large_face
 from tests.support.media import speech_like
+
+pytestmark = pytest.mark.slow
 
 
 def test_live_frames_are_dubbed_at_their_own_placements(pipeline: DubbingPipeline, portrait_clip: Path) -> None:
@@ -44,7 +46,7 @@ def test_live_frames_are_dubbed_at_their_own_placements(pipeline: DubbingPipelin
 
 def test_two_speakers(pipeline: DubbingPipeline, portrait_clip: Path, tmp_path: Path) -> None:
     """Each face is as in a dub of its own; the shorter audio ends earlier, also after the end of the video."""
-    video = two_faces(portrait_clip, tmp_path / "two.mp4")
+    video = small_and_large_face(portrait_clip, tmp_path / "two.mp4")
     voices = {"left": speech_like(0.32, 1), "right": speech_like(0.6, 2)}
 
     def render(*faces: str) -> list[FramePair]:

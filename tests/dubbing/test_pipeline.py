@@ -4,9 +4,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from fractions import Fraction
-from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 
@@ -15,6 +13,7 @@ from data_processing.media.video_reader import probe, read_frames
 from data_processing.media.video_writer import VideoWriter
 from dubbing.settings import DubSettings
 from tests.conftest import SECONDS
+from tests.support.dubbing import lips_change, small_and_large_face
 from tests.support.media import (
     fragmented,
     no_face_video,
@@ -28,12 +27,7 @@ from tests.support.media import (
 from utils.errors import LimitError, NoFaceError, ParameterError
 from utils.limits import DEFAULT_LIMITS
 
-LIPS = slice(140, 160), slice(110, 145)  # of the synthetic portrait
-
-
-def lips_change(found: np.ndarray, source: np.ndarray) -> float:
-    """Mean difference of the lips, in grey levels."""
-    return float(np.abs(found[LIPS].astype(int) - source[LIPS]).mean())
+pytestmark = pytest.mark.slow
 
 
 @pytest.mark.parametrize("fps", [Fraction(24000, 1001), Fraction(30), Fraction(50)])
@@ -130,20 +124,9 @@ def test_progress(pipeline, speech, tmp_path) -> None:
     assert all(abs(expected - 51) <= 1 for _, expected in calls)
 
 
-def two_faces(portrait: Path, path: Path) -> Path:
-    """Ten frames with the same face twice, the right one larger."""
-    with VideoWriter(path, 576, 320) as writer:
-        for frame in read_frames(portrait, 0, 10):
-            both = np.zeros((320, 576, 3), np.uint8)
-            both[:256, :256] = frame
-            both[:, 256:] = cv2.resize(frame, (320, 320))
-            writer.write(both)
-    return path
-
-
 @pytest.mark.parametrize(("face", "side"), [("left", 0), ("right", 1), ("100,150", 0), ("largest", 1)])
-def test_one_of_two_faces(face, side, pipeline, portrait_clip, tmp_path) -> None:
-    video = two_faces(portrait_clip, tmp_path / "two.mp4")
+def test_one_of_small_and_large_face(face, side, pipeline, portrait_clip, tmp_path) -> None:
+    video = small_and_large_face(portrait_clip, tmp_path / "two.mp4")
     speech = speech_like_wav(tmp_path / "speech.wav", 0.4)
     pipeline.dub(video, speech, tmp_path / "dubbed.mp4", DubSettings(faces=(face,)))
     source, found = next(read_frames(video)).astype(int), next(read_frames(tmp_path / "dubbed.mp4")).astype(int)

@@ -14,14 +14,10 @@ from models.checkpoint import LoadedModel
 from models.crop_layout import crop_size
 from models.dinet import DINet, DINetConfig
 from models.syncnet import SyncNet
-from tests.support.clips import MOUTH_SIZE, synthetic_clip
+from tests.support.clips import MOUTH_SIZE, noise, synthetic_clip
 
 MOUTH_BOX = slice(16, 48), slice(4, 36)  # of face crops at MOUTH_SIZE
 Metrics = dict[str, ImageMetric]
-
-
-def noise(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 @pytest.fixture(scope="module")

@@ -17,13 +17,10 @@ from data_processing.media.video_reader import read_frames
 from evaluation import metrics
 from evaluation.metrics import FID, LPIPS, bootstrap_interval, lip_sync_error, psnr, read_arrays, ssim
 from models.syncnet_v2 import SyncNetV2, load_syncnet_v2
+from tests.support.clips import noise
 from tests.support.golden import golden_arrays, golden_state, random_inception
 from utils.errors import UserError
 from utils.weights import weight_path
-
-
-def noise(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +114,7 @@ def test_lpips_matches_numpy(name: str, network: tuple, size: int) -> None:
     np.testing.assert_allclose(LPIPS(name)(first, second), expected, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_fid_is_the_frechet_distance_of_two_gaussians(tmp_path: Path) -> None:
     fid = FID(random_inception(tmp_path / "inception.pth"), torch.device("cpu"))
     generated, real = noise(6, 3, 40, 30), 0.5 * noise(6, 3, 40, 30, seed=1)

@@ -18,7 +18,7 @@ from evaluation import videos
 from evaluation.artifacts import ARTIFACTS
 from evaluation.reports import COLUMNS, markdown_table
 from evaluation.videos import compare_videos, find_pairs
-from tests.support.clips import damaged_at_its_end
+from tests.support.clips import video_with_late_last_frame
 from tests.support.golden import golden_state, random_inception
 from utils.errors import FileError, MediaError, TruncatedMediaError
 
@@ -165,7 +165,7 @@ def test_talking_heads_in_another_framing(
 
 @pytest.mark.parametrize("damaged", ["generated", "ground truth"])
 def test_the_error_of_a_damaged_file_names_it(damaged: str, portrait_clip: Path, tmp_path: Path) -> None:
-    bad = damaged_at_its_end(tmp_path / "bad.mkv", portrait_clip)
+    bad = video_with_late_last_frame(tmp_path / "bad.mkv", portrait_clip)
     pair = (bad, portrait_clip) if damaged == "generated" else (portrait_clip, bad)
     with pytest.raises(TruncatedMediaError, match=f"^{bad}: expected at most 60 s between two frames") as caught:
         compare_videos(*pair, None, 2)

@@ -1,8 +1,9 @@
-"""Synthetic clips for tests of evaluation."""
+"""Synthetic images and clips for tests of evaluation."""
 
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from data_processing.dataset import Clip
 from data_processing.media.video_reader import read_frames
@@ -10,6 +11,11 @@ from models.crop_layout import crop_size
 from tests.support.media import speech_like, write_video
 
 MOUTH_SIZE = 32
+
+
+def noise(*shape: int, seed: int = 0) -> torch.Tensor:
+    """Uniform noise in [0, 1) of this shape."""
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def synthetic_clip(name: str, speaker: str, num_frames: int, seed: int = 0) -> Clip:
@@ -21,8 +27,8 @@ def synthetic_clip(name: str, speaker: str, num_frames: int, seed: int = 0) -> C
     return Clip(name, speaker, frames, features, np.zeros((len(frames), 68, 2), np.float32))
 
 
-def damaged_at_its_end(path: Path, clip: Path) -> Path:
-    """The first 16 frames of a video with audio, the last one an hour after the one before it."""
+def video_with_late_last_frame(path: Path, clip: Path) -> Path:
+    """15 frames of a video with audio, and one more frame an hour after them."""
     frames = list(read_frames(clip))[:16]
     times = np.append(np.arange(15) / 25, 3600)
     return write_video(path, frames, times=times, waveforms=[speech_like(0.6, 0)])

@@ -47,6 +47,13 @@ save_every: 2
 """
 
 
+def write_recipe(folder: Path, text: str) -> Path:
+    """A configuration file with this text."""
+    path = folder / "recipe.yaml"
+    path.write_text(text)
+    return path
+
+
 def run_command_line(main: Callable[[], None], *flags: object) -> None:
     """Run a command with these flags, in this process."""
     with pytest.MonkeyPatch.context() as patch:

@@ -20,7 +20,7 @@ from models.checkpoint import load_model, save_model
 from models.dinet import DINet, DINetConfig
 from models.syncnet import SyncNet
 from models.wav2lip import Wav2Lip, Wav2LipConfig
-from tests.support.training import ADVERSARIAL_BF16, TINY, assert_same
+from tests.support.training import ADVERSARIAL_BF16, TINY, assert_same, write_recipe
 from training.dinet_trainer import Trainer, save_release, train_step, warm_up_audio
 from training.schedule import learning_rate
 from utils.errors import ParameterError, UserError
@@ -30,9 +30,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def recipe(tmp_path) -> Path:
-    path = tmp_path / "tiny.yaml"
-    path.write_text(TINY)
-    return path
+    return write_recipe(tmp_path, TINY)
 
 
 @pytest.fixture
