@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from data_processing.face.crop import FaceCrop
 from data_processing.face.selection import face_selector
