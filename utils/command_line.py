@@ -49,7 +49,8 @@ def _fail(message: str) -> Never:
 
 def _shorten_errors(parser: argparse.ArgumentParser) -> None:
     """Make a parser and its subparsers print errors as one line, without the usage."""
-    for action in parser._actions:  # pylint: disable=protected-access
+    parser.allow_abbrev = False  # --reference, which no longer exists, would be taken for --references
+    for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
             for subparser in action.choices.values():
                 _shorten_errors(subparser)
@@ -89,7 +90,8 @@ def _flag_prefix(
     parameter = getattr(about, "parameter", None)
     name = parameter
     if parameter not in vars(args) and (path := getattr(about, "path", None)) is not None:
-        name = _argument_with_path(args, path, prefer_audio=isinstance(about, AudioError))
+        about_audio = isinstance(about, AudioError) or getattr(about, "module", None) == "audio_io"
+        name = _argument_with_path(args, path, prefer_audio=about_audio)
     action = next((action for action in _actions(parser) if action.dest == name), None)
     if action is None:
         return f"{parameter}: " if parameter else ""
@@ -120,7 +122,6 @@ def _absolute(path: Path | str) -> Path:
 
 def _actions(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
     """The arguments of a parser and of its subparsers."""
-    # pylint: disable-next=protected-access
     for action in parser._actions:
         yield action
         if isinstance(action, argparse._SubParsersAction):

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from data_processing.media.audio_io import load_audio
+from tests.support.media import two_audio_tracks
 from utils.command_line import run_command
 from utils.errors import (
     AudioError,
@@ -192,6 +194,13 @@ def test_notes_and_warnings(call):
         "warning: --video: a.mp4: a gap; using what precedes it; --no-limits disables this limit",
         "warning: 100 %",
     ]
+
+
+def test_notes_on_the_audio_track_of_a_video(call, tmp_path):
+    """A video with two audio tracks, given as source video and as driving audio."""
+    video = two_audio_tracks(tmp_path / "clip.mkv")
+    _, stderr = call(lambda: load_audio(video), "--video", video, "--audio", video)
+    assert stderr == f"note: --audio: {video}: using audio track 2 of 2\n"
 
 
 def test_closed_pipe():

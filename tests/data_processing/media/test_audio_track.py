@@ -140,8 +140,8 @@ def test_each_track_keeps_its_time_in_the_mix(tmp_path):
         tmp_path / "out.mp4", 40, audio_paths=[late, early, write_audio(tmp_path / "own.mp3", "libmp3lame")]
     )
     loud = np.flatnonzero(np.abs(load_audio(path)) > 0.2) / 16000
-    heard = loud[np.diff(loud, prepend=-1) > 0.1]
-    assert heard == pytest.approx([0.3, 0.5, 0.8], abs=0.025)
+    onsets = loud[np.diff(loud, prepend=-1) > 0.1]
+    assert onsets == pytest.approx([0.3, 0.5, 0.8], abs=0.025)
 
 
 def test_long_tracks_are_mixed_while_frames_are_written(tmp_path, monkeypatch):
