@@ -190,9 +190,9 @@ def test_concatenated_segments_keep_their_frames(tmp_path, suffix, fps):
     assert len(load_audio(output)) / 16000 == pytest.approx(float(92 / fps), abs=0.065)
     assert set(tmp_path.iterdir()) == {*segments, tone, output}
     # the properties that players use equal those of a file written at once
-    whole = write_moving(tmp_path / f"whole.{suffix}", 0, 92, fps=fps, audio_paths=[tone])
-    assert probe(output) == probe(whole)
-    with av.open(str(output)) as concatenated, av.open(str(whole)) as plain:
+    expected = write_moving(tmp_path / f"expected.{suffix}", 0, 92, fps=fps, audio_paths=[tone])
+    assert probe(output) == probe(expected)
+    with av.open(str(output)) as concatenated, av.open(str(expected)) as plain:
         for name in ("average_rate", "duration", "frames", "sample_aspect_ratio"):
             assert getattr(concatenated.streams.video[0], name) == getattr(plain.streams.video[0], name), name
         for name in ("color_range", "colorspace", "color_primaries", "color_trc", "has_b_frames", "pix_fmt"):
