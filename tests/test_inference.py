@@ -39,6 +39,8 @@ from tests.support.media import (
 from tests.support.numbered_media import write_audio
 from utils.limits import DEFAULT_LIMITS, Limits
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[1]
 
 

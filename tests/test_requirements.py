@@ -8,7 +8,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def test_requirements_equal_pyproject():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    declared = [*project["dependencies"], *sum(project["optional-dependencies"].values(), [])]
+    groups = [project["dependencies"], *project["optional-dependencies"].values()]
+    declared = [requirement for group in groups for requirement in group]
     lines = [line.split("#")[0].strip() for line in (ROOT / "requirements.txt").read_text().splitlines()]
     assert sorted(line for line in lines if line) == sorted(declared)
     assert len(set(declared)) == len(declared)

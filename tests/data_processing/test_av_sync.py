@@ -10,6 +10,8 @@ from data_processing.face.crop import crop_radius
 from data_processing.face.tracking import find_landmarks
 from data_processing.media.audio_io import SAMPLE_RATE, load_audio
 
+pytestmark = pytest.mark.slow
+
 MEDIA = Path(__file__).resolve().parents[3] / "shared" / "media"
 
 

@@ -20,6 +20,8 @@ from data_processing.sources import Source
 from tests.support.golden import DATA
 from utils.errors import MediaError
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = Settings(mouth_size=64, landmarks="dlib", audio_features="whisper")
 
 

@@ -43,6 +43,7 @@ def test_load_clips_at_another_mouth_size(prepared_dataset, mouth_size):
     assert np.abs(resized_back.astype(int) - original.frames[7]).mean() < 6
 
 
+@pytest.mark.slow
 def test_other_features_are_extracted_from_the_audio_of_the_clips(copied_dataset, monkeypatch):
     (clip,) = load_clips(copied_dataset, "train", 64, "mel")
     waveform = load_audio(copied_dataset / "clips" / f"{clip.id}.mp4")
@@ -134,6 +135,7 @@ def test_clip_with_another_number_of_frames_is_named(copied_dataset, num_frames)
         load_clips(copied_dataset, "train", 64, "whisper")
 
 
+@pytest.mark.slow
 def test_frames_that_do_not_fit_into_memory_are_memory_mapped(copied_dataset, monkeypatch, caplog):
     caplog.set_level(logging.INFO)
     (in_memory,) = load_clips(copied_dataset, "train", 32, "whisper")

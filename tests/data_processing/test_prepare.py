@@ -32,6 +32,8 @@ from tests.support.media import (
 from utils.errors import OutputError, ParameterError, WeightsError
 from utils.files import read_jsonl
 
+pytestmark = pytest.mark.slow
+
 NOWHERE = Path("nowhere")  # an output folder that contains none of the inputs
 SETTINGS = Settings(mouth_size=64, landmarks="dlib", audio_features="whisper")
 

@@ -57,6 +57,7 @@ def test_remaining_time() -> None:
     assert stream.windows(np.array([0.5])).shape == (1, 1280, 5)
 
 
+@pytest.mark.slow
 def test_blocks_without_requested_windows_are_skipped() -> None:
     """As when no face is in view for a long time; the features after that are the same."""
     waveform = speech_like(120, 2).astype(np.float32)

@@ -49,6 +49,7 @@ def plain_generate(
 
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 0.51), ("bf16", 2), ("fp16", 1)])
+@pytest.mark.slow
 def test_dinet_equals_the_plain_network(checkpoint, precision, tolerance):
     loaded = load_model(checkpoint)
     crops, references = random_crops(3, 0), random_crops(5, 1)

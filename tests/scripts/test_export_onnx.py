@@ -13,6 +13,8 @@ from models.dinet import DINet, DINetConfig
 from scripts import export_onnx
 from tests.support.media import text_file
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 MOUTH = 32
 

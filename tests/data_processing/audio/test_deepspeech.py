@@ -36,6 +36,7 @@ def write_graph(path: Path, lengths_name: str = "input_lengths", width: int = 49
     return matrix
 
 
+@pytest.mark.slow
 def test_features_are_every_second_logit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     matrix = write_graph(tmp_path / "graph.pb")
     monkeypatch.setattr(deepspeech, "weight_path", lambda name: tmp_path / "graph.pb")

@@ -36,6 +36,7 @@ def test_short_waveform_is_one_chunk() -> None:
     np.testing.assert_allclose(log_posteriors[likely], expected[likely], atol=1e-4)
 
 
+@pytest.mark.slow
 def test_features_are_nearly_independent_of_the_chunk_grid() -> None:
     waveform = babble(24.0)
     cut = CHUNK_HOP_ROWS // 4  # frames of two rows each: half a hop, the largest distance between two grids

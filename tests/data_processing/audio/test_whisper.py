@@ -40,6 +40,7 @@ def test_short_waveforms(samples):
     assert rows.shape == (max(1, -(-samples // 320)), 384) and np.isfinite(rows).all()
 
 
+@pytest.mark.slow
 def test_rows_are_nearly_independent_of_the_position():
     alone = whisper_rows(WAVEFORM)
     later = whisper_rows(np.concatenate([np.zeros(320 * 333, np.float32), WAVEFORM]))  # 6.66 s

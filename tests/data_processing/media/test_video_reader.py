@@ -49,6 +49,7 @@ def test_number_of_frames_is_duration(tmp_path, num_frames):
     assert probe(path).duration_s == pytest.approx(num_frames / 25)
 
 
+@pytest.mark.slow
 def test_frames_are_freed_without_the_garbage_collector(tmp_path):
     """A 1080p frame is three megabytes, and the garbage collector runs after hundreds of them only."""
     path = write_numbered(tmp_path / "clip.mp4", 60)
