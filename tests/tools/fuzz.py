@@ -382,7 +382,7 @@ class Worker:
             self._join()
 
     def growth_mb(self) -> float:
-        """Megabytes a case by which memory grows over both halves of the cases, the first hundred apart; else 0."""
+        """Growth of memory in MB per case after the first hundred cases; 0 unless it grows in both halves."""
         values = self.memory_mb[100:]
         if len(values) < 200:
             return 0.0
