@@ -131,6 +131,7 @@ def test_limits_can_be_disabled(call):
         (["--video"], "--video: expected one argument"),
         (["-v"], "--video: expected one argument"),
         (["--unknown"], "unrecognized arguments: --unknown"),
+        (["--vide"], "unrecognized arguments: --vide"),  # no abbreviations
     ],
 )
 def test_errors_of_parsing(call, flags, line):
