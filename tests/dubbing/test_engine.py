@@ -68,18 +68,23 @@ def test_engine_equals_the_generator(options: dict) -> None:
     references = torch.rand(1, 15, *crop_size(size), generator=random)
     audio = torch.randn(3, 29, 5, generator=random)
     with torch.no_grad():
-        expected = model(masked, references, audio)
-        for dtype, tolerance in ((torch.float32, 1e-4), (torch.bfloat16, 0.02), (torch.float16, 0.005)):
+        expected_frames = model(masked, references, audio)
+        for dtype, tolerance, num_frames in (
+            (torch.float32, 1e-4, 3),
+            (torch.bfloat16, 0.02, 3),
+            (torch.float16, 0.005, 1),  # slow on CPUs
+        ):
             engine = Engine(model, dtype)
-            output = engine.generate(masked, engine.encode_references(references), audio)
+            source, windows, expected = masked[:num_frames], audio[:num_frames], expected_frames[:num_frames]
+            output = engine.generate(source, engine.encode_references(references), windows)
             assert output.dtype == torch.float32
             first_row = mouth_margin_top(size)
             error = (output - expected)[:, :, first_row:]
             assert error.abs().max() < tolerance
             assert error.square().mean().sqrt() < tolerance / 6
-            assert torch.equal(output[:, :, :first_row], masked[:, :, :first_row])
+            assert torch.equal(output[:, :, :first_row], source[:, :, :first_row])
             if options.get("deformation") != "adain":  # AdaIN uses the references only through a code
-                other = engine.generate(masked, engine.encode_references(references.flip(1)), audio)
+                other = engine.generate(source, engine.encode_references(references.flip(1)), windows)
                 assert (other - expected).abs().max() > 2 * tolerance
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
