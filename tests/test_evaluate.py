@@ -59,6 +59,7 @@ def run(*flags: object) -> None:
         evaluate.main()
 
 
+@pytest.mark.slow
 def test_clips_of_a_dataset(
     checkpoint: Path,
     prepared: Path,

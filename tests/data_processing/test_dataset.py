@@ -24,6 +24,7 @@ def copied_dataset(prepared_dataset, tmp_path) -> Path:
     return Path(shutil.copytree(prepared_dataset, tmp_path / "prepared"))
 
 
+@pytest.mark.slow
 def test_load_clips(prepared_dataset):
     (bob,), (joe,) = (load_clips(prepared_dataset, split, 64, "whisper") for split in ("train", "val"))
     assert (bob.speaker, joe.speaker) == ("Bob", "Joe")

@@ -134,6 +134,7 @@ def test_evaluate_generator_compares_matched_with_shifted_audio(metrics: Metrics
         assert difference != 0
 
 
+@pytest.mark.slow
 def test_sync_check_of_a_perfect_generator_equals_that_of_real_mouths() -> None:
     torch.manual_seed(0)
     clip = synthetic_clip("a", "p", 50)

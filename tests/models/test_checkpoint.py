@@ -174,6 +174,7 @@ def test_syncnet_round_trip_and_kinds(tmp_path: Path, model: DINet) -> None:
     )
 
 
+@pytest.mark.slow
 def test_wav2lip_round_trip_and_the_authors_checkpoint(tmp_path: Path) -> None:
     state = golden_state(None, "wav2lip_state_dict.json")
     content = {"state_dict": {f"module.{name}": tensor for name, tensor in state.items()}, "global_epoch": 3}

@@ -4,12 +4,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 from models.checkpoint import load_model, save_model
 from models.dinet import DINet, DINetConfig
 
 
+@pytest.mark.slow
 def test_a_compact_checkpoint_has_half_the_size(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = DINet(DINetConfig(audio_dim=8, num_references=1))

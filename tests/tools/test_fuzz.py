@@ -19,6 +19,7 @@ from utils.limits import DEFAULT_LIMITS, NO_LIMITS, Limits
 MAX_SIDE, MAX_GAP_S = DEFAULT_LIMITS.max_side_px, DEFAULT_LIMITS.max_gap_s
 
 
+@pytest.mark.slow
 def test_no_defect():
     results = list(run(range(60), seed=0))
     assert sorted(result.case for result in results) == list(range(60))
@@ -27,6 +28,7 @@ def test_no_defect():
     assert "sum" in table(results)
 
 
+@pytest.mark.slow
 def test_undamaged_files_are_read_and_damage_is_deterministic(tmp_path):
     seeds = make_seeds()
     assert make_seeds() == seeds

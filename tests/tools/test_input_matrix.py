@@ -19,6 +19,7 @@ def test_describe(tmp_path):
     assert float(audio.removesuffix(" s")) == pytest.approx(1, abs=0.065)  # a packet of AAC is 64 ms
 
 
+@pytest.mark.slow
 def test_errors_are_reported(tmp_path):
     audio = h264(tmp_path / "clip.mkv", [np.zeros((48, 64, 3), np.uint8)] * 20)
     path = text_file(tmp_path / "text.mp4")

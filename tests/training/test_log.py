@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.support.training import tensorboard_events
 from training.log import RunLog
 from utils.files import read_jsonl
@@ -32,6 +34,7 @@ def test_continued_log_drops_later_and_incomplete_lines(tmp_path):
     assert read_jsonl(tmp_path / "log.jsonl") == [{"step": 2, "val_ranked_right": 0.5}, {"step": 3, "loss": 2.0}]
 
 
+@pytest.mark.slow
 def test_tensorflow_is_not_imported():
     """TensorBoard imports it if it is installed, and it cannot share a process with Triton."""
     code = "import sys, train_dinet; sys.exit('tensorflow' in sys.modules)"

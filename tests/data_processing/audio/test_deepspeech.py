@@ -52,6 +52,7 @@ def test_features_are_every_second_logit(tmp_path: Path, monkeypatch: pytest.Mon
     np.testing.assert_array_equal(features[50:], np.repeat(features[49:50], 10, axis=0))
 
 
+@pytest.mark.slow
 def test_invalid_graphs_are_rejected(tmp_path: Path) -> None:
     write_graph(tmp_path / "other.pb", lengths_name="seq_length")
     write_graph(tmp_path / "wide.pb", width=26)
