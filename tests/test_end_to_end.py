@@ -12,8 +12,8 @@ import train_dinet
 from data_processing import prepare
 from data_processing.media.audio_io import load_audio
 from data_processing.media.video_reader import probe, read_frames
+from tests.support.commands import run_command_line
 from tests.support.media import no_face_video, speech_like_wav, talking_portrait
-from tests.support.training import run_command_line
 from utils.files import read_jsonl
 
 RECIPE = """

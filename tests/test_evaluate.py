@@ -1,7 +1,6 @@
 """The command evaluate.py: scores of a checkpoint on clips and on videos, and its errors."""
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +14,7 @@ from models.checkpoint import save_model
 from models.crop_layout import crop_size
 from models.dinet import DINet, DINetConfig
 from tests.support.clips import MOUTH_SIZE, synthetic_clip, video_with_late_last_frame
+from tests.support.commands import run_command_line
 from tests.support.media import talking_portrait
 from utils.bundled import BUNDLED_GENERATOR
 
@@ -55,8 +55,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(*flags: object) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(videos, "MIN_SYNC_FRAMES", 20)
-        patch.setattr(sys, "argv", ["evaluate.py", *map(str, flags), "--device", "cpu"])
-        evaluate.main()
+        run_command_line(evaluate.main, *flags, "--device", "cpu")
 
 
 @pytest.mark.slow

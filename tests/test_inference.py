@@ -28,6 +28,7 @@ from dubbing.segments import SegmentedWriter
 from models.checkpoint import save_model
 from models.dinet import DINet, DINetConfig
 from tests.conftest import MOUTH, SECONDS
+from tests.support.commands import run_command_line
 from tests.support.media import (
     no_face_video,
     speech_like_wav,
@@ -46,9 +47,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def dub(*flags: object) -> None:
     """`inference.py` with these flags, in this process, on the CPU."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["inference.py", "--device", "cpu", *map(str, flags)])
-        inference.main()
+    run_command_line(inference.main, "--device", "cpu", *flags)
 
 
 @pytest.fixture(scope="module")

@@ -17,11 +17,11 @@ from configs.schema import load_config
 from data_processing.batches import Batch
 from models import checkpoint
 from models.checkpoint import load_model, load_training_state
+from tests.support.commands import run_command_line
 from tests.support.training import (
     ADVERSARIAL_BF16,
     TINY,
     assert_same,
-    run_command_line,
     tensorboard_events,
     write_recipe,
 )

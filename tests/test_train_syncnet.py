@@ -7,7 +7,8 @@ import torch
 
 import train_syncnet
 from models.checkpoint import SYNCNET, load_model, load_training_state
-from tests.support.training import TINY_SYNCNET, run_command_line, write_recipe
+from tests.support.commands import run_command_line
+from tests.support.training import TINY_SYNCNET, write_recipe
 from training.syncnet_trainer import train_step
 from utils.files import read_jsonl
 

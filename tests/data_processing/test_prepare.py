@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from data_processing.media.audio_io import SAMPLE_RATE, load_audio, save_wav
 from data_processing.media.video_reader import read_frames
 from data_processing.media.video_writer import VideoWriter
 from data_processing.sources import Source, find_sources
+from tests.support.commands import run_command_line
 from tests.support.media import (
     no_face_video,
     speech_like,
@@ -228,10 +228,9 @@ def test_missing_scheduler(tmp_path, portrait_clip):
 # --- command line -------------------------------------------------------------------------------------------
 
 
-def run_main(monkeypatch, *arguments) -> int:
-    monkeypatch.setattr(sys, "argv", ["prepare", *map(str, arguments)])
+def run_main(*arguments) -> int:
     try:
-        prepare.main()
+        run_command_line(prepare.main, *arguments)
     except SystemExit as stop:
         return stop.code
     return 0
@@ -250,7 +249,7 @@ def run_main(monkeypatch, *arguments) -> int:
 )
 def test_invalid_arguments_are_refused(tmp_path, monkeypatch, capsys, portrait_clip, arguments, message):
     monkeypatch.chdir(tmp_path)
-    assert run_main(monkeypatch, *(a.format(clip=portrait_clip, folder=tmp_path) for a in arguments)) == 2
+    assert run_main(*(a.format(clip=portrait_clip, folder=tmp_path) for a in arguments)) == 2
     errors = capsys.readouterr().err
     assert errors.startswith(f"error: {message}")
     assert errors.count("\n") == 1
@@ -259,7 +258,7 @@ def test_invalid_arguments_are_refused(tmp_path, monkeypatch, capsys, portrait_c
 
 def test_command_line(tmp_path, monkeypatch, capsys, portrait_clip):
     arguments = [portrait_clip, "--output", tmp_path / "out", "--mouth-size", 64, "--person", "Bob", "--jobs", 1]
-    assert run_main(monkeypatch, *arguments) == 0
+    assert run_main(*arguments) == 0
     (line,) = read_jsonl(tmp_path / "out" / "manifest.jsonl")
     assert (line["person"], line["num_frames"]) == ("Bob", 40)
     assert f"dataset: {tmp_path / 'out'}" in capsys.readouterr().out
@@ -274,5 +273,5 @@ def test_interrupted(tmp_path, monkeypatch, capsys, portrait_clip):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(prepare, "prepare", interrupt)
-    assert run_main(monkeypatch, portrait_clip, "--output", tmp_path / "out") == 130
+    assert run_main(portrait_clip, "--output", tmp_path / "out") == 130
     assert capsys.readouterr().err == "interrupted; no partial output is left\n"

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import sys
 from pathlib import Path
 
 import cv2
@@ -19,6 +18,7 @@ from evaluation.artifacts import ARTIFACTS
 from evaluation.reports import COLUMNS, markdown_table
 from evaluation.videos import compare_videos, find_pairs
 from tests.support.clips import video_with_late_last_frame
+from tests.support.commands import run_command_line
 from tests.support.golden import golden_state, random_inception
 from utils.errors import FileError, MediaError, TruncatedMediaError
 
@@ -53,8 +53,7 @@ def output(folders: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory)
         patch.setattr(videos, "is_cached", paths.__contains__)
         patch.setattr(videos, "cached_path", paths.__getitem__)
         patch.setattr(videos, "MIN_SYNC_FRAMES", 20)
-        patch.setattr(sys, "argv", ["evaluate.py", "--device", "cpu", "--frames-per-clip", "3", *map(str, flags)])
-        evaluate.main()
+        run_command_line(evaluate.main, "--device", "cpu", "--frames-per-clip", "3", *flags)
     return folder / "out"
 
 

@@ -1,7 +1,6 @@
 """Export to ONNX: same images under onnxruntime for any batch size, errors, files on disk."""
 
 import json
-import sys
 from pathlib import Path
 
 import onnxruntime
@@ -11,6 +10,7 @@ import torch
 from models.checkpoint import LoadedModel, save_model
 from models.dinet import DINet, DINetConfig
 from scripts import export_onnx
+from tests.support.commands import run_command_line
 from tests.support.media import text_file
 
 pytestmark = pytest.mark.slow
@@ -36,9 +36,7 @@ def save(path: Path, loaded: LoadedModel) -> Path:
 
 def run(checkpoint: Path, output: Path) -> None:
     """`export_onnx.py`, in this process."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["export_onnx.py", "--checkpoint", str(checkpoint), "--output", str(output)])
-        export_onnx.main()
+    run_command_line(export_onnx.main, "--checkpoint", checkpoint, "--output", output)
 
 
 @pytest.fixture(scope="module")

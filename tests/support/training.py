@@ -1,11 +1,8 @@
 """Small configurations, clips and comparisons for tests of training."""
 
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import IMAGES, SCALARS, EventAccumulator
 
@@ -52,13 +49,6 @@ def write_recipe(folder: Path, text: str) -> Path:
     path = folder / "recipe.yaml"
     path.write_text(text)
     return path
-
-
-def run_command_line(main: Callable[[], None], *flags: object) -> None:
-    """Run a command with these flags, in this process."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["command", *map(str, flags)])
-        main()
 
 
 def assert_same(one: object, other: object, where: str = "state") -> None:
