@@ -48,6 +48,7 @@ def run(args: argparse.Namespace) -> None:
         expected = ", or ".join(" with ".join(map(_flag, mode)) for mode in modes)
         raise UserError(f"expected {expected}; found {', '.join(map(_flag, sorted(given))) or 'none of them'}")
     for option, is_set, needed in (
+        ("split", args.split != "val", "data"),
         ("sync", args.sync, "data"),
         ("size", args.size, "data"),
         ("precision", args.precision != "fp32", "data"),
@@ -151,7 +152,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--videos", type=Path, metavar="DIR", help="videos to dub")
     add("--cross", action="store_true", help="dub each with the audio of the next one; scores only the A/V sync")
     add = parser.add_argument_group(
-        "arbitrary videos (--generated and --ground-truth)",
+        "the videos of any method (--generated and --ground-truth)",
         "Compares videos of any method with the real videos of the same names: PSNR, SSIM and LPIPS of full frame, "
         "face crop and mouth box, LMD, CSIM, FID, LSE-D, LSE-C, A/V sync, and dubbing artifacts (seam, colour "
         "shift, jitter, flicker, sharpness, opening in silence). Both are read at 25 fps; generated frames are "

@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> None:
         resume=args.resume,
         limits=NO_LIMITS if args.no_limits else DEFAULT_LIMITS,
     )
-    for path in (args.video, *args.audio, args.checkpoint):
+    for path in (args.video, *args.audio):
         check_readable(path)
     check_writable(args.output)
     if args.output.exists() and any(args.output.samefile(path) for path in (args.video, *args.audio)):

@@ -84,7 +84,7 @@ def make_batches(config: TrainConfig, clips: list[Clip]) -> TrainingBatches:
 
 
 def dry_run(run: TrainingRun) -> None:
-    """Take three steps, validate on one frame, and print the losses and the time per step; write nothing."""
+    """Take three steps, validate on one frame, and print the losses and the time of the last one; write nothing."""
     config = run.config
     trainer = Trainer.create(config, run.device)
     train_clips, val_clips = load_splits(run.data, config)

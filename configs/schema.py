@@ -41,7 +41,7 @@ class TrainConfig:
     sync_target: target of the sync score of generated frames: one (paper), or real, the score of the real frames.
     batch_size: samples per step, over all processes.
     max_steps: number of steps.
-    learning_rate: of Adam, reached after `warmup_steps`, then a cosine schedule down to 0 at `max_steps`.
+    learning_rate: of Adam; a cosine from it to 0 at `max_steps`, times a linear warm-up over `warmup_steps`.
     adam_betas: β₁ and β₂ of Adam.
     loss_weights: weight of each loss; 0 disables it. The keys are the names in the log.
     adversarial_start: step from which the adversarial losses are used and the discriminators are trained.

@@ -20,7 +20,7 @@ from utils.errors import MediaError
 from utils.files import partial_path, write_atomically
 
 MIN_FRAMES = 20  # a shorter shot has no five reference frames at a distance from the target frame
-MIN_RADIUS_PX = 24  # smaller faces show no teeth
+MIN_RADIUS_PX = 24  # too few pixels to resolve teeth
 MAX_RADIUS_RATIO = 1.5  # the authors' limit on how much a face may grow within one shot
 MIN_FOUND = 0.8  # fraction of frames in which the face is detected rather than interpolated
 CROP_CRF = 12  # nearly lossless, because the clips are training data
@@ -154,7 +154,7 @@ def rejection_reason(landmarks: Landmarks, start: int, stop: int) -> str | None:
     if radii.max() < MIN_RADIUS_PX:
         return f"face radius below {MIN_RADIUS_PX} px"
     if radii.max() > MAX_RADIUS_RATIO * radii.min():
-        return f"face size changes by more than {MAX_RADIUS_RATIO} times within the shot"
+        return f"face size changes by more than a factor of {MAX_RADIUS_RATIO} within the shot"
     return None
 
 

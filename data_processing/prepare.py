@@ -30,14 +30,13 @@ from tqdm import tqdm
 
 from data_processing.audio.features import FEATURE_DIMS, extract_features
 from data_processing.clips import MIN_SYNC_CONFIDENCE, Settings, prepare_video
-from data_processing.face.detectors import BACKENDS
+from data_processing.face.detectors import BACKENDS, check_available
 from data_processing.media.audio_io import SAMPLE_RATE
 from data_processing.media.video_reader import FPS
 from data_processing.sources import Source, assign_splits, find_sources
 from utils.command_line import run_command
-from utils.errors import OutputError, ParameterError, UserError, error_reason
+from utils.errors import OutputError, ParameterError, UserError, WeightsError, error_reason
 from utils.files import read_jsonl, write_atomically
-from utils.weights import weight_path
 
 
 def prepare(
@@ -75,8 +74,7 @@ def prepare(
     print(f"{len(sources)} videos: {len(sources) - len(todo)} already prepared, {len(todo)} to do")
     if todo:  # without the weights every video would be rejected, and the next run would not try it again
         extract_features(np.zeros(SAMPLE_RATE, np.float32), settings.audio_features)
-        if settings.landmarks == "dlib":
-            weight_path("landmarks68")
+        check_available(settings.landmarks)
     for path in (manifest, rejected):
         _end_last_line(path)
     workers = _dask(scheduler) if scheduler else joblib.parallel_config(n_jobs=jobs)
@@ -128,7 +126,7 @@ def _prepare_one(source: Source, output: Path, settings: Settings) -> _Result:
     with _recorded_logs(result.log_records):
         try:
             result.clips, result.reasons = prepare_video(source, output, settings)
-        except OutputError as error:
+        except (OutputError, WeightsError) as error:  # not the fault of the video
             result.failure = str(error)
         except UserError as error:
             result.reasons = [str(error).removeprefix(f"{source.path}: ").replace(str(source.path), "the file")]

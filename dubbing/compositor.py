@@ -72,7 +72,7 @@ class Compositor:
     def frames(self, keep_rest: bool = False, first: int = 0) -> Iterator[FramePair]:
         """The output frames from number `first` on, until the driving audio ends.
 
-        A video file that is shorter than the audio is played backward and forward.
+        A video file that is shorter than the audio is played forward and backward.
 
         Args:
             keep_rest: continue with unchanged frames to the end of the source.
@@ -126,7 +126,7 @@ class Compositor:
                 yield OutputFrame(number, time_s, placements, frame)
 
     def _timeline(self) -> Iterator[tuple[list[FacePlacement], np.ndarray]]:
-        """Placements and source frames; those of a file again backward, forward, … endlessly."""
+        """Placements and source frames; those of a file again, backward and forward, endlessly."""
         from_file = isinstance(self.source, VideoFileSource)
         with TemporaryFile() as file:
             spool = PlacementSpool(file, len(self.speakers))

@@ -152,7 +152,7 @@ class DubbingPipeline:
         return _Job(video, audio_paths, output, settings, info, round(duration_s * info.fps))
 
     def _build_compositor(self, job: _Job) -> Compositor:
-        """The speakers of a dub; errors in the audio and in the selection of faces are found here."""
+        """The compositor with its speakers. Errors in the audio and in the selection of faces are raised here."""
         settings = job.settings
         source = VideoFileSource(job.video, job.info.fps, settings.limits)
         speakers = []

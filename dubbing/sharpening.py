@@ -7,7 +7,7 @@ import numpy as np
 
 from models.crop_layout import lips_box, mouth_size_of
 
-MAX_SHARPENING = 1.0  # more turns noise into teeth
+MAX_SHARPENING = 1.0  # larger amounts amplify noise
 
 
 def sharpening_amount(generated: np.ndarray, references: list[np.ndarray]) -> float:

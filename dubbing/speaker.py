@@ -80,7 +80,7 @@ class Speaker:
                     self.references.append(chosen)
                     self._reference_crops(number)  # now, while live frames are still held
                     radius = shot_radius
-                # A face that comes closer in a long shot enlarges the crop slowly, so that it does not breathe.
+                # A face that comes closer in a long shot enlarges the crop slowly, so that it does not pulsate.
                 radii = np.linspace(radius, max(radius, shot_radius), len(frames) + 1)[1:]
                 radius = float(radii[-1])
                 for frame, radius_px in zip(frames, radii, strict=True):

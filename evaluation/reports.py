@@ -107,6 +107,8 @@ def video_summary(report: dict[str, Any], *, sync_only: bool = False) -> str:
     download = "python -m scripts.download_weights"
     if not is_cached("syncnet_v2"):
         lines.append(f"LSE-D and LSE-C are missing: they need the official SyncNet ({download} syncnet_v2)")
+    elif without := [name for name, scores in report["videos"].items() if scores.get("lse_d") is None]:
+        lines.append(f"no LSE-D and LSE-C: the audio track or every shot is too short in {', '.join(without)}")
     if not sync_only and not is_cached("fid_inception"):
         lines.append(f"FID is missing: it needs Inception ({download} fid_inception)")
     return "\n".join(lines)

@@ -208,7 +208,7 @@ def _resized(frame: np.ndarray, shape: tuple[int, ...], path: Path) -> np.ndarra
         raise MediaError(
             path,
             f"expected the aspect ratio of the ground truth, {width}x{height}, found {own_width}x{own_height}; "
-            "score heads in another framing with own crops",
+            "for heads in another framing, crop each face by its own landmarks (own_crops)",
         )
     method = cv2.INTER_AREA if own_height > height else cv2.INTER_CUBIC
     return cv2.resize(frame, (width, height), interpolation=method)

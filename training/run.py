@@ -142,8 +142,7 @@ class TrainingRun:
         return distributed.broadcast_flag(time.monotonic() - self._started > 60 * self.max_minutes, self.device)
 
     def is_due(self, step: int, interval: int, last: bool = False) -> bool:
-        """Whether this process does at this step what the main process does every `interval` steps, and at the
-        last step if `last` is true."""
+        """True in the main process every `interval` steps, and at the last step if `last`."""
         return self.is_main and (last or step % interval == 0)
 
     def finish(self, step: int, checkpoint: str) -> str:
@@ -237,7 +236,8 @@ def prepare_run_dir(run_dir: Path, config: TrainConfig | SyncNetConfig, resume: 
         if before != config:
             changed = [name for name in vars(config) if getattr(before, name) != getattr(config, name)]
             raise ParameterError(
-                "resume", f"{run_dir} was started with another {', '.join(changed)}; use init_from instead"
+                "resume",
+                f"the configuration of {run_dir} differs in {', '.join(changed)}; start a new run with init_from",
             )
         for partial in run_dir.glob(".*.partial*"):  # left by a killed run
             partial.unlink(missing_ok=True)

@@ -57,7 +57,7 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
 
 
 def read_jsonl(path: Path) -> list[dict]:
-    """The lines of a .jsonl file, empty if it is missing. A last line cut off by a crash is dropped and logged."""
+    """The lines of a .jsonl file, empty if it is missing. Lines cut off by a crash are dropped with a warning."""
     lines = []
     for text in path.read_text().splitlines() if path.exists() else []:
         try:

@@ -38,6 +38,19 @@ def largest_face(boxes: np.ndarray, fit: Callable[[np.ndarray], np.ndarray], fra
     return int(np.argmax(boxes[:, 2] - boxes[:, 0]))
 
 
+def check_available(backend: str) -> None:
+    """Fetch the weights of a backend that are fetched on first use.
+
+    Raises:
+        ParameterError: face_alignment cannot be used.
+        WeightsError: the weights of dlib cannot be obtained.
+    """
+    if backend == "dlib":
+        weight_path("landmarks68")
+    elif backend == "face_alignment":
+        _face_alignment_model()
+
+
 def track_landmarks(
     frames: Iterator[np.ndarray],
     backend: str,

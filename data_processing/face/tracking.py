@@ -1,6 +1,6 @@
 """Face tracks: landmarks of a whole video or stream, with short gaps interpolated, smoothed within shots."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import islice
@@ -44,7 +44,6 @@ class Landmarks:
 def find_landmarks(
     path: Path,
     backend: str = "dlib",
-    progress: Callable[[Iterator], Iterator] = iter,
     stop: int | None = None,
 ) -> Landmarks:
     """Landmarks of the largest face in a video at 25 fps. The frames are streamed.
@@ -52,7 +51,6 @@ def find_landmarks(
     Args:
         path: video file.
         backend: one of detectors.BACKENDS.
-        progress: wraps the frame iterator, for instance in a tqdm bar.
         stop: number of frames to read; None for the whole video.
 
     Raises:
@@ -60,7 +58,7 @@ def find_landmarks(
         NoFaceError: no face in any frame.
         UserError: the backend is unknown or cannot be used; see `track_landmarks`.
     """
-    tracked = list(track_landmarks(progress(read_frames(path, stop=stop)), backend, path))
+    tracked = list(track_landmarks(read_frames(path, stop=stop), backend, path))
     raw = np.array([points for points, _ in tracked])
     if np.isnan(raw).all():
         raise NoFaceError(path, f"no face detected in {len(raw)} frames ({backend})")

@@ -157,6 +157,6 @@ def _samples(track: _Track) -> Iterator[np.ndarray]:
 
 
 def _until_damage(items: Iterator) -> Iterator:
-    """Packets or frames up to the end, or to where reading fails (`load_audio` logs a warning there)."""
+    """Packets or frames up to the end, or to where reading fails (`read_audio` logs a warning there)."""
     with contextlib.suppress(av.error.FFmpegError):
         yield from items

@@ -189,8 +189,8 @@ def concatenate_videos(segments: Sequence[Path], output: Path, audio_paths: Sequ
         output, audio_paths: as for VideoWriter.
 
     Raises:
-        MediaError: there is no segment, or one cannot be read or differs from the first.
-        OutputError: the output cannot be written.
+        MediaError: a segment cannot be read or differs from the first.
+        OutputError: there is no segment, or the output cannot be written.
         AudioError: one of `audio_paths` has no audio track that can be read.
     """
     if not segments:

@@ -173,7 +173,7 @@ def shot(num_frames: int = 30, radius_px: float = 50, growth: float = 1.0, found
         (shot(radius_px=25), None),
         (shot(radius_px=23), "face radius below 24 px"),
         (shot(growth=1.45), None),
-        (shot(growth=1.55), "face size changes by more than 1.5 times"),
+        (shot(growth=1.55), "face size changes by more than a factor of 1.5"),
     ],
 )
 def test_rejection_reason(landmarks, expected):

@@ -66,7 +66,13 @@ def test_the_summary_names_failed_and_unmatched_videos_and_missing_weights(monke
     assert sync_only[0] == "2 videos scored at 25 fps; 1 failed, 1 unmatched"
     assert len(sync_only) == 4
     monkeypatch.setattr(reports, "is_cached", lambda name: True)
-    assert len(video_summary(video_report()).splitlines()) == 3
+    report = video_report()
+    report["videos"]["one"]["lse_d"] = 8.0
+    lines = video_summary(report).splitlines()
+    assert len(lines) == 4
+    assert lines[3].endswith("every shot is too short in two")  # "one" has a value
+    report["videos"]["two"]["lse_d"] = 9.0
+    assert len(video_summary(report).splitlines()) == 3
 
 
 def test_the_summary_of_clips_has_the_sync_scores_and_the_speakers() -> None:

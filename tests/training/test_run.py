@@ -45,7 +45,7 @@ def test_resume_needs_a_run_with_the_same_configuration(config, tmp_path):
     assert caught.value.parameter == "resume"
     prepare_run_dir(run_dir, config, resume=False)
     (run_dir / "state.pt").touch()
-    with pytest.raises(ParameterError, match="another seed, max_steps;"):
+    with pytest.raises(ParameterError, match="differs in seed, max_steps;"):
         prepare_run_dir(run_dir, replace(config, max_steps=5, seed=1), resume=True)
 
 

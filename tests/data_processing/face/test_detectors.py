@@ -260,3 +260,12 @@ def test_face_alignment_unavailable(black_clip, monkeypatch, fresh_model):
     monkeypatch.setitem(sys.modules, "face_alignment", module)
     with pytest.raises(ParameterError, match="no route to host"):
         find_landmarks(black_clip, "face_alignment")
+
+
+def test_weights_of_a_backend_are_fetched_before_the_first_video(monkeypatch) -> None:
+    fetched = []
+    monkeypatch.setattr(detectors, "weight_path", fetched.append)
+    monkeypatch.setattr(detectors, "_face_alignment_model", lambda: fetched.append("face_alignment"))
+    for backend in detectors.BACKENDS:
+        detectors.check_available(backend)
+    assert fetched == ["landmarks68", "face_alignment"]  # openface reads a CSV
