@@ -157,9 +157,9 @@ def test_run_stopped_by_the_time_limit_can_be_resumed(recipe, prepared_dataset, 
     assert "time limit reached at step 1" in capsys.readouterr().out
 
     assert "--run-dir" in refusal(capsys, *flags)
-    assert "another max_steps;" in refusal(capsys, *flags[:-1], 3, "--resume")
+    assert "differs in max_steps;" in refusal(capsys, *flags[:-1], 3, "--resume")
     recipe.write_text(TINY + "seed: 1\nlearning_rate: 1.0e-3\n")
-    assert "another seed, learning_rate;" in refusal(capsys, *flags, "--resume")
+    assert "differs in seed, learning_rate;" in refusal(capsys, *flags, "--resume")
     assert load_training_state(run_dir / "state.pt")["step"] == 1
 
     recipe.write_text(TINY)
