@@ -8,12 +8,11 @@ import torch
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from data_processing.av_sync import encode_windows, offset_and_confidence, shift_scores, window_scores
+from data_processing.av_sync import MAX_SHIFT, encode_windows, offset_and_confidence, shift_scores, window_scores
 from data_processing.dataset import Clip
 from models.crop_layout import mouth_box, mouth_size_of
 from models.syncnet import SyncNet
 
-MAX_SHIFT = 15  # frames, largest audio shift of the curve
 CHANCE_LOSS = 0.25  # least-squares loss of a constant score of 0.5
 PLATEAU_STEPS = 1000  # a network that learns has left the initial plateau after so many steps
 
