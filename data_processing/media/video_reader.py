@@ -149,6 +149,17 @@ def _frame_rate(stream: av.video.stream.VideoStream) -> Fraction:
     return min(max(Fraction(rate), Fraction(1)), MAX_FPS)
 
 
+def moving_stream(container: av.container.InputContainer) -> av.VideoStream | None:
+    """The main video stream, if there is one other than cover art."""
+    videos = [v for v in container.streams.video if not v.disposition & Disposition.attached_pic]
+    return main_stream(videos) if videos else None
+
+
+def frame_period_s(stream: av.VideoStream) -> float:
+    """Seconds from a frame to the next one if its time stamp does not tell."""
+    return 1 / max(1.0, float(stream.average_rate or stream.guessed_rate or FPS))
+
+
 def first_frame_time(path: Path) -> float | None:
     """Presentation time in seconds of the first frame that can be decoded; None if the file has no video stream.
 
@@ -157,8 +168,8 @@ def first_frame_time(path: Path) -> float | None:
     """
     try:
         with open_media(path) as container:
-            videos = [v for v in container.streams.video if not v.disposition & Disposition.attached_pic]
-            return next((frame.time for frame in container.decode(main_stream(videos))), None) if videos else None
+            stream = moving_stream(container)
+            return next((frame.time for frame in container.decode(stream)), None) if stream else None
     except (av.error.FFmpegError, OSError):
         return None
 
@@ -262,7 +273,7 @@ def _timed_frames(
     previous one, TruncatedMediaError where reading fails.
     """
     last = None
-    period = 1 / max(1.0, float(stream.average_rate or stream.guessed_rate or FPS))
+    period = frame_period_s(stream)
     only_dts = container.format.name == "avi"  # AVI stores no presentation times
     decode = av.Packet.decode
     if stream.metadata.get("alpha_mode") == "1" and stream.name in ALPHA_DECODERS:
