@@ -211,7 +211,8 @@ class DubbingPipeline:
         """The writer of the output, and how many frames an earlier run has written."""
         settings, info = job.settings, job.info
         size = (info.width * (2 if settings.side_by_side else 1), info.height)
-        options = {"crf": settings.crf, "audio_paths": job.audio_paths, "pixel_aspect": info.pixel_aspect}
+        options = {"crf": settings.crf, "pixel_aspect": info.pixel_aspect}
+        options |= {"audio_paths": job.audio_paths, "limits": settings.limits}
         if not settings.resume:
             return VideoWriter(job.output, *size, info.fps, **options), 0
         writer = SegmentedWriter(job.output, self._describe(job), *size, info.fps, **options)

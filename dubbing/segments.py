@@ -19,6 +19,7 @@ from data_processing.media.audio_track import check_audio_tracks
 from data_processing.media.video_writer import VideoWriter, concatenate_videos, frame_packets, open_segment
 from utils.errors import AudioError, FileError, MediaError, OutputError, ParameterError, UserError, error_reason
 from utils.files import write_atomically
+from utils.limits import DEFAULT_LIMITS, Limits
 
 SEGMENT_FRAMES = 512  # an interrupted dub loses fewer frames than this
 JOB = "job.json"
@@ -57,7 +58,7 @@ class SegmentedWriter:
     written again, as are unreadable segments and those after them.
 
     Args:
-        output, width, height, fps, crf, audio_paths, pixel_aspect: as for VideoWriter.
+        output, width, height, fps, crf, audio_paths, limits, pixel_aspect: as for VideoWriter.
         job: everything that the frames depend on, by name: inputs (`file_fingerprint`) and options. It must be the
             same in every run.
 
@@ -79,11 +80,12 @@ class SegmentedWriter:
         fps: Fraction | int,
         crf: int = 16,
         audio_paths: Sequence[Path] = (),
+        limits: Limits = DEFAULT_LIMITS,
         pixel_aspect: Fraction = Fraction(1),
     ) -> None:
-        check_audio_tracks(audio_paths)  # now, not after hours
+        check_audio_tracks(audio_paths, limits)  # now, not after hours
         self.output = output
-        self.audio_paths = audio_paths
+        self.audio_paths, self.limits = audio_paths, limits
         self.folder = segments_folder(output)
         self._options = {"width": width, "height": height, "fps": fps, "crf": crf, "pixel_aspect": pixel_aspect}
         self._writer: VideoWriter | None = None
@@ -170,7 +172,7 @@ class SegmentedWriter:
                     if self._writer:
                         self._complete_segment()
                     joined = self.folder / f"joined{self.output.suffix}"
-                    concatenate_videos(self._segments, joined, self.audio_paths)
+                    concatenate_videos(self._segments, joined, self.audio_paths, self.limits)
                     joined.replace(self.output)
                     self._segments.clear()
             elif self._writer:

@@ -1,7 +1,5 @@
 """The one place that reads and writes audio: any media file -> 16 kHz mono on the time axis of the video."""
 
-import errno
-import itertools
 import logging
 import wave
 from collections.abc import Iterator
@@ -10,13 +8,13 @@ from pathlib import Path
 import av
 import numpy as np
 
-from data_processing.media.video_reader import check_readable, first_frame_time, main_stream, open_media
-from utils.errors import AudioError, LimitError
+from data_processing.media.audio_clock import AudioFaults, open_audio, timed_frames
+from data_processing.media.video_reader import check_readable, open_media
+from utils.errors import AudioError
 from utils.files import atomic_path
 from utils.limits import DEFAULT_LIMITS, Limits
 
 SAMPLE_RATE = 16000
-SAMPLE_RATES = range(1000, 1_000_001)  # valid sample rates; a damaged header may turn a second into days
 logger = logging.getLogger(__name__)
 
 
@@ -29,8 +27,8 @@ def read_audio(path: str | Path, limits: Limits = DEFAULT_LIMITS) -> Iterator[np
     """Blocks (n,) float32 in [-1, 1], mono, 16 kHz, of the audio track marked as default, else of the first.
 
     Sample 0 is at the time of the first video frame if the file has video (a track that starts later is padded with
-    zeros, one that starts earlier is cut), otherwise it is the first sample of the track. No block is empty. If
-    decoding fails midway, the part before is returned and a warning is logged.
+    zeros, one that starts earlier is cut), otherwise it is the first sample of the track. Holes in the time stamps
+    and damaged packets are silent (see audio_clock.py); a warning is logged when reading ends. No block is empty.
 
     Raises:
         MediaError: the file is missing, a folder, empty or not a media file.
@@ -39,33 +37,28 @@ def read_audio(path: str | Path, limits: Limits = DEFAULT_LIMITS) -> Iterator[np
     """
     path = Path(path)
     check_readable(path)
-    _open(path).close()  # so that a file that is not media is reported before its video stream is looked for
-    video_start = first_frame_time(path)
-    skipped: int | None = None  # samples still to skip at the start
-    started = empty = True
-    for time, samples in _decode(path):
-        if skipped is None:
-            delay = 0 if video_start is None or time is None else round((time - video_start) * SAMPLE_RATE)
-            if delay > limits.max_delay_s * SAMPLE_RATE:
-                raise LimitError(path, f"the audio track starts {delay / SAMPLE_RATE:.0f} s after the video stream")
-            skipped = max(0, -delay)
-            samples = np.pad(samples, (max(0, delay), 0))
-        left_out = min(skipped, len(samples))
-        skipped -= left_out
-        empty = False
-        if left_out < len(samples):
-            started = False
-            yield samples[left_out:].astype(np.float32) / 32768
-    if empty:
-        raise AudioError(path, "the audio track has no samples")
-    if started:
-        raise AudioError(path, "the audio track ends before the first video frame")
+    with open_audio(path) as stream:
+        tracks = stream.container.streams.audio
+        if len(tracks) > 1:
+            message = "%s: using audio track %d of %d"
+            logger.info(message, path, tracks.index(stream) + 1, len(tracks), extra={"path": path})
+    faults = AudioFaults()
+    try:
+        # 16 bits, as `save_wav` writes them
+        for part in resampled(mixed_to_mono(timed_frames(path, limits, faults)), "s16", "mono", SAMPLE_RATE):
+            if part.samples:
+                yield part.to_ndarray().reshape(-1).astype(np.float32) / 32768
+    finally:
+        faults.log(path)
 
 
 def media_duration_s(path: Path) -> float:
     """Length of a media file in seconds as its container states it; 0 if it does not."""
-    with _open(path) as container:
-        return (container.duration or 0) / av.time_base
+    try:
+        with open_media(path) as container:
+            return (container.duration or 0) / av.time_base
+    except av.FFmpegError as error:
+        raise AudioError(path, f"not a media file ({error.strerror})") from error
 
 
 def save_wav(path: str | Path, waveform: np.ndarray) -> None:
@@ -81,56 +74,19 @@ def save_wav(path: str | Path, waveform: np.ndarray) -> None:
         file.writeframes(pcm.tobytes())
 
 
-def _open(path: Path) -> av.container.InputContainer:
-    try:
-        return open_media(path)
-    except av.FFmpegError as error:
-        raise AudioError(path, f"not a media file ({error.strerror})") from error
-
-
-def _decode(path: Path) -> Iterator[tuple[float | None, np.ndarray]]:
-    """Main audio track -> (presentation time of its start in seconds, int16 (n,) at 16 kHz mono), n > 0."""
-    with _open(path) as container:
-        tracks = container.streams.audio
-        if not tracks:
-            raise AudioError(path, "no audio track")
-        track = main_stream(tracks)
-        if len(tracks) > 1:
-            logger.info(
-                "%s: using audio track %d of %d", path, tracks.index(track) + 1, len(tracks), extra={"path": path}
-            )
-        start, total = None, 0
-        try:
-            frames = container.decode(track)
-            first = list(itertools.islice(frames, 1))
-            start = first[0].time if first else None
-            # 16-bit on purpose: only for integer output does FFmpeg scale the mix to mono so that it cannot
-            # overflow; to float, two equal channels come out at 1.41 times their amplitude.
-            for part in resampled(itertools.chain(first, frames), "s16", "mono", SAMPLE_RATE):
-                if part.samples:
-                    total += part.samples
-                    yield start, part.to_ndarray().reshape(-1)
-        except av.FFmpegError as error:
-            if total == 0:
-                raise AudioError(path, f"the audio track cannot be decoded ({error.strerror})") from error
-            logger.warning(
-                "%s: the audio track is truncated at %.2f s (%s); using what precedes it",
-                path,
-                total / SAMPLE_RATE,
-                error.strerror,
-                extra={"path": path},
-            )
+def mixed_to_mono(frames: Iterator[av.AudioFrame]) -> Iterator[av.AudioFrame]:
+    """The mean of the channels of frames in flt: frames in flt, mono."""
+    for frame in frames:
+        samples = frame.to_ndarray().reshape(-1, frame.layout.nb_channels)
+        mixed = av.AudioFrame.from_ndarray(samples.mean(axis=1)[None], format="flt", layout="mono")
+        mixed.sample_rate = frame.sample_rate
+        yield mixed
 
 
 def resampled(frames: Iterator[av.AudioFrame], format: str, layout: str, rate: int) -> Iterator[av.AudioFrame]:
-    """Audio frames in one format, even where the format of the input changes midway.
-
-    Raises av.error.InvalidDataError for a frame whose sample rate is not in SAMPLE_RATES.
-    """
+    """Audio frames in one format, even where the format of the input changes midway."""
     source, resampler = None, None
     for frame in frames:
-        if frame.sample_rate not in SAMPLE_RATES:
-            raise av.error.InvalidDataError(errno.EINVAL, f"{frame.sample_rate} samples per second")
         found = (frame.format.name, frame.layout.name, frame.sample_rate)
         if source != found:  # a resampler takes one format only
             yield from resampler.resample(None) if resampler else ()

@@ -18,6 +18,7 @@ from data_processing.media.frame_conversion import EXACT
 from data_processing.media.video_reader import FPS, open_media
 from utils.errors import AudioError, MediaError, OutputError, error_reason
 from utils.files import move_into_place, partial_path
+from utils.limits import DEFAULT_LIMITS, Limits
 
 OUTPUT_SUFFIXES = {".mp4", ".mov", ".mkv"}
 PRESET = "veryfast"  # x264 preset: half the time of medium at the same quality; the generator needs the CPU
@@ -54,21 +55,18 @@ class _Output:
         except (av.error.FFmpegError, OSError) as error:
             raise OutputError(path, f"cannot be written: {error_reason(error)}") from None
 
-    def _add_audio(self, paths: Sequence[Path]) -> None:
+    def _add_audio(self, paths: Sequence[Path], limits: Limits) -> None:
         if not paths:
             return
-        self._audio = audio_packets(paths, self._container)
+        self._audio = audio_packets(paths, self._container, limits)
         try:
             self._pending = next(self._audio, None)  # adds the stream before the header is written
         except (av.error.FFmpegError, OSError) as error:
             self._discard()
             raise AudioError(paths[0], f"the audio track cannot be read: {error_reason(error)}") from None
-        except AudioError:
+        except MediaError:
             self._discard()
             raise
-        if self._pending is None:
-            self._discard()
-            raise AudioError(paths[0], "the audio track cannot be read")
 
     @contextlib.contextmanager
     def _muxing(self) -> Iterator[None]:
@@ -84,8 +82,7 @@ class _Output:
     def _mux_audio(self) -> None:
         until = self.num_frames / self.fps
         while self._pending is not None and self._pending.pts * self._pending.time_base < until:
-            with contextlib.suppress(av.error.InvalidDataError, av.error.ArgumentError):  # a damaged packet
-                self._container.mux(self._pending)
+            self._container.mux(self._pending)
             self._pending = next(self._audio, None)
 
     def _flush(self) -> None:
@@ -127,6 +124,7 @@ class VideoWriter(_Output):
         fps: frame rate.
         crf: x264 quality, 0 (lossless) to 51; 16 is visually lossless.
         audio_paths: media files whose default audio track, else the first, becomes the audio track.
+        limits: sanity limits for `audio_paths`.
         pixel_aspect: width of a pixel divided by its height, for players.
 
     Raises:
@@ -142,6 +140,7 @@ class VideoWriter(_Output):
         fps: Fraction | int = FPS,
         crf: int = 16,
         audio_paths: Sequence[Path] = (),
+        limits: Limits = DEFAULT_LIMITS,
         pixel_aspect: Fraction = Fraction(1),
     ):
         super().__init__(path, Fraction(fps))
@@ -156,7 +155,7 @@ class VideoWriter(_Output):
         context.colorspace = Colorspace.ITU709
         context.color_primaries = ColorPrimaries.BT709
         context.color_trc = ColorTrc.BT709
-        self._add_audio(audio_paths)
+        self._add_audio(audio_paths, limits)
 
     def write(self, frame: np.ndarray) -> None:
         """Append one (H, W, 3) uint8 RGB frame."""
@@ -181,12 +180,17 @@ class VideoWriter(_Output):
         self._container.mux(self._video.encode(None))
 
 
-def concatenate_videos(segments: Sequence[Path], output: Path, audio_paths: Sequence[Path] = ()) -> None:
+def concatenate_videos(
+    segments: Sequence[Path],
+    output: Path,
+    audio_paths: Sequence[Path] = (),
+    limits: Limits = DEFAULT_LIMITS,
+) -> None:
     """Concatenate videos without re-encoding their frames.
 
     Args:
         segments: files of VideoWriter, all of one size, frame rate and quality. One may occur several times.
-        output, audio_paths: as for VideoWriter.
+        output, audio_paths, limits: as for VideoWriter.
 
     Raises:
         MediaError: a segment cannot be read or differs from the first.
@@ -200,7 +204,7 @@ def concatenate_videos(segments: Sequence[Path], output: Path, audio_paths: Sequ
         with _Output(output, fps) as file:
             video = file._container.add_stream_from_template(template, time_base=1 / fps)
             video.codec_context.framerate = fps
-            file._add_audio(audio_paths)
+            file._add_audio(audio_paths, limits)
             for segment in segments:
                 start = file.num_frames
                 with open_segment(segment) as stream:
