@@ -14,6 +14,7 @@ import torch
 from data_processing.audio.features import extract_features
 from data_processing.audio.framing import audio_windows
 from data_processing.face.crop import FaceCrop
+from data_processing.face.radius import crop_radii
 from data_processing.media.video_reader import FPS, read_frames
 from models.checkpoint import SYNCNET, LoadedModel, load_model
 from models.crop_layout import mouth_box
@@ -35,14 +36,13 @@ class AVOffset:
 
 
 def measure_offset(
-    video: Path, shots: list[tuple[int, np.ndarray, float]], waveform: np.ndarray, syncnet: Path = BUNDLED_SYNCNET
+    video: Path, shots: list[tuple[int, np.ndarray]], waveform: np.ndarray, syncnet: Path = BUNDLED_SYNCNET
 ) -> AVOffset:
     """Measure the A/V offset of a video, assuming that all its shots have the same one.
 
     Args:
         video: the video file.
-        shots: for each shot its first frame, landmarks (T, 68, 2) in source pixels, and crop radius in pixels. T is
-            5 or more.
+        shots: for each shot its first frame and its landmarks (T, 68, 2) in source pixels; T is 5 or more.
         waveform: (N,) audio of the video, mono, 16 kHz.
         syncnet: checkpoint of train_syncnet.py.
 
@@ -54,12 +54,12 @@ def measure_offset(
     loaded = _load_syncnet(syncnet)
     features = extract_features(waveform, loaded.audio_features)
     scores, num_left = [], MAX_FRAMES
-    for start, points, radius_px in shots:
+    for start, points in shots:
         points = points[:num_left]
         if len(points) < CLIP_LENGTH:
             break
         num_left -= len(points)
-        mouths = _read_mouths(video, start, points, radius_px, loaded.mouth_size)
+        mouths = _read_mouths(video, start, points, loaded.mouth_size)
         middles, codes = encode_windows(loaded.model, mouths, stride=2)
         scores.append(shift_scores(loaded.model, middles + start, codes, features, MAX_SHIFT))
     return offset_from_scores(np.concatenate(scores, axis=1))
@@ -85,13 +85,13 @@ def _load_syncnet(path: Path) -> LoadedModel:
     return load_model(path, kinds=SYNCNET)
 
 
-def _read_mouths(video: Path, start: int, points: np.ndarray, radius_px: float, mouth_size: int) -> np.ndarray:
+def _read_mouths(video: Path, start: int, points: np.ndarray, mouth_size: int) -> np.ndarray:
     """Mouth boxes of the frames from `start` on, one per row of `points`: (T, S, S, 3) uint8 RGB."""
     rows, columns = mouth_box(mouth_size)
     frames = read_frames(video, start, start + len(points))
     crops = (
         FaceCrop.from_landmarks(frame_points, radius_px, mouth_size).extract(frame)
-        for frame, frame_points in zip(frames, points, strict=True)
+        for frame, frame_points, radius_px in zip(frames, points, crop_radii(points), strict=True)
     )
     return np.stack([crop[rows, columns] for crop in crops])
 

@@ -9,7 +9,8 @@ import numpy as np
 from data_processing.audio.features import extract_features
 from data_processing.audio.framing import SAMPLES_PER_FRAME
 from data_processing.av_sync import MAX_SHIFT, measure_offset
-from data_processing.face.crop import FaceCrop, crop_radius, frame_radii
+from data_processing.face.crop import FaceCrop
+from data_processing.face.radius import crop_radii, frame_radii
 from data_processing.face.tracking import Landmarks, find_landmarks
 from data_processing.media.audio_io import SAMPLE_RATE, load_audio, save_wav
 from data_processing.media.video_reader import probe, read_frames
@@ -73,10 +74,10 @@ def prepare_video(source: Source, output: Path, settings: Settings) -> tuple[lis
         clip_id = f"{name}-{digest:08x}-{number:02d}"
         path = output / "clips" / f"{clip_id}.mp4"
         points, found = landmarks.points[start:stop], landmarks.found[start:stop]
-        radius_px = crop_radius(points)
+        radii = crop_radii(points)
         audio = waveform[start * SAMPLES_PER_FRAME : stop * SAMPLES_PER_FRAME]
-        _write_video(path, source.path, start, points, radius_px, audio, settings.mouth_size)
-        arrays = {"landmarks": points, "features": features[start:stop], "found": found}
+        _write_video(path, source.path, start, points, radii, audio, settings.mouth_size)
+        arrays = {"landmarks": points, "radii": radii, "features": features[start:stop], "found": found}
         _write_arrays(path.with_suffix(".npz"), arrays)
         clips.append(
             {
@@ -85,7 +86,7 @@ def prepare_video(source: Source, output: Path, settings: Settings) -> tuple[lis
                 "person": source.speaker,
                 "start_frame": start,
                 "num_frames": stop - start,
-                "radius_px": round(radius_px, 2),
+                "radius_px": round(float(np.median(radii)), 2),
                 "found": round(float(found.mean()), 3),
                 "audio_features": settings.audio_features,
                 "audio_late_ms": round(audio_delay_ms, 1),
@@ -113,8 +114,7 @@ def _synchronise(
     shots = [(start, landmarks.points[start:stop]) for _, start, stop in _usable_shots(landmarks, waveform)[0]]
     if sum(len(points) for _, points in shots) < MIN_SYNC_FRAMES:
         return waveform, source.audio_delay_ms, None
-    tracks = [(start, points, crop_radius(points)) for start, points in shots]
-    offset = measure_offset(source.path, tracks, waveform)
+    offset = measure_offset(source.path, shots, waveform)
     if offset.confidence < min_confidence:
         reason = f"no A/V sync within ±{MAX_SHIFT} frames (confidence below {min_confidence})"
         raise MediaError(source.path, reason)
@@ -150,10 +150,11 @@ def rejection_reason(landmarks: Landmarks, start: int, stop: int) -> str | None:
         return f"shot shorter than {MIN_FRAMES} frames"
     if landmarks.found[start:stop].mean() < MIN_FOUND:
         return f"face detected in less than {MIN_FOUND:.0%} of the shot"
-    radii = frame_radii(landmarks.points[start:stop])
-    if radii.max() < MIN_RADIUS_PX:
+    # not the extremes, which are those of badly detected frames
+    smallest, largest = np.percentile(frame_radii(landmarks.points[start:stop]), [5, 95])
+    if largest < MIN_RADIUS_PX:
         return f"face radius below {MIN_RADIUS_PX} px"
-    if radii.max() > MAX_RADIUS_RATIO * radii.min():
+    if largest > MAX_RADIUS_RATIO * smallest:
         return f"face size changes by more than a factor of {MAX_RADIUS_RATIO} within the shot"
     return None
 
@@ -163,18 +164,21 @@ def _write_video(
     video: Path,
     start: int,
     points: np.ndarray,
-    radius_px: float,
+    radii: np.ndarray,
     audio: np.ndarray,
     mouth_size: int,
 ) -> None:
-    """Write the face crops of the frames from `start` on, one per row of `points` (T, 68, 2), with their audio."""
+    """Write the face crops of the frames from `start` on with their audio.
+
+    There is one frame for each row of `points` (T, 68, 2) and `radii` (T,).
+    """
     height, width = crop_size(mouth_size)
     wav = partial_path(path.with_suffix(".wav"))
     try:
         save_wav(wav, audio)
         with VideoWriter(path, width, height, crf=CROP_CRF, audio_paths=[wav]) as writer:
             frames = read_frames(video, start, start + len(points))
-            for frame, frame_points in zip(frames, points, strict=True):
+            for frame, frame_points, radius_px in zip(frames, points, radii, strict=True):
                 writer.write(FaceCrop.from_landmarks(frame_points, radius_px, mouth_size).extract(frame))
     finally:
         wav.unlink(missing_ok=True)

@@ -20,8 +20,9 @@ from pathlib import Path
 
 import numpy as np
 
-from data_processing.face.crop import FaceCrop, crop_radius
+from data_processing.face.crop import FaceCrop
 from data_processing.face.detectors import FaceSelector, track_landmarks
+from data_processing.face.radius import face_scales, radius_per_scale
 from data_processing.face.selection import face_selector
 from data_processing.media.audio_io import media_duration_s, read_audio
 from data_processing.media.video_reader import FPS, VideoInfo, probe, read_frames
@@ -297,8 +298,9 @@ class DubbingPipeline:
             if np.isnan(points).any():
                 raise ParameterError("references", f"no face detected in frame {index} of {source.path}")
             found.append((points, frame))
-        radius = crop_radius(np.stack([points for points, _ in found]))
+        landmarks = np.stack([points for points, _ in found])
+        radii = radius_per_scale(landmarks) * face_scales(landmarks)
         return [
-            FaceCrop.from_landmarks(points, radius, self.generator.mouth_size).extract(frame)
-            for points, frame in found
+            FaceCrop.from_landmarks(points, radius_px, self.generator.mouth_size).extract(frame)
+            for (points, frame), radius_px in zip(found, radii, strict=True)
         ]

@@ -2,9 +2,8 @@
 
 import numpy as np
 
-from data_processing.face.crop import FaceCrop
 from data_processing.face.lips import mouth_opening
-from data_processing.face.tracking import Landmarks, TrackChunk
+from data_processing.face.tracking import Landmarks
 
 
 def choose_references(landmarks: Landmarks, start: int, stop: int, count: int) -> list[int]:
@@ -45,23 +44,3 @@ def choose_references(landmarks: Landmarks, start: int, stop: int, count: int) -
         distance = np.linalg.norm(descriptors[:, None] - descriptors[chosen], axis=2).min(axis=1)
         chosen.append(int(np.argmax(distance)))
     return [int(frames[index]) for index in chosen]
-
-
-def shot_references(
-    chunk: TrackChunk, shot: tuple[int, int], count: int, radius_px: float, mouth_size: int
-) -> list[tuple[int, FaceCrop]]:
-    """The reference frames of a shot and their face crops.
-
-    Args:
-        chunk: the part of the face track in which the shot starts.
-        shot: rows [first, last) of `chunk.landmarks` that belong to the shot.
-        count: number of reference frames N.
-        radius_px: crop radius of the shot.
-        mouth_size: S.
-    """
-    available = max(shot[0], chunk.start - chunk.offset), shot[1]  # earlier live frames are no longer held
-    points = chunk.landmarks.points
-    return [
-        (chunk.offset + row, FaceCrop.from_landmarks(points[row], radius_px, mouth_size))
-        for row in choose_references(chunk.landmarks, *available, count)
-    ]

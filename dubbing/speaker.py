@@ -7,14 +7,15 @@ from itertools import groupby
 
 import numpy as np
 
-from data_processing.face.crop import FaceCrop, crop_radius
+from data_processing.face.crop import FaceCrop
 from data_processing.face.detectors import FaceSelector, largest_face, track_landmarks
+from data_processing.face.radius import ShotRadius
 from data_processing.face.tracking import mouth_in_view, track_chunks
 from dubbing.audio_stream import AudioStream
 from dubbing.frame_sources import FrameSource
 from dubbing.generator import GeneratorSession
 from dubbing.placements import NO_SHOT, FacePlacement
-from dubbing.references import shot_references
+from dubbing.references import choose_references
 from dubbing.sharpening import sharpening_amount, unsharp_mask
 
 CACHED_SHOTS = 16  # shots whose reference frames stay in memory
@@ -65,7 +66,7 @@ class Speaker:
     def placements(self) -> Iterator[FacePlacement]:
         """Where the face is in every frame, as soon as it is known."""
         num_references = self.generator.model.config.num_references
-        radius = 0.0
+        radius = ShotRadius(self.source.fps)
         for chunk in track_chunks(self._landmarks(), self.source.fps, self.look_ahead_frames):
             numbered = zip(range(chunk.start, chunk.stop), chunk.numbers, strict=True)
             for number, group in groupby(numbered, key=lambda frame: int(frame[1])):
@@ -73,17 +74,22 @@ class Speaker:
                 if number < 0:
                     yield from (FacePlacement(chunk.points(frame), 0.0, NO_SHOT, 0.0) for frame in frames)
                     continue
-                shot = chunk.shot_rows(frames[0])
-                shot_radius = crop_radius(chunk.landmarks.points[slice(*shot)])
-                if number == len(self.references):
-                    chosen = shot_references(chunk, shot, num_references, shot_radius, self.generator.mouth_size)
-                    self.references.append(chosen)
+                first, last = chunk.shot_rows(frames[0])
+                start = frames[0] - chunk.offset  # earlier live frames are no longer held
+                starts_shot = number == len(self.references)
+                if starts_shot:
+                    radius = ShotRadius(self.source.fps)
+                radii = radius.extend(
+                    chunk.landmarks.points[first:last], start - first, start - first + len(frames)
+                )
+                if starts_shot:
+                    chosen = choose_references(chunk.landmarks, start, last, num_references)
+                    crops = [self._crop(chunk.landmarks.points[row], radii[row - start]) for row in chosen]
+                    self.references.append(
+                        [(chunk.offset + row, crop) for row, crop in zip(chosen, crops, strict=True)]
+                    )
                     self._reference_crops(number)  # now, while live frames are still held
-                    radius = shot_radius
-                # A face that comes closer in a long shot enlarges the crop slowly, so that it does not pulsate.
-                radii = np.linspace(radius, max(radius, shot_radius), len(frames) + 1)[1:]
-                radius = float(radii[-1])
-                for frame, radius_px in zip(frames, radii, strict=True):
+                for frame, radius_px in zip(frames, radii, strict=False):
                     strength = float(chunk.strengths[frame - chunk.start])
                     yield FacePlacement(chunk.points(frame), float(radius_px), number, strength)
 
@@ -101,9 +107,7 @@ class Speaker:
         Returns:
             New frames of the same size.
         """
-        crops = [
-            FaceCrop.from_landmarks(one.points, one.radius_px, self.generator.mouth_size) for one in placements
-        ]
+        crops = [self._crop(one.points, one.radius_px) for one in placements]
         source_crops = [crop.extract(frame) for crop, frame in zip(crops, frames, strict=True)]
         windows = self.audio.windows(np.array(times_s))
         generated = self.generator.generate(source_crops, self._encoded(shot), windows)
@@ -115,6 +119,9 @@ class Speaker:
             crop.paste(frame, image, one.points, one.strength)
             for crop, frame, image, one in zip(crops, frames, generated, placements, strict=True)
         ]
+
+    def _crop(self, points: np.ndarray, radius_px: float) -> FaceCrop:
+        return FaceCrop.from_landmarks(points, radius_px, self.generator.mouth_size)
 
     def _extract_references(self, shot: int) -> list[np.ndarray]:
         return self._fixed_crops or [

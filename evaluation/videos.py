@@ -19,9 +19,10 @@ from data_processing.audio.framing import SAMPLES_PER_FRAME
 from data_processing.audio.silence import silent_frames
 from data_processing.av_sync import measure_offset
 from data_processing.clips import MIN_SYNC_FRAMES
-from data_processing.face.crop import FaceCrop, crop_radius
+from data_processing.face.crop import FaceCrop
 from data_processing.face.identity import IdentityEncoder
 from data_processing.face.lips import mouth_opening
+from data_processing.face.radius import crop_radii
 from data_processing.face.syncnet_crop import face_tracks, track_crop
 from data_processing.face.tracking import Landmarks, find_landmarks
 from data_processing.media.audio_io import load_audio
@@ -272,10 +273,10 @@ def _audio_track(video: Path) -> np.ndarray | None:
 
 
 def _radii(landmarks: Landmarks) -> np.ndarray:
-    """(T,) the crop radius in pixels of each frame's shot, NaN outside shots."""
+    """(T,) the crop radius in pixels of each frame, NaN outside shots."""
     radii = np.full(len(landmarks.points), np.nan)
     for start, stop in landmarks.shots:
-        radii[start:stop] = crop_radius(landmarks.points[start:stop])
+        radii[start:stop] = crop_radii(landmarks.points[start:stop])
     return radii
 
 
@@ -294,7 +295,7 @@ def _sync_scores(
     if stop - start < MIN_SYNC_FRAMES:
         return scores
     points = landmarks.points[start:stop]
-    offset = measure_offset(video, [(start, points, crop_radius(points))], waveform)
+    offset = measure_offset(video, [(start, points)], waveform)
     scores |= {"sync_confidence": offset.confidence, "sync_offset_ms": float(offset.audio_delay_ms)}
     if syncnet_v2:
         frames = zip(read_frames(video, start, stop), face_tracks(points), strict=True)

@@ -17,7 +17,8 @@ import onnxruntime
 
 from data_processing.audio.features import extract_features
 from data_processing.audio.framing import audio_windows
-from data_processing.face.crop import FaceCrop, crop_radius
+from data_processing.face.crop import FaceCrop
+from data_processing.face.radius import crop_radii
 from data_processing.face.tracking import find_landmarks
 from data_processing.media.audio_io import load_audio
 from data_processing.media.video_reader import FPS, check_readable, read_frames
@@ -51,8 +52,8 @@ def run(args: argparse.Namespace) -> None:
 
     frames = list(islice(read_frames(video), NUM_FRAMES))
     points = find_landmarks(video, stop=NUM_FRAMES).points
-    radius = crop_radius(points)
-    crops = [FaceCrop.from_landmarks(face, radius, metadata["mouth_size"]) for face in points]
+    placements = zip(points, crop_radii(points), strict=True)
+    crops = [FaceCrop.from_landmarks(face, radius_px, metadata["mouth_size"]) for face, radius_px in placements]
     source_crops = [crop.extract(frame) for crop, frame in zip(crops, frames, strict=True)]
     references = np.linspace(0, NUM_FRAMES - 1, metadata["config"]["num_references"]).astype(int)
     stacked = to_input([source_crops[index] for index in references])

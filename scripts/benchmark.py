@@ -37,8 +37,9 @@ from tqdm import tqdm
 from configs.schema import load_config
 from data_processing.audio.features import FEATURE_DIMS
 from data_processing.batches import Batch
-from data_processing.face.crop import FaceCrop, crop_radius
+from data_processing.face.crop import FaceCrop
 from data_processing.face.detectors import track_landmarks
+from data_processing.face.radius import crop_radii
 from data_processing.face.tracking import find_landmarks
 from data_processing.media.audio_io import SAMPLE_RATE, load_audio, save_wav
 from data_processing.media.video_reader import probe, read_frames, read_frames_backward
@@ -134,7 +135,7 @@ def benchmark_steps(video: Path, mouth_size: int, device: torch.device, precisio
     frames = list(read_frames(video, 0, 2 * BATCH_SIZE, fps=info.fps))
     points = find_landmarks(video, stop=2 * BATCH_SIZE).points
     session = GeneratorSession(random_model(mouth_size), device, precision)
-    crop = FaceCrop.from_landmarks(points[0], crop_radius(points[:1]), mouth_size)
+    crop = FaceCrop.from_landmarks(points[0], crop_radii(points)[0], mouth_size)
     crops = [crop.extract(frame) for frame in frames[:BATCH_SIZE]]
     windows = np.zeros((BATCH_SIZE, FEATURE_DIMS["whisper"], 5), np.float32)
     references = session.encode_references(crops[:5])

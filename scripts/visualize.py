@@ -12,8 +12,9 @@ from data_processing.audio.features import extract_features
 from data_processing.audio.framing import SAMPLES_PER_FRAME, audio_windows
 from data_processing.batches import make_batch, reference_indices
 from data_processing.dataset import Clip, load_clips
-from data_processing.face.crop import FaceCrop, crop_radius
+from data_processing.face.crop import FaceCrop
 from data_processing.face.lips import LIPS, mouth_opening
+from data_processing.face.radius import crop_radii
 from data_processing.face.tracking import find_landmarks
 from data_processing.media.audio_io import load_audio
 from data_processing.media.video_reader import FPS, read_frames
@@ -229,10 +230,10 @@ def generator(args: argparse.Namespace) -> Figure:
     if shot is None:
         last = len(landmarks.points) - 1
         raise ParameterError("frame", f"expected one of 0 to {last} with a face, found {args.frame}")
-    radius_px = crop_radius(landmarks.points[slice(*shot)])
+    radii = crop_radii(landmarks.points[slice(*shot)])
     crops = []
     for index in [args.frame, *choose_references(landmarks, *shot, loaded.model.config.num_references)]:
-        crop = FaceCrop.from_landmarks(landmarks.points[index], radius_px, loaded.mouth_size)
+        crop = FaceCrop.from_landmarks(landmarks.points[index], radii[index - shot[0]], loaded.mouth_size)
         crops.append(crop.extract(next(read_frames(args.video, index, index + 1))))
     features = extract_features(waveform, loaded.audio_features, len(landmarks.points))
     return draw_generator(loaded.model, crops, audio_windows(features, np.array([args.frame]))[0])

@@ -2,7 +2,7 @@
 
 Coordinates are (x, y) in source pixels; pixel k covers [k, k + 1). With mouth size S and radius r the crop covers
 rows [y29 − r, y29 + 2.25 r) and columns [x33 − 1.25 r, x33 + 1.25 r), which are 13S/8 × 5S/4 crop pixels: one crop
-pixel is 2r / S source pixels wide. models/crop_layout.py defines the mouth box within the crop.
+pixel is 2r / S source pixels wide. models/crop_layout.py defines the mouth box in the crop, radius.py the radius.
 """
 
 from dataclasses import dataclass
@@ -13,26 +13,10 @@ import numpy as np
 
 from models.crop_layout import crop_size, lips_box, mouth_box, mouth_margin_top
 
-RADIUS_SCALE = 1.05  # margin around the measured face
 COARSE_SIZE = 64  # mouth size at which blurs and masks are computed: they have no detail
 SPEECH_LANDMARKS = [*range(5, 12), *range(48, 60)]  # chin and lips, which speech moves
 LOWER_FACE_LANDMARKS = [*range(2, 15), *range(27, 36)]  # jaw and nose: the face below the eyes
 DETAIL_TOLERANCE = 12.0  # grey levels of change up to which the fine texture of the skin is kept
-
-
-def frame_radii(landmarks: np.ndarray, scale: float = RADIUS_SCALE) -> np.ndarray:
-    """Crop radius in source pixels from each frame alone: landmarks (T, 68, 2) -> (T,)."""
-    height = landmarks[:, :, 1].max(axis=1) - landmarks[:, 29, 1]
-    mouth_width = np.abs(landmarks[:, 54, 0] - landmarks[:, 48, 0])
-    return np.maximum(height, mouth_width) * scale / 2
-
-
-def crop_radius(landmarks: np.ndarray, scale: float = RADIUS_SCALE) -> float:
-    """Crop radius in source pixels for all frames of a shot, from its landmarks (T, 68, 2).
-
-    It is the maximum over the frames: with a radius per frame the pasted box would change its size all the time.
-    """
-    return float(frame_radii(landmarks, scale).max())
 
 
 def sample_region(
@@ -79,7 +63,7 @@ class FaceCrop:
 
     @classmethod
     def from_landmarks(cls, landmarks: np.ndarray, radius_px: float, mouth_size: int) -> "FaceCrop":
-        """The crop of one frame from its landmarks (68, 2) and the radius of its shot."""
+        """The crop of one frame from its landmarks (68, 2) and its radius (radius.py)."""
         return cls(
             left=float(landmarks[33, 0]) - 1.25 * radius_px,
             top=float(landmarks[29, 1]) - radius_px,

@@ -10,6 +10,7 @@ import numpy as np
 from scipy.ndimage import gaussian_filter1d
 
 from data_processing.face.detectors import track_landmarks
+from data_processing.face.radius import RIGID_LANDMARKS, face_scales
 from data_processing.media.video_reader import FPS, read_frames
 from utils.errors import NoFaceError
 
@@ -17,6 +18,9 @@ MAX_GAP = 12  # frames at 25 fps: longer gaps without a face are not interpolate
 SMOOTHING = 1.2  # frames at 25 fps: standard deviation of the zero-lag Gaussian
 FADE_S = 0.2  # seconds over which dubbing fades in or out where a face appears or is lost
 MIN_SEGMENT_S = 0.4  # seconds: a shorter segment of a track beside a gap is not dubbed, to avoid flicker
+JUMP_SCALE = 0.07  # relative change of the face's scale from one frame to the next above which a new shot starts
+JUMP_DISTANCE = 1.0  # the same for its position, in units of its scale; a face is about three of them wide
+JUMP_REACH = 3  # frames on either side of a jump that change less
 MIN_NOSE_POSITION = 0.1  # of the face's width: the nose tip is closer to an ear when the head is turned away
 
 
@@ -62,7 +66,37 @@ def find_landmarks(
     raw = np.array([points for points, _ in tracked])
     if np.isnan(raw).all():
         raise NoFaceError(path, f"no face detected in {len(raw)} frames ({backend})")
-    return clean_landmarks(raw, [index for index, (_, cut) in enumerate(tracked) if cut])
+    cuts = {index for index, (_, cut) in enumerate(tracked) if cut}
+    return clean_landmarks(raw, sorted(cuts | find_jumps(raw)))
+
+
+def find_jumps(raw: np.ndarray, fps: Fraction | float = FPS) -> set[int]:
+    """Frames at which the face suddenly has another size or position: cuts that the images hardly show.
+
+    An editor may enlarge a part of a shot, or leave out a part of it. Then one step is large and those around it
+    are small. In a fast movement they are large too, and a frame with bad landmarks has two large steps.
+
+    Args:
+        raw: (T, 68, 2) source pixels, NaN without a face.
+        fps: frame rate.
+    """
+    frames = np.flatnonzero(~np.isnan(raw[:, 0, 0]))
+    if len(frames) < 2:
+        return set()
+    scales, centres = face_scales(raw[frames]), raw[frames][:, RIGID_LANDMARKS].mean(axis=1)
+    duration = np.diff(frames) * max(1.0, FPS / float(fps))  # in frames at 25 fps
+    jumps: set[int] = set()
+    for steps, limit in (
+        (np.abs(np.diff(np.log(scales))), JUMP_SCALE),
+        (np.linalg.norm(np.diff(centres, axis=0), axis=1) / scales[1:], JUMP_DISTANCE),
+    ):
+        for index in np.flatnonzero(steps > limit * np.sqrt(duration)):
+            before = steps[max(0, index - JUMP_REACH) : index].max(initial=0)
+            after = steps[index + 1 : index + 1 + JUMP_REACH].max(initial=0)
+            # the landmarks may need two frames to follow a jump
+            if before < 0.5 * steps[index] and after < 0.8 * steps[index]:
+                jumps.add(int(frames[index + 1]))
+    return jumps
 
 
 def clean_landmarks(raw: np.ndarray, cuts: list[int], fps: Fraction | float = FPS) -> Landmarks:
@@ -128,9 +162,9 @@ def track_chunks(
 ) -> Iterator[TrackChunk]:
     """Clean a stream of landmarks chunk by chunk, each chunk as soon as possible.
 
-    The landmarks equal those of `clean_landmarks` for the whole video; for this, up to one second after the end of
-    a chunk is read. Before the first frame of a shot is returned, either at least length / 2 of its frames or the
-    whole shot has been read.
+    The landmarks equal those of `find_jumps` and `clean_landmarks` for the whole video; for this, up to one second
+    after the end of a chunk is read. Before the first frame of a shot is returned, either at least length / 2 of its
+    frames or the whole shot has been read.
 
     Args:
         tracked: for each frame its landmarks (68, 2), NaN without a face, and whether it starts a shot; as from
@@ -150,7 +184,8 @@ def track_chunks(
         ended = len(raw) < needed
         if offset + len(raw) == start:
             return
-        landmarks = clean_landmarks(np.array(raw), cuts, fps)
+        all_cuts = sorted({*cuts, *find_jumps(np.array(raw), fps)})
+        landmarks = clean_landmarks(np.array(raw), all_cuts, fps)
         stop = offset + len(raw) if ended else start + length
         if not ended and landmarks.shots and start + length // 2 < offset + landmarks.shots[-1][0] < stop:
             stop = offset + landmarks.shots[-1][0]
@@ -158,7 +193,7 @@ def track_chunks(
         for first, last in landmarks.shots:
             if offset + first >= stop or offset + last <= start:
                 continue
-            appears, is_lost = first > 0 and first not in cuts, last < len(raw) and last not in cuts
+            appears, is_lost = first > 0 and first not in all_cuts, last < len(raw) and last not in all_cuts
             if (appears or is_lost) and last - first < MIN_SEGMENT_S * fps:
                 continue
             number += offset + first >= start or number < 0
