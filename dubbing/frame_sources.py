@@ -5,6 +5,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from fractions import Fraction
+from itertools import repeat
 from pathlib import Path
 from typing import Protocol
 
@@ -62,6 +63,8 @@ class VideoFileSource:
 
     def back_and_forth(self, num_frames: int) -> Iterator[tuple[int, np.ndarray]]:
         """(index, frame) of the first `num_frames` frames backward, forward, backward, … endlessly."""
+        if num_frames == 1:  # a photo, which takes longer to decode than a frame of a video
+            yield from repeat((0, self.frame(0)))
         while True:
             backward = read_frames_backward(self.path, num_frames, fps=self.fps, limits=self.limits)
             yield from zip(reversed(range(num_frames)), backward, strict=True)

@@ -16,13 +16,13 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from functools import lru_cache
-from math import cos, radians, sin
 from pathlib import Path
 
 import av
 import cv2
 import numpy as np
 from av.sidedata.sidedata import SideDataContainer
+from av.sidedata.sidedata import Type as SideDataType
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc, Interpolation
 
 # without these flags swscale darkens every conversion by one level and halves the chroma resolution
@@ -47,6 +47,16 @@ SDR_GAMMA = 2.4  # of an SDR display (ITU-R BT.1886)
 TABLE_SIZE = 49
 LIMITED_GRAY = np.clip(np.rint((np.arange(256) - 16) * 255 / 219), 0, 255).astype(np.uint8)
 _TABLE_LOCK = threading.Lock()  # a filter graph processes one frame at a time
+
+
+def _unnamed_type(cls: type[SideDataType], value: int) -> SideDataType:
+    member = object.__new__(cls)
+    member._name_, member._value_ = f"TYPE_{value}", value
+    return member
+
+
+# PyAV 18.1 fails on a frame with a type of side data that it does not name, such as the EXIF of photos
+SideDataType._missing_ = classmethod(_unnamed_type)
 
 
 def to_rgb(frame: av.VideoFrame) -> np.ndarray:
@@ -215,13 +225,9 @@ def _shape(frame: av.VideoFrame) -> tuple[int, int, str]:
 
 def _display_matrix(frame: av.VideoFrame) -> tuple[float, float, float, float]:
     """(a, b, c, d): a pixel at (x, y) is shown at (a·x + c·y, b·x + d·y), up to translation and scale."""
-    try:
-        # not frame.side_data: it creates a reference cycle, so that frames stay in memory until the garbage
-        # collector runs, which is after hundreds of frames
-        matrix = SideDataContainer(frame).get("DISPLAYMATRIX")
-    except ValueError:  # PyAV fails on types of side data that it does not name
-        angle = radians(frame.rotation)
-        return cos(angle), -sin(angle), sin(angle), cos(angle)
+    # not frame.side_data: it creates a reference cycle, so that frames stay in memory until the garbage collector
+    # runs, which is after hundreds of frames
+    matrix = SideDataContainer(frame).get("DISPLAYMATRIX")
     if matrix is None:
         return 1.0, 0.0, 0.0, 1.0
     a, b, _, c, d, *_ = np.frombuffer(matrix, np.int32).astype(float)

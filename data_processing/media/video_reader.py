@@ -4,7 +4,9 @@ Frames are (H, W, 3) uint8 RGB arrays and are streamed: no function here holds a
 """
 
 import itertools
+import stat
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -15,6 +17,7 @@ import numpy as np
 from av.stream import Disposition
 
 from data_processing.media.frame_conversion import deinterlace, describe_conversions, is_transposed, to_rgb
+from data_processing.media.heif import TileGrid, assemble, read_tile_grid
 from utils.errors import GapError, LimitError, MediaError, TruncatedMediaError, error_reason
 from utils.limits import DEFAULT_LIMITS, Limits
 
@@ -23,6 +26,8 @@ STANDARD_RATES = [
     Fraction(rate) for rate in ("24000/1001", "24", "25", "30000/1001", "30", "48", "50", "60000/1001", "60")
 ]
 MAX_FPS = Fraction(60)  # of dubbed videos
+MIN_FPS = Fraction(12)  # below, the eye sees single images, and so it would those of the lips
+MANY_PIXELS = 4096 * 2304  # of a frame: level 5.2 of H.264, up to which most devices play
 VIDEO_SUFFIXES = {
     ".mp4",
     ".mov",
@@ -46,7 +51,8 @@ class VideoInfo:
 
     width, height: in pixels, after rotation.
     pixel_aspect: width of a pixel divided by its height.
-    fps: frames per second; of a variable frame rate the next higher standard one, 60 at most.
+    fps: frames per second to read and dub it at: its own, of a variable frame rate the next higher standard one, 60
+        at most; 25 for a still image and for a video slower than MIN_FPS.
     duration_s: length, estimated from the container.
     notes: conversions that reading applies, one sentence each.
     """
@@ -60,12 +66,19 @@ class VideoInfo:
 
 
 def check_readable(path: Path) -> None:
-    """Raise MediaError unless `path` is a file that can be opened and is not empty."""
+    """Raise MediaError unless `path` is a file that can be opened and is not empty.
+
+    A pipe is not: inputs are read twice, and opening one would wait for its other end.
+    """
     try:
+        mode = path.stat().st_mode
+        if stat.S_ISDIR(mode):
+            raise MediaError(path, "is a folder, not a file")
+        if not stat.S_ISREG(mode):
+            kind = "a pipe" if stat.S_ISFIFO(mode) else "a socket" if stat.S_ISSOCK(mode) else "a device"
+            raise MediaError(path, f"is {kind}, which cannot be read twice; write it to a file first")
         with path.open("rb") as file:
             empty = not file.read(1)
-    except IsADirectoryError:
-        raise MediaError(path, "is a folder, not a file") from None
     except FileNotFoundError:
         raise MediaError(path, "no such file") from None
     except OSError as error:
@@ -100,8 +113,7 @@ def main_stream(streams: Sequence[av.stream.Stream]) -> av.stream.Stream:
 
 def _video_stream(container: av.container.InputContainer) -> av.VideoStream:
     """The main video stream; cover art only if there is nothing else."""
-    videos = container.streams.video
-    return main_stream([v for v in videos if not v.disposition & Disposition.attached_pic] or videos)
+    return moving_stream(container) or main_stream(container.streams.video)
 
 
 def probe(path: Path, limits: Limits = DEFAULT_LIMITS) -> VideoInfo:
@@ -113,27 +125,45 @@ def probe(path: Path, limits: Limits = DEFAULT_LIMITS) -> VideoInfo:
     """
     with _open_video(path) as container:
         stream = _video_stream(container)
-        _, first = next(_timed_frames(container, stream, path, limits), (0.0, None))
+        frames = _timed_frames(container, stream, path, limits)
+        _, first = next(frames, (0.0, None))
         if first is None:
-            raise MediaError(path, "no frame can be decoded")
+            raise MediaError(path, _why_no_frame(container))
         transposed = is_transposed(first)
         aspect = stream.sample_aspect_ratio or Fraction(1)
         if stream.duration is not None:
             duration = float(stream.duration * stream.time_base)
         else:
             duration = (container.duration or 0) / av.time_base
+        fps, notes = _frame_rate(stream), describe_conversions(first)
+        with suppress(TruncatedMediaError):  # that there is more is all that matters
+            if next(frames, None) is None:
+                fps = Fraction(FPS)
+                notes.append(f"a still image: only the mouth moves, at {FPS} fps")
+        if fps < MIN_FPS:
+            notes.append(f"{float(fps):.3g} fps are too few for lips; the output has {FPS} fps")
+            fps = Fraction(FPS)
+        if first.width * first.height > MANY_PIXELS:
+            size = f"{first.width} x {first.height}"
+            notes.append(f"{size} pixels are more than many players can show; a smaller source helps")
         return VideoInfo(
             width=first.height if transposed else first.width,
             height=first.width if transposed else first.height,
             pixel_aspect=1 / aspect if transposed else aspect,
-            fps=_frame_rate(stream),
+            fps=fps,
             duration_s=duration,
-            notes=tuple(describe_conversions(first)),
+            notes=tuple(notes),
         )
 
 
+def _why_no_frame(container: av.container.InputContainer) -> str:
+    if container.format.name.startswith("webp"):  # FFmpeg decodes still ones only
+        return "no frame can be decoded; if it is an animated WebP, convert it to GIF or MP4"
+    return "no frame can be decoded"
+
+
 def _frame_rate(stream: av.video.stream.VideoStream) -> Fraction:
-    """Frames per second of a stream, between 1 and MAX_FPS; 25 if the container does not say."""
+    """Frames per second of a stream, MAX_FPS at most; 25 if the container does not say."""
     average, guessed = stream.average_rate, stream.guessed_rate
     if not average or not guessed:
         rate = average or guessed or Fraction(FPS)
@@ -146,12 +176,13 @@ def _frame_rate(stream: av.video.stream.VideoStream) -> Fraction:
         else:
             densest = max(average, guessed) if guessed <= MAX_FPS else average
             rate = next((standard for standard in STANDARD_RATES if standard >= densest), MAX_FPS)
-    return min(max(Fraction(rate), Fraction(1)), MAX_FPS)
+    return min(Fraction(rate), MAX_FPS)
 
 
 def moving_stream(container: av.container.InputContainer) -> av.VideoStream | None:
     """The main video stream, if there is one other than cover art."""
     videos = [v for v in container.streams.video if not v.disposition & Disposition.attached_pic]
+    videos = [v for v in videos if v.frames != 1] or videos  # an animated AVIF has its first image as a stream too
     return main_stream(videos) if videos else None
 
 
@@ -209,7 +240,7 @@ def read_frames(
         frames = deinterlace(_timed_frames(container, stream, path, limits))
         first = next(frames, None)
         if first is None:
-            raise MediaError(path, "no frame can be decoded")
+            raise MediaError(path, _why_no_frame(container))
         origin = first[0]
         if start > 0:
             landed = _seek(container, stream, path, limits, origin + start / rate, 1 / rate)
@@ -272,6 +303,11 @@ def _timed_frames(
     Raises LimitError for a frame over `limits.max_side_px`, GapError for one more than `limits.max_gap_s` after the
     previous one, TruncatedMediaError where reading fails.
     """
+    if container.format.name.startswith("mov") and stream.frames == 1:
+        tiled = _tiled_photo(container, stream, path, limits)
+        if tiled is not None:
+            yield 0.0, tiled
+            return
     last = None
     period = frame_period_s(stream)
     only_dts = container.format.name == "avi"  # AVI stores no presentation times
@@ -312,7 +348,24 @@ def _timed_frames(
             yield time, frame
 
 
-def _check_size(image: av.VideoFrame | av.VideoCodecContext, path: Path, limits: Limits) -> None:
+def _tiled_photo(
+    container: av.container.InputContainer, stream: av.VideoStream, path: Path, limits: Limits
+) -> av.VideoFrame | None:
+    """The photo in a HEIC or AVIF file whose streams are its tiles; None for any other file.
+
+    Raises LimitError for a photo over `limits.max_side_px`, MediaError if the tiles cannot be put together.
+    """
+    grid = read_tile_grid(path)
+    if grid is None:
+        if stream.disposition & Disposition.dependent:
+            raise MediaError(path, "is made of several images in an unknown way; convert it to JPEG or PNG")
+        return None
+    for image in (grid, *(video.codec_context for video in container.streams.video)):
+        _check_size(image, path, limits)
+    return assemble(container, grid, path)
+
+
+def _check_size(image: av.VideoFrame | av.VideoCodecContext | TileGrid, path: Path, limits: Limits) -> None:
     if max(image.width, image.height) > limits.max_side_px:
         found = f"{image.width} x {image.height}"
         raise LimitError(path, f"expected frames of at most {limits.max_side_px:g} pixels a side, found {found}")

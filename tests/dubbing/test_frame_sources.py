@@ -2,10 +2,14 @@
 
 from itertools import islice
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
+import pytest
+from PIL import Image
 
 from data_processing.media.video_reader import read_frames
+from dubbing import frame_sources
 from dubbing.frame_sources import LiveFrameSource, VideoFileSource
 
 
@@ -15,6 +19,19 @@ def test_back_and_forth(portrait_clip: Path) -> None:
     order = [*reversed(range(40)), *range(40), *reversed(range(20, 40))]
     assert [index for index, _ in played] == order
     assert all(np.array_equal(frame, frames[index]) for index, frame in played)
+
+
+def test_photo_is_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    image = np.arange(16 * 16 * 3, dtype=np.uint8).reshape(16, 16, 3)
+    Image.fromarray(image).save(tmp_path / "photo.png")
+    source = VideoFileSource(tmp_path / "photo.png", 25)
+    (first,) = source.first_pass()
+    read = Mock(side_effect=frame_sources.read_frames)
+    monkeypatch.setattr(frame_sources, "read_frames", read)
+    monkeypatch.setattr(frame_sources, "read_frames_backward", read)
+    played = list(islice(source.back_and_forth(1), 50))
+    assert all(index == 0 and np.array_equal(frame, image) for index, frame in [(0, first), *played])
+    assert read.call_count == 1
 
 
 def test_live_frames_are_held_between_the_passes() -> None:

@@ -7,11 +7,13 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+import skimage.data
 from av.video.reformatter import ColorRange, Colorspace
+from PIL import ExifTags, Image, ImageOps
 
 from data_processing.media.frame_conversion import to_rgb
 from data_processing.media.video_reader import check_readable, probe, read_frames, read_frames_backward
-from tests.support.media import text_file, truncated_mp4, video_without_audio
+from tests.support.media import text_file, truncated_mp4, video_without_audio, write_video
 from tests.support.numbered_media import SIZE, numbered, numbers, write_audio, write_numbered
 from utils.errors import MediaError
 
@@ -177,6 +179,123 @@ def test_video_without_audio(tmp_path):
     path = video_without_audio(tmp_path / "clip.mp4", 5)
     assert len(list(read_frames(path))) == 5
     assert probe(path).notes == ()
+
+
+# --- stills and slow video ------------------------------------------------------------------------------------
+
+STILL = skimage.data.astronaut()[:96, 160:288]
+
+
+@pytest.mark.parametrize("fps", [Fraction(1, 5), 1, 5, 25, 60])
+@pytest.mark.parametrize("name", ["still.mp4", "still.mkv", "still.ts", "still.gif", "still.avi"])
+def test_one_frame_is_shown_at_25_fps(name, fps, tmp_path):
+    pix_fmt = "rgb8" if name == "still.gif" else "yuv420p"
+    codec = {"still.gif": "gif", "still.avi": "mpeg4"}.get(name, "libx264")
+    path = write_video(tmp_path / name, [STILL], fps, codec=codec, pix_fmt=pix_fmt)
+    info = probe(path)
+    assert info.fps == 25
+    assert "a still image: only the mouth moves, at 25 fps" in info.notes
+    frames = list(read_frames(path, fps=info.fps))
+    assert abs(len(frames) - max(1, 25 / fps)) <= 1  # as long as the container says
+    assert all(np.array_equal(frame, frames[0]) for frame in frames)
+
+
+@pytest.mark.parametrize(
+    ("fps", "expected", "notes"),
+    [
+        (Fraction(1, 5), 25, ("0.2 fps are too few for lips; the output has 25 fps",)),
+        (1, 25, ("1 fps are too few for lips; the output has 25 fps",)),
+        (10, 25, ("10 fps are too few for lips; the output has 25 fps",)),
+        (12, 12, ()),
+        (15, 15, ()),
+        (24, 24, ()),
+    ],
+)
+@pytest.mark.parametrize("suffix", ["mp4", "mkv"])
+def test_slow_video_is_shown_at_25_fps(fps, expected, notes, suffix, tmp_path):
+    path = write_numbered(tmp_path / f"slow.{suffix}", 5, fps)
+    info = probe(path)
+    assert (info.fps, info.notes) == (expected, notes)
+    shown = numbers(read_frames(path, fps=info.fps))
+    assert sorted(set(shown)) == list(range(5))
+    assert shown == sorted(shown)
+    assert len(shown) == pytest.approx(5 * info.fps / fps, abs=1)
+
+
+PHOTOS = {
+    "rgb.jpg": ("RGB", {}),
+    "progressive.jpg": ("RGB", {"progressive": True}),
+    "gray.jpg": ("L", {}),
+    "cmyk.jpg": ("CMYK", {}),
+    "phone.jpg": ("RGB", {"format": "MPO", "save_all": True, "append_images": [Image.new("RGB", (128, 96))]}),
+    "rgb.png": ("RGB", {}),
+    "gray.png": ("L", {}),
+    "palette.png": ("P", {}),
+    "bits.png": ("1", {}),
+    "palette.gif": ("P", {}),
+    "rgb.webp": ("RGB", {}),
+    "rgb.avif": ("RGB", {"quality": 90}),
+    "rgb.bmp": ("RGB", {}),
+    "rgb.tif": ("RGB", {}),
+    "jpeg_in_a_video.mp4": ("RGB", {"format": "JPEG"}),
+    "no_suffix": ("RGB", {"format": "PNG"}),
+    "100%d [1]*.jpg": ("RGB", {}),
+}
+
+
+@pytest.mark.parametrize("name", PHOTOS)
+def test_photos(name, tmp_path):
+    """As Pillow shows them."""
+    mode, options = PHOTOS[name]
+    Image.fromarray(STILL).convert(mode).save(tmp_path / name, **options)
+    with Image.open(tmp_path / name) as image:
+        expected = np.asarray(image.convert("RGB")).astype(int)
+    info = probe(tmp_path / name)
+    assert (info.width, info.height, info.fps) == (128, 96, 25)
+    assert np.abs(next(read_frames(tmp_path / name)) - expected).mean() < 2
+
+
+def test_photo_of_16_bits(tmp_path):
+    Image.fromarray(STILL[..., 0].astype(np.uint16) * 257).save(tmp_path / "photo.png")
+    assert np.abs(next(read_frames(tmp_path / "photo.png")) - STILL[..., :1].astype(int)).max() <= 1
+    assert "16 bits per colour are reduced to 8" in probe(tmp_path / "photo.png").notes
+
+
+@pytest.mark.parametrize("name", ["photo.jpg", "photo.png", "photo.webp", "photo.tif", "photo.avif"])
+def test_photos_are_upright(name, tmp_path):
+    """EXIF orientations, as of a phone held upright (6) and of a front camera (2, 4, 5, 7)."""
+    for orientation in range(1, 9):
+        exif = Image.Exif()
+        exif[ExifTags.Base.Orientation] = orientation
+        Image.fromarray(STILL).save(tmp_path / name, exif=exif)
+        with Image.open(tmp_path / name) as image:
+            expected = np.asarray(ImageOps.exif_transpose(image).convert("RGB")).astype(int)
+        frame, info = next(read_frames(tmp_path / name)), probe(tmp_path / name)
+        assert frame.shape == expected.shape == (info.height, info.width, 3)
+        assert np.abs(frame - expected).mean() < 3, orientation
+
+
+@pytest.mark.parametrize("suffix", ["gif", "png", "avif"])
+def test_animated_images_are_videos(suffix, tmp_path):
+    path, images = tmp_path / f"animated.{suffix}", [Image.fromarray(np.roll(STILL, 40 * k, 1)) for k in range(3)]
+    images[0].save(path, save_all=True, append_images=images[1:], duration=200)
+    assert probe(path).fps == 25
+    frames = list(read_frames(path))
+    assert len(frames) == 15
+    for frame, image in zip(frames[2::5], images, strict=True):
+        assert np.abs(frame - np.asarray(image).astype(int)).mean() < 25  # a GIF has 256 colours
+
+
+def test_animated_webp_is_named(tmp_path):
+    images = [Image.fromarray(STILL), Image.fromarray(255 - STILL)]
+    images[0].save(tmp_path / "animated.webp", save_all=True, append_images=images[1:], duration=200)
+    with pytest.raises(MediaError, match="no frame can be decoded; if it is an animated WebP, convert it"):
+        probe(tmp_path / "animated.webp")
+
+
+def test_large_photos_are_noted(tmp_path):
+    Image.new("RGB", (4032, 3024)).save(tmp_path / "large.png")
+    assert any(note.startswith("4032 x 3024 pixels are more than") for note in probe(tmp_path / "large.png").notes)
 
 
 # --- bad input ----------------------------------------------------------------------------------------------
