@@ -46,7 +46,7 @@ class AudioFaults:
     error: what FFmpeg said last about a damaged packet or container.
     holes_s: silence in holes of the time stamps and in place of damaged packets.
     overlap_s: audio left out because there was other audio at its time.
-    num_joins: where the time stamps restarted, or the sample rate or the channels changed.
+    joined: the time stamps restarted, or the sample rate or the channels changed.
     num_not_finite: samples that were NaN or Inf and are 0.
     num_clipped: samples of float PCM that were over full scale.
     """
@@ -57,13 +57,13 @@ class AudioFaults:
     error: str = ""
     holes_s: float = 0.0
     overlap_s: float = 0.0
-    num_joins: int = 0
+    joined: bool = False
     num_not_finite: int = 0
     num_clipped: int = 0
 
     def any(self) -> bool:
-        counts = self.num_damaged, self.num_joins, self.num_not_finite, self.num_clipped
-        return any(counts) or self.truncated_s is not None or self.holes_s + self.overlap_s > 0
+        counts = self.num_damaged, self.num_not_finite, self.num_clipped
+        return any(counts) or self.joined or self.truncated_s is not None or self.holes_s + self.overlap_s > 0
 
     def log(self, path: Path) -> None:
         """Log them, one line for each kind."""
@@ -83,9 +83,8 @@ class AudioFaults:
         if self.num_clipped:
             message = "%s: %d samples of the audio track are over full scale; they are clipped"
             logger.warning(message, path, self.num_clipped, extra=extra)
-        if self.num_joins:
-            message = "%s: the audio track consists of %d recordings that follow each other"
-            logger.info(message, path, self.num_joins + 1, extra=extra)
+        if self.joined:
+            logger.info("%s: the audio track is joined from several recordings", path, extra=extra)
 
 
 class _Part(NamedTuple):
@@ -155,7 +154,7 @@ def timed_frames(
                 raise LimitError(path, f"the audio track starts {gap:.0f} s after the video stream")
             if form and (gap < -RESTART_S or gap > limits.max_delay_s or end + gap > limits.max_duration_s):
                 origin, gap = origin + gap, 0.0
-                faults.num_joins += 1
+                faults.joined = True
             exact |= part.exact or abs(gap) > HOLE_S
             samples = part.samples
             if exact and gap > 0:
@@ -174,12 +173,12 @@ def timed_frames(
             elif gap < -DRIFT_S:
                 samples = samples[:-1]
             if len(samples):
-                faults.num_joins += form not in (None, (part.rate, part.layout))
+                faults.joined |= form not in (None, (part.rate, part.layout))
                 form, exact = (part.rate, part.layout), False
                 end += len(samples) / part.rate
                 yield _frame(_cleaned(samples, is_float, faults), part)
-            if faults.truncated_s is not None:
-                faults.truncated_s = end
+        if faults.truncated_s is not None:
+            faults.truncated_s = end
     if form is None:
         reason = "the audio track has no samples"
         if decoded:
@@ -286,6 +285,7 @@ def _continued(stream: av.AudioStream, faults: AudioFaults) -> Iterator[_Part]:
     has_no_times = _has_no_times(stream.container)
     converter, form = None, None
     shift, num_restarts = 0.0, 0
+    offset = 0.0  # from the stamps that were computed from the audio to the times of its frames
     part: _Part | None = None  # the last one, at its time before the shift
     exact = False
     for packet in packets:
@@ -303,20 +303,22 @@ def _continued(stream: av.AudioStream, faults: AudioFaults) -> Iterator[_Part]:
             continue
         for frame in frames:
             if form != (form := (frame.format.name, frame.layout.name, frame.sample_rate)):
-                converter = av.AudioResampler("flt")
+                converter, exact = av.AudioResampler("flt"), exact or part is not None
             (packed,) = converter.resample(frame)
             samples = packed.to_ndarray().reshape(-1, frame.layout.nb_channels)
-            time = frame.time
-            if time is None or (has_no_times and part):
+            if frame.time is None or (has_no_times and part and not exact):
                 time = part.end if part else 0.0
-            if part and time < part.end - HOLE_S:
+                offset = time - (time if frame.time is None else frame.time)
+            else:
+                time = frame.time + offset
+            if part and time < part.end - HOLE_S and not has_no_times:
                 packets.look_ahead()
                 if packets.num_restarts > num_restarts:
                     shift, num_restarts, exact = packets.shift, packets.num_restarts, True
-                    faults.num_joins += 1
+                    faults.joined = True
                 elif not packets.video or part.end - time > OVERLAP_S:
                     shift, exact = shift + part.end - time, True
-                    faults.num_joins += 1
+                    faults.joined = True
             part = _Part(time, samples, frame.sample_rate, frame.layout.name, exact)
             exact = False
             yield part._replace(time=time + shift)

@@ -15,6 +15,12 @@ from utils.files import atomic_path
 from utils.limits import DEFAULT_LIMITS, Limits
 
 SAMPLE_RATE = 16000
+# in the mix to mono, before they are scaled to a sum of 1; of a channel that is not named here 0.5, as in FFmpeg
+CHANNEL_WEIGHTS = {"FC": 1.0, "FL": 0.5**0.5, "FR": 0.5**0.5, "LFE": 0.0, "LFE2": 0.0}
+CANCELLED = 1 / 4  # ratio of the energy of the mix to that of its channels below which they cancel each other
+RESTORED = 1 / 2  # above which they no longer do; it is 1 for channels that are not correlated
+MIX_BLOCK_S = 0.25
+MIX_FADE_S = 0.01
 logger = logging.getLogger(__name__)
 
 
@@ -75,12 +81,46 @@ def save_wav(path: str | Path, waveform: np.ndarray) -> None:
 
 
 def mixed_to_mono(frames: Iterator[av.AudioFrame]) -> Iterator[av.AudioFrame]:
-    """The mean of the channels of frames in flt: frames in flt, mono."""
+    """Mono frames (flt) from frames in flt: the weighted mean of the channels (CHANNEL_WEIGHTS).
+
+    Where the channels cancel each other, as when one is the other inverted, the loudest is used alone. That is
+    decided for each block of MIX_BLOCK_S.
+    """
+    form, mean, weights = None, None, None
+    for samples, rate, layout in _blocks(frames):
+        if form != (form := (rate, layout.name)):
+            mean = np.array([CHANNEL_WEIGHTS.get(channel.name, 0.5) for channel in layout.channels], np.float32)
+            mean = mean / mean.sum() if mean.any() else np.full_like(mean, 1 / len(mean))
+            weights = None
+        previous = weights
+        energies = np.square(samples * mean).sum(axis=0)
+        mixed_energy = np.square(samples @ mean).sum()
+        if weights is None or mixed_energy > RESTORED * energies.sum():
+            weights = mean
+        if weights is mean and mixed_energy < CANCELLED * energies.sum():
+            weights = np.eye(len(mean), dtype=np.float32)[energies.argmax()]
+        mixed = samples @ weights
+        if previous is not None and previous is not weights:
+            fade = np.clip(np.arange(len(samples)) / (MIX_FADE_S * rate), 0, 1)
+            mixed = fade * mixed + (1 - fade) * (samples @ previous)
+        frame = av.AudioFrame.from_ndarray(mixed.astype(np.float32)[None], format="flt", layout="mono")
+        frame.sample_rate = rate
+        yield frame
+
+
+def _blocks(frames: Iterator[av.AudioFrame]) -> Iterator[tuple[np.ndarray, int, av.AudioLayout]]:
+    """Consecutive frames of one form joined to about MIX_BLOCK_S: samples (n, C), rate and layout."""
+    held: list[np.ndarray] = []
+    length, last = 0, None
     for frame in frames:
-        samples = frame.to_ndarray().reshape(-1, frame.layout.nb_channels)
-        mixed = av.AudioFrame.from_ndarray(samples.mean(axis=1)[None], format="flt", layout="mono")
-        mixed.sample_rate = frame.sample_rate
-        yield mixed
+        changed = last and (last.sample_rate, last.layout.name) != (frame.sample_rate, frame.layout.name)
+        if changed or length >= MIX_BLOCK_S * frame.sample_rate:
+            yield np.concatenate(held), last.sample_rate, last.layout
+            held, length = [], 0
+        held.append(frame.to_ndarray().reshape(-1, frame.layout.nb_channels))
+        length, last = length + frame.samples, frame
+    if last:
+        yield np.concatenate(held), last.sample_rate, last.layout
 
 
 def resampled(frames: Iterator[av.AudioFrame], format: str, layout: str, rate: int) -> Iterator[av.AudioFrame]:
