@@ -6,7 +6,8 @@ scripts/closed_lips.py) closes it. checkpoints/README.md has the figures.
 """
 
 import numpy as np
-from scipy.ndimage import binary_opening, distance_transform_cdt
+from scipy.ndimage import binary_opening, distance_transform_cdt, maximum_filter1d
+from scipy.signal import butter, sosfiltfilt
 
 from data_processing.media.audio_io import SAMPLE_RATE
 from data_processing.media.video_reader import FPS
@@ -14,6 +15,12 @@ from utils.bundled import CLOSED_LIPS
 
 SILENCE_DB = 35.0  # a silent frame is at least this much below the level of the loud frames
 LOUD_PERCENTILE = 95  # of the frame levels: the level of the loud frames
+# The absolute floor is for audio without any speech. Speech recorded so quietly that its peak is 45 dB below full
+# scale has a frame above -66 dB in every two seconds.
+FLOOR_DB = -67.0  # RMS relative to full scale
+FLOOR = 10 ** (FLOOR_DB / 20)
+FLOOR_REACH = 25  # frames: all of those within this distance of a silent frame are below the floor
+NO_HUM = butter(2, 200, "highpass", fs=SAMPLE_RATE, output="sos")  # mains hum is no speech however loud
 MIN_SILENCE = 5  # frames: a shorter pause is not silence
 SPEECH_MARGIN = 2  # frames of silence beside speech that keep their features: they are in audio windows of speech
 FADE = 3  # frames over which the mouth closes or opens next to that margin
@@ -34,15 +41,20 @@ def loud_level(level: np.ndarray) -> float:
 def silent_frames(waveform: np.ndarray, loud: float | None = None) -> np.ndarray:
     """Complete frames that belong to silence: waveform (N,) at 16 kHz -> (N // 640,) bool.
 
-    Silence is MIN_SILENCE or more consecutive frames that are SILENCE_DB below the level of the loud frames.
+    Silence is MIN_SILENCE or more consecutive frames that are SILENCE_DB below the level of the loud frames, or lie
+    where nothing within FLOOR_REACH frames exceeds FLOOR_DB.
 
     Args:
         waveform: (N,) at 16 kHz.
         loud: level of the loud frames, if it is known from more audio than this; None to measure it here.
     """
     level = loudness(waveform)
+    if not len(level):
+        return np.zeros(0, bool)
     loud = loud_level(level) if loud is None else loud
-    return binary_opening(level < loud * 10 ** (-SILENCE_DB / 20), np.ones(MIN_SILENCE))
+    loudest_near = maximum_filter1d(loudness(sosfiltfilt(NO_HUM, waveform)), 2 * FLOOR_REACH + 1, mode="nearest")
+    quiet = (level < loud * 10 ** (-SILENCE_DB / 20)) | (loudest_near < FLOOR)
+    return binary_opening(quiet, np.ones(MIN_SILENCE))
 
 
 def closure_weight(silent: np.ndarray) -> np.ndarray:
@@ -63,12 +75,12 @@ class SilenceMouthClosure:
 
     Args:
         beginning: (N,) at 16 kHz, from which the level of the loud frames is measured; None to use the maximum over
-            the chunks so far.
+            the chunks so far, as is done if the beginning is below the floor.
     """
 
     def __init__(self, beginning: np.ndarray | None = None) -> None:
-        self._level_known = beginning is not None
-        self._loud = loud_level(loudness(beginning)) if self._level_known else 0.0
+        self._loud = 0.0 if beginning is None else loud_level(loudness(beginning))
+        self._level_known = self._loud >= FLOOR
         self._closed_lips = np.load(CLOSED_LIPS)
 
     def __call__(self, features: np.ndarray, waveform: np.ndarray) -> np.ndarray:
