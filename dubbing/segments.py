@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 from data_processing.media.audio_track import check_audio_tracks
 from data_processing.media.video_writer import VideoWriter, concatenate_videos, frame_packets, open_segment
 from utils.errors import AudioError, FileError, MediaError, OutputError, ParameterError, UserError, error_reason
-from utils.files import write_atomically
+from utils.files import follow_link, short_name, write_atomically
 from utils.limits import DEFAULT_LIMITS, Limits
 
 SEGMENT_FRAMES = 512  # an interrupted dub loses fewer frames than this
@@ -43,8 +43,16 @@ def file_fingerprint(path: Path) -> str:
 
 
 def segments_folder(output: Path) -> Path:
-    """The folder with the segments of an output, beside it."""
-    return output.with_name(f"{output.name}.segments")
+    """The folder with the segments of an output, beside it, or beside the file that it points to.
+
+    Raises:
+        OutputError: the output is a symbolic link that points to itself.
+    """
+    try:
+        output = follow_link(output)
+    except OSError as error:
+        raise OutputError(output, f"cannot be written: {error_reason(error)}") from None
+    return output.with_name(f"{short_name(output.name, 240)}.segments")  # at most 255 bytes
 
 
 class SegmentedWriter:
@@ -173,7 +181,7 @@ class SegmentedWriter:
                         self._complete_segment()
                     joined = self.folder / f"joined{self.output.suffix}"
                     concatenate_videos(self._segments, joined, self.audio_paths, self.limits)
-                    joined.replace(self.output)
+                    joined.replace(follow_link(self.output))
                     self._segments.clear()
             elif self._writer:
                 self._writer.__exit__(kind, value, trace)

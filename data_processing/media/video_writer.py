@@ -2,7 +2,6 @@
 under its name only when it is complete."""
 
 import contextlib
-import os
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -17,7 +16,7 @@ from data_processing.media.audio_track import audio_packets
 from data_processing.media.frame_conversion import EXACT
 from data_processing.media.video_reader import FPS, open_media
 from utils.errors import AudioError, MediaError, OutputError, error_reason
-from utils.files import move_into_place, partial_path
+from utils.files import PartialFile, follow_link, output_errors
 from utils.limits import DEFAULT_LIMITS, Limits
 
 OUTPUT_SUFFIXES = {".mp4", ".mov", ".mkv"}
@@ -27,18 +26,21 @@ DTS_LEAD = 2  # frames by which decoding precedes presentation: what the preset'
 
 def check_writable(path: Path) -> None:
     """Raise OutputError unless a video can be written to `path`: a supported suffix in a writable folder."""
-    if path.is_dir():
+    with output_errors(path):
+        is_folder, folder = path.is_dir(), follow_link(path).parent
+        is_special = path.exists() and not path.is_file()
+    if is_folder:
         raise OutputError(path, "is a folder, not a file name")
+    if is_special:
+        raise OutputError(path, "is a pipe or a device, which a finished file cannot replace; choose another name")
     if path.suffix.lower() not in OUTPUT_SUFFIXES:
         raise OutputError(path, "the name must end in .mp4, .mov or .mkv")
-    if not path.parent.is_dir():
-        raise OutputError(path, f"no such folder: {path.parent}")
-    probe = path.with_name(f".{path.name}.{os.getpid()}.write-test")
+    if not folder.is_dir():
+        raise OutputError(path, f"no such folder: {folder}")
     try:
-        probe.touch()
-        probe.unlink()
+        PartialFile(path).discard()
     except OSError as error:
-        raise OutputError(path, f"cannot write into {path.parent} ({error.strerror})") from None
+        raise OutputError(path, f"cannot write into {folder} ({error.strerror})") from None
 
 
 class _Output:
@@ -46,13 +48,15 @@ class _Output:
     them. Use as a context manager: left normally the file gets its name, left by an exception it is removed."""
 
     def __init__(self, path: Path, fps: Fraction) -> None:
-        self.path, self.partial_path = path, partial_path(path)
-        self.fps = fps
+        self.path, self.fps = path, fps
         self.num_frames = 0
         self._audio = self._pending = None
+        with output_errors(path):
+            self._partial = PartialFile(path)
         try:
-            self._container = av.open(str(self.partial_path.absolute()), "w")
+            self._container = av.open(str(self._partial.path.absolute()), "w")
         except (av.error.FFmpegError, OSError) as error:
+            self._partial.discard()
             raise OutputError(path, f"cannot be written: {error_reason(error)}") from None
 
     def _add_audio(self, paths: Sequence[Path], limits: Limits) -> None:
@@ -97,7 +101,7 @@ class _Output:
                 self._flush()
                 self._mux_audio()
                 self._container.close()
-                move_into_place(self.partial_path, self.path)
+                self._partial.move_into_place()
         except (av.error.FFmpegError, OSError) as error:
             raise OutputError(self.path, f"cannot be completed: {error_reason(error)}") from None
         finally:
@@ -109,7 +113,7 @@ class _Output:
             self._audio.close()
         with contextlib.suppress(av.error.FFmpegError, OSError):
             self._container.close()
-        self.partial_path.unlink(missing_ok=True)
+        self._partial.discard()
 
 
 class VideoWriter(_Output):

@@ -261,6 +261,28 @@ def test_unreadable_audio_is_reported_before_anything_is_written(tmp_path):
     assert list(tmp_path.iterdir()) == [audio]
 
 
+def test_longest_name(tmp_path):
+    output = tmp_path / ("口" * 83 + "yz.mp4")
+    interrupt(output, 15)
+    assert run(output) == 10
+    assert list(tmp_path.iterdir()) == [output]
+
+
+def test_symbolic_link_stays(tmp_path):
+    (tmp_path / "store").mkdir()
+    link, target = tmp_path / "out.mp4", tmp_path / "store" / "video.mp4"
+    link.symlink_to(target)
+    interrupt(link, 15)
+    assert left(target) == ["0000.mp4", "job.json"]
+    assert run(link) == 10
+    assert link.is_symlink() and numbers(read_frames(target)) == list(range(NUM_FRAMES))
+    assert list((tmp_path / "store").iterdir()) == [target]
+    link.unlink()
+    link.symlink_to(link)
+    with pytest.raises(UserError, match=r"out\.mp4: cannot be written: the symbolic link points to itself"):
+        run(link)
+
+
 def test_no_frame(tmp_path):
     with pytest.raises(UserError, match=r"there is no frame"):
         run(tmp_path / "out.mp4", num_frames=0)

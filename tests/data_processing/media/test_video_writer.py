@@ -26,6 +26,7 @@ from tests.support.numbered_media import (
     write_with,
 )
 from utils.errors import MediaError, OutputError
+from utils.files import partial_path
 
 
 def test_file_name_that_looks_like_a_url(tmp_path, monkeypatch):
@@ -50,6 +51,44 @@ def test_check_writable(tmp_path):
     ]:
         with pytest.raises(OutputError, match=words):
             check_writable(path)
+
+
+def test_outputs_that_cannot_be_opened(tmp_path):
+    loop, lost = tmp_path / "loop.mp4", tmp_path / "lost.mp4"
+    loop.symlink_to(loop)
+    lost.symlink_to(tmp_path / "absent" / "out.mp4")
+    for path, words in [
+        (loop, "the symbolic link points to itself"),
+        (lost, f"no such folder: {tmp_path}/absent"),
+        (tmp_path / ("x" * 252 + ".mp4"), "File name too long"),
+    ]:
+        with pytest.raises(OutputError, match=f"{path}: .*{words}"):
+            check_writable(path)
+        with pytest.raises(OutputError, match=f"{path}: cannot be written"):
+            VideoWriter(path, *SIZE)
+
+
+@pytest.mark.parametrize("name", ["x" * 251 + ".mp4", "口" * 83 + "yz.mkv"])
+def test_longest_name(tmp_path, name):
+    check_writable(tmp_path / name)
+    write_with(tmp_path / name, 2)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_symbolic_link_stays(tmp_path, exists):
+    store = tmp_path / "store"
+    store.mkdir()
+    if exists:
+        (store / "video").write_bytes(b"old")
+    (tmp_path / "out.mkv").symlink_to("store/video")
+    check_writable(tmp_path / "out.mkv")
+    write_with(tmp_path / "out.mkv", 3)
+    assert (tmp_path / "out.mkv").readlink() == Path("store/video")
+    assert numbers(read_frames(store / "video")) == [0, 1, 2]
+    with av.open(str(store / "video")) as container:
+        assert container.format.name == "matroska,webm"
+    assert [path.name for path in store.iterdir()] == ["video"]
 
 
 def test_colours_survive(tmp_path):
@@ -124,8 +163,8 @@ def test_no_file_is_left_after_an_exception(tmp_path, codec, num_frames):
 def test_full_disk(tmp_path, suffix, num_frames):
     path = tmp_path / f"out.{suffix}"
     writer = VideoWriter(path, *SIZE)
-    assert not writer.partial_path.exists()
-    writer.partial_path.symlink_to("/dev/full")
+    partial_path(path).unlink()
+    partial_path(path).symlink_to("/dev/full")
     noise = np.random.default_rng(0).integers(0, 256, (num_frames, SIZE[1], SIZE[0], 3), np.uint8)
     with pytest.raises(OutputError, match=f"{path}.*the disk is full"), writer:
         for frame in noise:
