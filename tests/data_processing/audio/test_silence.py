@@ -1,8 +1,10 @@
 """Silence detection and mouth closure."""
 
 import numpy as np
+import pytest
 
 from data_processing.audio.silence import SilenceMouthClosure, closure_weight, silent_frames
+from tests.support.media import speech_like
 from utils.bundled import CLOSED_LIPS
 
 
@@ -15,8 +17,30 @@ def noise(*parts: tuple[float, float]) -> np.ndarray:
 def test_silence_is_quiet_for_a_minimum_time() -> None:
     silent = silent_frames(noise((1, 0), (0.2, -60), (1, 0), (0.16, -60), (1, -25), (0.4, -40)))
     assert np.flatnonzero(silent).tolist() == [*range(25, 30), *range(84, 94)]
-    assert not silent_frames(np.zeros(16000)).any()  # there is no louder part
     assert silent_frames(np.zeros(10)).shape == (0,)
+
+
+@pytest.mark.parametrize("loud", [None, 0.0])
+def test_audio_without_speech_is_silent_throughout(loud: float | None) -> None:
+    times = np.arange(5 * 16000) / 16000
+    dither = noise((5, -50))  # 70 dB below full scale
+    for waveform in (np.zeros(80000), dither, 0.01 * np.sin(2 * np.pi * 50 * times + 1)):
+        assert silent_frames(waveform, loud).all()
+
+
+def test_quiet_speech_is_no_silence() -> None:
+    speech = speech_like(5)
+    expected = silent_frames(speech)
+    np.testing.assert_array_equal(silent_frames(speech / np.abs(speech).max() * 10 ** (-45 / 20)), expected)
+    assert expected.mean() < 0.1
+
+
+def test_speech_after_a_silent_beginning() -> None:
+    """Its level is measured where it is."""
+    close_mouth = SilenceMouthClosure(np.zeros(16000))
+    waveform = np.concatenate([np.zeros(32000), noise((1, 0), (0.8, -60), (1, 0))])
+    silent = close_mouth(np.zeros((len(waveform) // 640, 384), np.float32), waveform).any(axis=1)
+    assert silent[:40].all() and not silent[50:75].any() and silent[80:90].all() and not silent[95:].any()
 
 
 def test_mouth_closes_in_silence_and_opens_before_speech() -> None:
