@@ -2,44 +2,169 @@
 they concern, and exits with the right code."""
 
 import argparse
+import errno
 import functools
+import io
 import logging
+import math
 import os
 import re
+import signal
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Never
+from typing import Any, Never, TextIO
 
 from tqdm import tqdm
 
-from utils.errors import AudioError, LimitError, UserError
+from utils.errors import AudioError, LimitError, OutputError, UserError, error_reason
 
+REPEATED_SIGNAL_S = 5  # a signal so soon after another one would interrupt the removal of partial files
 PACKAGES = ("dubbing", "training", "evaluation", "configs", "losses", "data_processing", "models", "utils")
 
 
 def run_command(parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace], None]) -> None:
     """Parse the command line and call `run` with the arguments.
 
-    A `UserError`, also of a `type=` function, and an error of argparse become one line on stderr and exit code 2,
-    Ctrl-C exit code 130, a closed pipe (`… | head`) exit code 141. Log records of this project go to stderr as
-    "note: …" and "warning: …".
+    A `UserError`, also of a `type=` function, an error of argparse and a full disk become one line on stderr and
+    exit code 2; Ctrl-C exit code 130, SIGHUP 129, SIGTERM 143, a closed pipe (`… | head`) 141. Log records of this
+    project go to stderr as "note: …" and "warning: …". What cannot be printed does not stop the command.
     """
-    _shorten_errors(parser)
-    args = parser.parse_args()
-    handler = _setup_logging(parser, args)
+    with _printing_anywhere():
+        _shorten_errors(parser)
+        args = parser.parse_args()
+        handler = _setup_logging(parser, args)
+        received: list[int] = []  # signals
+        try:
+            with _interrupted_by_signals(received):
+                run(args)
+                sys.stdout.flush()
+        except (Exception, KeyboardInterrupt) as error:
+            # a signal may also end other processes, which then raises something else here
+            if received or isinstance(error, KeyboardInterrupt):
+                reason = str(error) if isinstance(error, KeyboardInterrupt) else ""
+                print(f"interrupted; {reason or 'no partial output is left'}", file=sys.stderr)
+                sys.exit(128 + (received[0] if received else signal.SIGINT))
+            if isinstance(error, UserError):
+                _fail(f"{_flag_prefix(parser, args, error)}{error}{_limit_hint(args, error)}")
+            if isinstance(error, BrokenPipeError):
+                sys.exit(141)
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                _fail(f"{error.filename or 'a file'}: cannot be written: {error_reason(error)}")
+            raise
+        finally:
+            logging.getLogger().removeHandler(handler)
+
+
+def print_result(text: str) -> None:
+    """Print what a command was started for and what no file will hold.
+
+    Raises:
+        OutputError: standard output cannot be written.
+    """
+    print(text, flush=True)
+    if error := getattr(sys.stdout, "error", None):
+        raise OutputError("standard output", f"cannot be written: {error_reason(error)}")
+
+
+class _Stream:
+    """Standard output or standard error of a command that does not end if they cannot be written.
+
+    Attributes:
+        error: why something could not be written; None if everything could.
+    """
+
+    def __init__(self, stream: TextIO, ends_with_pipe: bool) -> None:
+        self._stream = stream
+        self._ends_with_pipe = ends_with_pipe
+        self.error: OSError | None = None
+
+    def write(self, text: str) -> int:
+        self._try(lambda: self._stream.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        self._try(self._stream.flush)
+
+    def _try(self, call: Callable[[], object]) -> None:
+        try:
+            call()
+        except OSError as error:
+            if self._ends_with_pipe and isinstance(error, BrokenPipeError):
+                raise
+            self.error = error
+
+    def finish(self) -> None:
+        """Flush. If something cannot be written, drop it: Python would try again at exit, and complain."""
+        self._ends_with_pipe = False
+        self.flush()
+        if self.error:
+            with suppress(OSError):  # no file descriptor
+                os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextmanager
+def _printing_anywhere() -> Iterator[None]:
+    """In the body, printing succeeds whatever stdout and stderr are: closed, missing (services, pythonw), on a full
+    disk, or of an encoding without some of the characters, which are then escaped.
+
+    If something printed on stdout is lost, a warning says so at the end. A closed pipe under stdout raises.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:  # closed; native libraries would print into the next file that is opened
+            os.open(os.devnull, os.O_RDWR)
+    before = sys.stdout, sys.stderr
+    for stream in before:
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    nowhere = Path(os.devnull).open("w", errors="backslashreplace")  # noqa: SIM115 (until the process ends)
+    sys.stdout = output = _Stream(before[0] or nowhere, ends_with_pipe=True)
+    sys.stderr = errors = _Stream(before[1] or nowhere, ends_with_pipe=False)
     try:
-        run(args)
-    except UserError as error:
-        _fail(f"{_flag_prefix(parser, args, error)}{error}{_limit_hint(args, error)}")
-    except KeyboardInterrupt as interrupt:
-        print(f"interrupted; {str(interrupt) or 'no partial output is left'}", file=sys.stderr)
-        sys.exit(130)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would complain again at exit
-        sys.exit(141)
+        yield
+        output.finish()
+        if output.error:
+            message = f"warning: standard output: cannot be written: {error_reason(output.error)}; all else is done"
+            print(message, file=sys.stderr)
     finally:
-        logging.getLogger().removeHandler(handler)
+        output.finish()
+        errors.finish()
+        sys.stdout, sys.stderr = before
+
+
+@contextmanager
+def _interrupted_by_signals(received: list[int]) -> Iterator[None]:
+    """In the body, SIGTERM (of kill, docker stop, a batch system) and SIGHUP (of a closed terminal) raise
+    KeyboardInterrupt, as Ctrl-C does, and are appended to `received`. An ignored signal (nohup) stays ignored."""
+    last_s = -math.inf
+
+    def interrupt(number: int, _: object) -> None:
+        nonlocal last_s
+        received.append(number)
+        repeated = time.monotonic() - last_s < REPEATED_SIGNAL_S
+        last_s = time.monotonic()
+        if not repeated:
+            raise KeyboardInterrupt
+
+    numbers = [signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)]  # Windows has no SIGHUP
+    numbers = {number for number in numbers if signal.getsignal(number) == signal.SIG_DFL}
+    if threading.current_thread() is not threading.main_thread():
+        numbers = set()
+    for number in numbers:
+        signal.signal(number, interrupt)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _fail(message: str) -> Never:

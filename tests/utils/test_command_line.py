@@ -3,11 +3,14 @@
 import argparse
 import logging
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+from tqdm import tqdm
 
 from data_processing.media.audio_io import load_audio
 from tests.support.media import two_audio_tracks
@@ -204,15 +207,202 @@ def test_notes_on_the_audio_track_of_a_video(call, tmp_path):
     assert stderr == f"note: --audio: {video}: using audio track 2 of 2\n"
 
 
+# --- in a process of its own -------------------------------------------------------------------------
+
+COMMAND = """
+import argparse, logging, os, sys, time
+from pathlib import Path
+from tqdm import tqdm
+from utils.command_line import print_result, run_command
+from utils.errors import MediaError, UserError
+from utils.files import PartialFile, write_atomically
+
+def run(args):
+    BODY
+
+run_command(argparse.ArgumentParser(description="with an ellipsis: …"), run)
+"""
+# work that prints, warns, and shows a progress bar, then writes a file
+WORK = r"""
+    for _ in tqdm(range(3)):
+        tqdm.write("step \u53e3 \udcff")
+    logging.getLogger("dubbing").warning("a note on \u53e3 \udcff")
+    write_atomically(Path(os.environ["OUTPUT"]), lambda file: file.write(b"done"))
+    print("\u53e3 \udcff" * 5000)
+"""
+full_device = pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's device that is always full")
+
+
+def command(body: str, *flags: str, shell: str = "", **options) -> subprocess.Popen:
+    """Start a command with this body of `run`; `shell`: redirections."""
+    words = [sys.executable, "-c", COMMAND.replace("BODY", body.strip()), *flags]
+    if shell:
+        words = ["sh", "-c", f'exec "$@" {shell}', "sh", *words]
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "errors": "replace"} | options
+    return subprocess.Popen(words, cwd=ROOT, **options)
+
+
 def test_closed_pipe():
-    code = (
-        "import argparse\n"
-        "from utils.command_line import run_command\n"
-        "run_command(argparse.ArgumentParser(), lambda args: [print('x' * 1000) for _ in range(10000)])\n"
-    )
     read, write = os.pipe()
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=write, stderr=subprocess.PIPE, cwd=ROOT)
+    process = command("[print('x' * 1000) for _ in range(10000)]", stdout=write)
     os.close(write)
     os.close(read)
-    assert process.communicate()[1] == b""
+    assert process.communicate()[1] == ""
     assert process.returncode == 141
+
+
+@pytest.mark.parametrize(
+    ("shell", "warning"),
+    [
+        (">&-", ""),
+        ("2>&-", ""),
+        ("<&- >&- 2>&-", ""),
+        pytest.param(">/dev/full", "cannot be written: the disk is full; all else is done", marks=full_device),
+        pytest.param("2>/dev/full", "", marks=full_device),
+        pytest.param(">/dev/full 2>&1", "", marks=full_device),
+    ],
+)
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_work_is_done_although_nothing_can_be_printed(tmp_path, shell, warning, unbuffered):
+    environment = {**os.environ, "OUTPUT": str(tmp_path / "out"), "PYTHONUNBUFFERED": unbuffered}
+    process = command(WORK, shell=shell, env=environment)
+    errors = process.communicate()[1]
+    assert process.returncode == 0
+    assert (tmp_path / "out").read_bytes() == b"done"
+    assert "Traceback" not in errors and "Exception" not in errors
+    assert ("warning: standard output" in errors) == bool(warning) and warning in errors
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [{"PYTHONIOENCODING": "ascii"}, {"PYTHONIOENCODING": "cp1252"}, {"LC_ALL": "C"}, {"PYTHONIOENCODING": "utf-8"}],
+    ids=str,
+)
+def test_characters_that_cannot_be_printed_are_escaped(tmp_path, environment):
+    process = command(WORK, env={**os.environ, "OUTPUT": str(tmp_path / "out"), **environment})
+    output, errors = process.communicate()
+    assert process.returncode == 0
+    assert "step" in output and r"\udcff" in output
+    assert "warning: a note on" in errors and r"\udcff" in errors
+    process = command("pass", "--help", env={**os.environ, **environment})
+    assert "with an ellipsis" in process.communicate()[0] and process.returncode == 0
+
+
+def test_error_without_stderr():
+    process = command('raise MediaError("a.mp4", "empty")', shell="2>&-")
+    assert process.communicate() == ("", "")
+    assert process.returncode == 2
+
+
+def test_streams_that_do_not_exist(monkeypatch):
+    """As with pythonw."""
+    monkeypatch.setattr(sys, "argv", ["command"])
+    monkeypatch.setattr(sys, "stdout", None)
+    monkeypatch.setattr(sys, "stderr", None)
+
+    def run(args):
+        print(list(tqdm(range(3))), file=sys.stderr)
+        tqdm.write("text")
+        logging.getLogger("models").warning("text")
+
+    run_command(make_parser(), run)
+    assert sys.stdout is None and sys.stderr is None
+
+
+def test_files_do_not_get_the_numbers_of_closed_streams():
+    body = """
+    file = open(os.devnull)
+    os.write(int(os.environ["WRITE"]), str(file.fileno()).encode())
+    """
+    read, write = os.pipe()
+    options = {"pass_fds": [write], "env": {**os.environ, "WRITE": str(write)}, "stdout": None, "stderr": None}
+    process = command(body, shell="<&- >&- 2>&-", **options)
+    os.close(write)
+    process.wait()
+    with os.fdopen(read) as file:
+        assert int(file.read()) > 2
+
+
+@full_device
+def test_lost_result_is_an_error():
+    process = command('print_result("the report")', shell=">/dev/full")
+    assert process.communicate()[1] == "error: standard output: cannot be written: the disk is full\n"
+    assert process.returncode == 2
+    assert command('print_result("the report")').communicate() == ("the report\n", "")
+
+
+@full_device
+def test_full_disk_is_one_line(call):
+    def run():
+        with Path("/dev/full").open("w") as file:
+            file.write("text")
+
+    code, stderr = call(run)
+    assert (code, stderr) == (2, "error: a file: cannot be written: the disk is full\n")
+
+
+# --- signals -----------------------------------------------------------------------------------------
+
+SLOW = """
+    partial = PartialFile(Path(os.environ["OUTPUT"]))
+    try:
+        print("ready", flush=True)
+        time.sleep(30)
+    finally:
+        time.sleep(0.3)
+        partial.discard()
+"""
+
+
+@pytest.mark.parametrize(
+    ("signals", "code"),
+    [
+        (["SIGTERM"], 143),
+        (["SIGHUP"], 129),
+        (["SIGINT"], 130),
+        (["SIGTERM", "SIGTERM", "SIGHUP"], 143),  # the later ones during the removal of the partial file
+        (["SIGHUP", "SIGTERM"], 129),
+    ],
+)
+def test_signals_remove_partial_files(tmp_path, signals, code):
+    process = command(SLOW, env={**os.environ, "OUTPUT": str(tmp_path / "out.mp4")})
+    assert process.stdout.readline() == "ready\n"
+    assert len(list(tmp_path.iterdir())) == 1
+    for name in signals:
+        process.send_signal(getattr(signal, name))
+        time.sleep(0.1)
+    assert process.communicate(timeout=20)[1] == "interrupted; no partial output is left\n"
+    assert process.returncode == code
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_ignored_signal_stays_ignored():
+    """As with nohup."""
+    body = 'print("ready", flush=True); sys.stdin.readline(); print("done")'
+    options = {"stdin": subprocess.PIPE, "preexec_fn": lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)}
+    process = command(body, **options)
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGHUP)
+    assert process.communicate("go on\n") == ("done\n", "")
+    assert process.returncode == 0
+
+
+def test_handlers_are_those_of_the_caller_afterwards(call):
+    def run():
+        assert signal.getsignal(signal.SIGTERM) != signal.SIG_DFL
+
+    assert call(run) == (0, "")
+    assert signal.getsignal(signal.SIGTERM) == signal.getsignal(signal.SIGHUP) == signal.SIG_DFL
+
+
+def test_error_that_follows_a_signal(call):
+    """As when the other processes of a training were ended by it too."""
+
+    def run():
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(1)
+        finally:
+            raise RuntimeError("connection closed by peer")
+
+    assert call(run) == (143, "interrupted; no partial output is left\n")
