@@ -266,6 +266,8 @@ def _first_few(names: list[str]) -> str:
 
 def _read_magic(path: Path) -> bytes:
     """The first 16 bytes of a file, which must exist and not be empty."""
+    if path.exists() and not (path.is_file() or path.is_dir()):  # opening a pipe would wait for its other end
+        raise CheckpointError(path, "is a pipe or a device, not a file")
     try:
         with path.open("rb") as file:
             start = file.read(16)

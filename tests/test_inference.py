@@ -284,6 +284,18 @@ def test_generator_driven_by_lips_is_refused(refuse, tmp_path):
     assert "is driven by lips features, not by audio" in refuse("--checkpoint", path)
 
 
+def pipe(path: Path) -> Path:
+    os.mkfifo(path)
+    return path
+
+
+@pytest.mark.parametrize("flag", ["--video", "--audio", "--face", "--checkpoint", "--output"])
+def test_pipes_are_refused(flag, refuse, tmp_path):
+    line = refuse(flag, pipe(tmp_path / "pipe.mp4"))
+    assert line.startswith(f"error: {flag}: ")
+    assert "pipe.mp4: is a pipe" in line
+
+
 @pytest.mark.parametrize("output", ["absent/dubbed.mp4", "dubbed.gif", "dubbed", "."])
 def test_refused_outputs(output, refuse):
     assert refuse(output=output).startswith("error: --output: ")

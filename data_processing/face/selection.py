@@ -4,12 +4,12 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-import cv2
 import numpy as np
 
 from data_processing.face.detectors import FaceSelector, largest_face, track_landmarks
 from data_processing.face.identity import SAME_IDENTITY, IdentityEncoder
-from utils.errors import NoFaceError, ParameterError
+from data_processing.media.video_reader import read_frames
+from utils.errors import MediaError, NoFaceError, ParameterError
 
 
 def face_selector(text: str) -> FaceSelector:
@@ -19,7 +19,7 @@ def face_selector(text: str) -> FaceSelector:
         text: "largest", "left", "right", a position in source pixels as "X,Y", or the path of a photo of the face.
 
     Raises:
-        ParameterError: it is none of these, or the file is not an image.
+        ParameterError: it is none of these, or the file cannot be read.
         NoFaceError: no face detected in the photo.
     """
     if text == "largest":
@@ -37,12 +37,13 @@ def face_selector(text: str) -> FaceSelector:
 
 def _photo_selector(path: Path) -> FaceSelector:
     """Selects the face with the identity of the largest face on a photo."""
-    if not path.is_file():
+    if not path.exists():
         reason = f"expected largest, left, right, X,Y or an image file, found {str(path)!r}"
         raise ParameterError("face", reason)
-    photo = cv2.imread(str(path), cv2.IMREAD_COLOR_RGB)
-    if photo is None:
-        raise ParameterError("face", f"{path}: not an image file")
+    try:
+        photo = next(read_frames(path))
+    except MediaError as error:
+        raise ParameterError("face", str(error)) from None
     points, _ = next(track_landmarks(iter([photo]), "dlib"))
     if np.isnan(points).any():
         raise NoFaceError(path, "no face detected in this photo")

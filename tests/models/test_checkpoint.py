@@ -270,6 +270,11 @@ def test_unwritable_path(tmp_path: Path, model: DINet) -> None:
     assert_error(lambda: save_model(path, model, **DESCRIPTION), str(path), "No such file", kind=OutputError)
 
 
+def test_pipe_is_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.safetensors")
+    assert_error(lambda: load_model(tmp_path / "pipe.safetensors"), "is a pipe or a device, not a file")
+
+
 @pytest.mark.parametrize("mouth_size", [40, 0, -32])
 def test_invalid_mouth_size_is_rejected(mouth_size, tmp_path):
     path = tmp_path / "odd.safetensors"

@@ -1,5 +1,7 @@
 """Selection of one face: by size, side, position and photo."""
 
+import os
+
 import cv2
 import numpy as np
 import pytest
@@ -7,6 +9,7 @@ import pytest
 from data_processing.face.detectors import largest_face, track_landmarks
 from data_processing.face.selection import face_selector
 from data_processing.media.video_reader import read_frames
+from tests.support.heif import tiled_photo
 from utils.errors import NoFaceError, ParameterError
 
 BOXES = np.array([[200.0, 10, 240, 50], [0, 0, 60, 60], [90, 100, 170, 180]])
@@ -48,10 +51,26 @@ def test_invalid_selection(tmp_path) -> None:
             face_selector(text)
         assert error.value.parameter == "face"
     (tmp_path / "text.png").write_text("no image")
-    with pytest.raises(ParameterError, match=r"text\.png: not an image file") as error:
+    with pytest.raises(ParameterError, match=r"text\.png: no frame can be decoded") as error:
         face_selector(str(tmp_path / "text.png"))
     assert error.value.parameter == "face"
     cv2.imwrite(str(tmp_path / "gray.png"), np.full((200, 200, 3), 128, np.uint8))
     with pytest.raises(NoFaceError, match=r"gray\.png: no face detected") as error:
         face_selector(str(tmp_path / "gray.png"))
     assert error.value.path == tmp_path / "gray.png"
+
+
+def test_photo_of_a_phone(portrait_clip, tmp_path) -> None:
+    """Made of tiles and lying on its side."""
+    frame = next(read_frames(portrait_clip))
+    path = tiled_photo(tmp_path / "phone.heic", np.rot90(frame), transforms=[("irot", 3)])
+    choose = face_selector(str(path))
+    points, _ = next(track_landmarks(iter([frame]), "dlib", choose=choose))
+    assert not np.isnan(points).any()
+
+
+def test_pipe_in_place_of_a_photo_is_refused_at_once(tmp_path) -> None:
+    os.mkfifo(tmp_path / "photo.png")
+    with pytest.raises(ParameterError, match=r"photo\.png: is a pipe") as error:
+        face_selector(str(tmp_path / "photo.png"))
+    assert error.value.parameter == "face"

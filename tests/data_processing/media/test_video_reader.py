@@ -1,6 +1,11 @@
 """Videos written with PyAV, whose frames show their number as black and white stripes."""
 
 import gc
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 
@@ -11,6 +16,7 @@ import skimage.data
 from av.video.reformatter import ColorRange, Colorspace
 from PIL import ExifTags, Image, ImageOps
 
+from data_processing.media.audio_io import load_audio
 from data_processing.media.frame_conversion import to_rgb
 from data_processing.media.video_reader import check_readable, probe, read_frames, read_frames_backward
 from tests.support.media import text_file, truncated_mp4, video_without_audio, write_video
@@ -345,3 +351,33 @@ def test_check_readable(tmp_path):
     check_readable(write_numbered(tmp_path / "clip.mp4", 1))
     with pytest.raises(MediaError, match=r"absent\.mp4: no such file"):
         check_readable(tmp_path / "absent.mp4")
+    with pytest.raises(MediaError, match="is a device, which cannot be read twice"):
+        check_readable(Path("/dev/zero"))
+
+
+@pytest.mark.parametrize("read", [check_readable, probe, lambda path: next(read_frames(path)), load_audio])
+def test_pipes_are_refused_at_once(tmp_path, read):
+    path = tmp_path / "pipe.mp4"
+    os.mkfifo(path)
+    with at_most_s(10), pytest.raises(MediaError, match=r"is a pipe, .*; write it to a file first"):
+        read(path)
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(tmp_path / "socket.mp4"))
+        with pytest.raises(MediaError, match="is a socket, which cannot be read twice"):
+            read(tmp_path / "socket.mp4")
+
+
+@contextmanager
+def at_most_s(seconds: float) -> Iterator[None]:
+    """Raises TimeoutError if the body waits for longer."""
+
+    def end(*_: object) -> None:
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGALRM, end)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
