@@ -1,6 +1,7 @@
 """Dub a video: generate the mouth region so that the lips follow another audio track.
 
     python inference.py --video speaker.mp4 --audio speech.wav --output dubbed.mp4
+    python inference.py --video photo.jpg --audio speech.wav --output dubbed.mp4
 
 Without arguments the bundled example is dubbed. The output has the resolution and frame rate of the video and the
 length of the longest audio; a shorter video is played forward and backward. Frames without a face are unchanged.
@@ -12,8 +13,6 @@ from pathlib import Path
 from tqdm import tqdm
 
 from data_processing.face.detectors import BACKENDS
-from data_processing.media.video_reader import check_readable
-from data_processing.media.video_writer import check_writable
 from dubbing.generator import DTYPES
 from dubbing.pipeline import DubbingPipeline, DubResult
 from dubbing.segments import segments_folder
@@ -21,7 +20,6 @@ from dubbing.settings import WHEN_SHORT, DubSettings, parse_references
 from utils.bundled import BUNDLED_GENERATOR, EXAMPLE_AUDIO, EXAMPLE_VIDEO
 from utils.command_line import run_command
 from utils.device import limit_malloc_arenas
-from utils.errors import ParameterError
 from utils.limits import DEFAULT_LIMITS, NO_LIMITS
 
 
@@ -38,11 +36,6 @@ def run(args: argparse.Namespace) -> None:
         resume=args.resume,
         limits=NO_LIMITS if args.no_limits else DEFAULT_LIMITS,
     )
-    for path in (args.video, *args.audio):
-        check_readable(path)
-    check_writable(args.output)
-    if args.output.exists() and any(args.output.samefile(path) for path in (args.video, *args.audio)):
-        raise ParameterError("output", f"{args.output} is also an input; choose another name")
     pipeline = DubbingPipeline(
         args.checkpoint, device=args.device, precision=args.precision, landmarks=args.landmarks
     )
@@ -75,7 +68,7 @@ def summary(output: Path, result: DubResult) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--video", type=Path, default=EXAMPLE_VIDEO, help="source video (default: the bundled example)")
+    add("--video", type=Path, default=EXAMPLE_VIDEO, help="source video or photo (default: the bundled example)")
     add(
         "--audio",
         type=Path,

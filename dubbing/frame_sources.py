@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 
 from data_processing.media.video_reader import read_frames, read_frames_backward
-from utils.errors import TruncatedMediaError
+from utils.errors import ParameterError, TruncatedMediaError
 from utils.limits import DEFAULT_LIMITS, Limits
 
 logger = logging.getLogger(__name__)
@@ -75,7 +75,11 @@ class VideoFileSource:
 
 
 class LiveFrameSource:
-    """Frames that arrive once: each is held from the first to the second pass."""
+    """Frames that arrive once: each is held from the first to the second pass.
+
+    Raises (from `first_pass`):
+        ParameterError: a frame is not (H, W, 3) uint8, or not of the size of the first one.
+    """
 
     def __init__(self, frames: Iterable[np.ndarray], fps: Fraction | int) -> None:
         self._frames, self.fps = iter(frames), fps
@@ -83,9 +87,17 @@ class LiveFrameSource:
         self._num_released = 0
 
     def first_pass(self) -> Iterator[np.ndarray]:
+        shape = None
         for frame in self._frames:
-            self._held.append(frame)
-            yield frame
+            found = f"{getattr(frame, 'shape', '')} {getattr(frame, 'dtype', type(frame))}".strip()
+            is_array = isinstance(frame, np.ndarray) and frame.size > 0
+            if not is_array or frame.dtype != np.uint8 or frame.shape[2:] != (3,):
+                raise ParameterError("frames", f"expected (H, W, 3) uint8 RGB, found {found}")
+            shape = shape or frame.shape
+            if frame.shape != shape:
+                raise ParameterError("frames", f"expected frames of one size {shape}, found {found}")
+            self._held.append(np.ascontiguousarray(frame))
+            yield self._held[-1]
 
     def second_pass(self) -> Iterator[np.ndarray]:
         while self._held:

@@ -1,7 +1,7 @@
 """Dubbing as a library:
 
     pipeline = DubbingPipeline()
-    pipeline.dub(Path("speaker.mp4"), Path("speech.wav"), Path("dubbed.mp4"))
+    pipeline.dub("speaker.mp4", "speech.wav", "dubbed.mp4")
 
     for frame in pipeline.stream(frames, audio_blocks, fps=30):  # live
         show(frame)
@@ -16,24 +16,26 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from fractions import Fraction
+from math import inf
+from numbers import Real
 from pathlib import Path
 
 import numpy as np
 
 from data_processing.face.crop import FaceCrop
-from data_processing.face.detectors import FaceSelector, track_landmarks
+from data_processing.face.detectors import BACKENDS, FaceSelector, track_landmarks
 from data_processing.face.radius import face_scales, radius_per_scale
 from data_processing.face.selection import face_selector
 from data_processing.media.audio_io import media_duration_s, read_audio
-from data_processing.media.video_reader import FPS, VideoInfo, probe, read_frames
-from data_processing.media.video_writer import VideoWriter
+from data_processing.media.video_reader import FPS, VideoInfo, check_readable, probe, read_frames
+from data_processing.media.video_writer import VideoWriter, check_writable
 from dubbing.audio_stream import AudioStream
 from dubbing.compositor import PREFETCH_DEPTH, Compositor
 from dubbing.frame_sources import LiveFrameSource, VideoFileSource
-from dubbing.generator import GeneratorSession, load_audio_driven_generator
+from dubbing.generator import DTYPES, GeneratorSession, load_audio_driven_generator
 from dubbing.prefetch import prefetch
 from dubbing.segments import SegmentedWriter, file_fingerprint
-from dubbing.settings import DubSettings
+from dubbing.settings import DubSettings, check_choice
 from dubbing.speaker import Speaker
 from utils.bundled import BUNDLED_GENERATOR
 from utils.device import choose_device, choose_precision
@@ -84,18 +86,21 @@ class DubbingPipeline:
         landmarks: landmark detector: dlib, face_alignment or openface.
 
     Raises:
+        ParameterError: an option is not one of these.
         UserError: the checkpoint, third-party weights or the device are not available.
     """
 
     def __init__(
         self,
-        checkpoint: Path = BUNDLED_GENERATOR,
+        checkpoint: str | Path = BUNDLED_GENERATOR,
         *,
         device: str = "auto",
         precision: str = "auto",
         landmarks: str = "dlib",
     ) -> None:
-        torch_device = choose_device(device)
+        check_choice("precision", precision, ("auto", *DTYPES))
+        check_choice("landmarks", landmarks, BACKENDS)
+        checkpoint, torch_device = Path(checkpoint), choose_device(device)
         self.precision = choose_precision(precision, torch_device)
         loaded = load_audio_driven_generator(checkpoint, torch_device)
         self.generator = GeneratorSession(loaded, torch_device, self.precision)
@@ -103,19 +108,19 @@ class DubbingPipeline:
 
     def dub(
         self,
-        video: Path,
-        audio: Path | Sequence[Path],
-        output: Path,
+        video: str | Path,
+        audio: str | Path | Sequence[str | Path],
+        output: str | Path,
         settings: DubSettings = DubSettings(),  # noqa: B008 (frozen)
         progress: Callable[[int, int], None] | None = None,
     ) -> DubResult:
-        """Dub a video file, at its own resolution and frame rate (60 fps at most).
+        """Dub a video file, at its own resolution and frame rate (60 fps at most; 25 if it is a still or slow).
 
         Args:
-            video: source video, any file that FFmpeg reads.
+            video: source video or photo, any file that FFmpeg reads.
             audio: driving audio, audio or video files. With several, each drives a face of its own
                 (`settings.faces`), and the output has all of them mixed.
-            output: .mp4, .mov or .mkv; it appears when it is complete.
+            output: .mp4, .mov or .mkv, none of the inputs; it appears when it is complete.
             settings: options.
             progress: called after every frame with the number of frames done and the number expected.
 
@@ -123,11 +128,13 @@ class DubbingPipeline:
             MediaError: an input cannot be read.
             LimitError: an input exceeds `settings.limits`.
             NoFaceError: no face was detected in the video.
-            ParameterError: the faces do not match the audio, or the references do not match the video.
+            ParameterError: the faces do not match the audio, the references do not match the video, or the output
+                is also an input.
             OutputError: the output cannot be written.
         """
         started = time.monotonic()
-        job = self._validate(video, [audio] if isinstance(audio, Path) else list(audio), output, settings)
+        audio_paths = [audio] if isinstance(audio, str | Path) else audio
+        job = self._validate(Path(video), list(map(Path, audio_paths)), Path(output), settings)
         compositor = self._build_compositor(job)
         num_frames, first_frame_s = self._run(job, compositor, started, progress)
         self._warn(job, compositor, num_frames)
@@ -136,10 +143,18 @@ class DubbingPipeline:
 
     def _validate(self, video: Path, audio_paths: list[Path], output: Path, settings: DubSettings) -> _Job:
         """Check what can be checked before frames are read."""
+        if not audio_paths:
+            raise ParameterError("audio", "expected at least one file, found none")
         if len(settings.faces) != len(audio_paths):
             raise ParameterError(
                 "face", f"expected one for each of {len(audio_paths)} audio files, found {len(settings.faces)}"
             )
+        for path in (video, *audio_paths):
+            check_readable(path)
+        check_writable(output)
+        inputs = (video, *audio_paths, self.checkpoint, *map(Path, settings.faces))
+        if output.exists() and any(path.exists() and output.samefile(path) for path in inputs):
+            raise ParameterError("output", f"{output} is also an input; choose another name")
         info = probe(video, settings.limits)
         for note in info.notes:
             logger.info("%s", note, extra={"path": video})
@@ -157,10 +172,10 @@ class DubbingPipeline:
         settings = job.settings
         source = VideoFileSource(job.video, job.info.fps, settings.limits)
         speakers = []
-        for path, face in zip(job.audio_paths, settings.faces, strict=True):
+        selectors = [face_selector(face) for face in settings.faces]
+        for path, select_face in zip(job.audio_paths, selectors, strict=True):
             blocks = read_audio(path, settings.limits)
             audio = AudioStream(blocks, self.generator.audio_features, level_s=LEVEL_S)
-            select_face = face_selector(face)
             crops = None
             if settings.references is not None:
                 crops = self._reference_crops(source, settings.references, select_face)
@@ -262,21 +277,33 @@ class DubbingPipeline:
         audio: Iterable[np.ndarray],
         fps: Fraction | int = FPS,
         look_ahead_s: float = 1.0,
+        face: str | Path = "largest",
     ) -> Iterator[np.ndarray]:
         """Dub live frames, at most `look_ahead_s` and about two seconds behind them.
 
         Args:
-            frames: (H, W, 3) uint8 RGB, all of one size.
+            frames: (H, W, 3) uint8 RGB, all of one size, each an array of its own, which is not written to later.
             audio: blocks (n,) float in [-1, 1], mono, 16 kHz; the first sample is at the time of the first frame.
             fps: constant frame rate.
             look_ahead_s: how long a shot is tracked before it is generated; longer gives better reference frames.
+            face: which face to dub, as in `DubSettings.faces`.
 
         Yields:
             A frame for each frame that arrives while there is audio; frames without a face are unchanged.
+
+        Raises:
+            ParameterError: an option is out of range (at once), or a frame or block is not as described (when it
+                arrives).
+            NoFaceError: no face detected in the photo `face`.
         """
-        blocks = AudioStream(iter(audio), self.generator.audio_features, block_s=0.4, after_s=0.6)
+        if not isinstance(fps, Real) or not 0 < fps < inf:
+            raise ParameterError("fps", f"expected a positive number, found {fps!r}")
+        if not isinstance(look_ahead_s, Real) or not 0 <= look_ahead_s < inf:
+            raise ParameterError("look_ahead_s", f"expected a number from 0 on, found {look_ahead_s!r}")
+        select_face = face_selector(str(face))
+        blocks = AudioStream(_checked_blocks(audio), self.generator.audio_features, block_s=0.4, after_s=0.6)
         source = LiveFrameSource(frames, fps)
-        speaker = Speaker(self.generator, source, blocks, self.landmarks, look_ahead_s=look_ahead_s)
+        speaker = Speaker(self.generator, source, blocks, self.landmarks, select_face, look_ahead_s)
         return (pair.dubbed for pair in Compositor(source, [speaker]).frames())
 
     def _reference_crops(
@@ -304,3 +331,18 @@ class DubbingPipeline:
             FaceCrop.from_landmarks(points, radius_px, self.generator.mouth_size).extract(frame)
             for (points, frame), radius_px in zip(found, radii, strict=True)
         ]
+
+
+def _checked_blocks(blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    """The same blocks, with 0 for NaN and Inf. Raises ParameterError for one that is not (n,) float."""
+    warned = False
+    for block in blocks:
+        dtype = getattr(block, "dtype", type(block))
+        if not isinstance(block, np.ndarray) or block.ndim != 1 or dtype.kind != "f":
+            found = f"{getattr(block, 'shape', '')} {dtype}".strip()
+            raise ParameterError("audio", f"expected blocks (n,) of float samples in [-1, 1], found {found}")
+        finite = np.isfinite(block)
+        if not finite.all() and not warned:
+            logger.warning("NaN or Inf in the audio; they are silent", extra={"parameter": "audio"})
+            warned = True
+        yield np.where(finite, block, 0)

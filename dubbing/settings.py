@@ -1,7 +1,10 @@
 """The options of a dub, shared by the command line and the library."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
+from pathlib import Path
 
 from utils.errors import ParameterError
 from utils.limits import DEFAULT_LIMITS, Limits
@@ -14,7 +17,7 @@ class DubSettings:
     """Options of `DubbingPipeline.dub`.
 
     faces: for each driving audio, which face it drives: "largest", "left", "right", "X,Y" (the face nearest to that
-        position in pixels), or the path of a photo of the speaker.
+        position in pixels), or the path of a photo of the speaker. One alone need not be in a tuple.
     references: indices of the frames to use as reference frames in all shots; None chooses them in each shot.
     when_short: what happens if the audio is shorter than the video: "stop" ends the output with the audio, "keep"
         appends the rest of the video unchanged and silent.
@@ -38,14 +41,34 @@ class DubSettings:
     limits: Limits = DEFAULT_LIMITS
 
     def __post_init__(self) -> None:
-        if self.when_short not in WHEN_SHORT:
-            raise ParameterError(
-                "when_short", f"expected one of {', '.join(WHEN_SHORT)}, found {self.when_short!r}"
-            )
-        if not 0 <= self.crf <= 51:
-            raise ParameterError("crf", f"expected 0 to 51, found {self.crf}")
+        faces = [self.faces] if isinstance(self.faces, str | Path) else self.faces
+        if not _all_are(faces, str | Path) or not faces:
+            raise ParameterError("face", f"expected names, positions or photos of faces, found {self.faces!r}")
+        object.__setattr__(self, "faces", tuple(map(str, faces)))
+        if self.references is not None:
+            if not _all_are(self.references, Integral) or any(index < 0 for index in self.references):
+                raise ParameterError("references", f"expected frame numbers from 0 on, found {self.references!r}")
+            object.__setattr__(self, "references", tuple(map(int, self.references)))
+        check_choice("when_short", self.when_short, WHEN_SHORT)
+        if not isinstance(self.crf, Integral) or not 0 <= self.crf <= 51:
+            raise ParameterError("crf", f"expected a whole number from 0 to 51, found {self.crf!r}")
+        for name in ("sharpen", "side_by_side", "resume"):
+            if not isinstance(getattr(self, name), bool):
+                raise ParameterError(name, f"expected True or False, found {getattr(self, name)!r}")
+        if not isinstance(self.limits, Limits):
+            raise ParameterError("limits", f"expected Limits, found {self.limits!r}")
         if self.references is not None and len(self.faces) > 1:
             raise ParameterError("references", f"expected one face to choose them for, found {len(self.faces)}")
+
+
+def _all_are(values: object, kind: type) -> bool:
+    return isinstance(values, list | tuple) and all(isinstance(value, kind) for value in values)
+
+
+def check_choice(parameter: str, value: object, choices: Sequence[str]) -> None:
+    """Raise ParameterError unless `value` is one of `choices`."""
+    if value not in choices:
+        raise ParameterError(parameter, f"expected one of {', '.join(choices)}, found {value!r}")
 
 
 def parse_references(text: str) -> tuple[int, ...]:

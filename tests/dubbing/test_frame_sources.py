@@ -1,5 +1,6 @@
 """Frame sources: files and live frames."""
 
+import re
 from itertools import islice
 from pathlib import Path
 from unittest.mock import Mock
@@ -11,6 +12,7 @@ from PIL import Image
 from data_processing.media.video_reader import read_frames
 from dubbing import frame_sources
 from dubbing.frame_sources import LiveFrameSource, VideoFileSource
+from utils.errors import ParameterError
 
 
 def test_back_and_forth(portrait_clip: Path) -> None:
@@ -45,3 +47,31 @@ def test_live_frames_are_held_between_the_passes() -> None:
     assert source.frame(2) is frames[2]
     assert list(first) == frames[3:]
     assert all(one is other for one, other in zip(second, frames[1:], strict=True))
+
+
+@pytest.mark.parametrize(
+    ("second", "reason"),
+    [
+        (np.zeros((4, 6, 3)), "uint8 RGB, found (4, 6, 3) float64"),
+        (np.zeros((4, 6), np.uint8), "uint8 RGB, found (4, 6) uint8"),
+        (np.zeros((4, 6, 4), np.uint8), "uint8 RGB, found (4, 6, 4) uint8"),
+        (np.zeros((3, 4, 6), np.uint8), "uint8 RGB, found (3, 4, 6) uint8"),
+        (np.zeros((0, 6, 3), np.uint8), "uint8 RGB, found (0, 6, 3) uint8"),
+        (np.zeros((6, 4, 3), np.uint8), "one size (4, 6, 3), found (6, 4, 3) uint8"),
+        (None, "uint8 RGB, found <class 'NoneType'>"),
+    ],
+)
+def test_live_frames_are_checked(second: object, reason: str) -> None:
+    frames = LiveFrameSource([np.zeros((4, 6, 3), np.uint8), second], 25).first_pass()
+    next(frames)
+    with pytest.raises(ParameterError, match=re.escape(reason)) as caught:
+        next(frames)
+    assert caught.value.parameter == "frames"
+
+
+def test_live_frames_may_be_views() -> None:
+    """As of a camera that gives BGR."""
+    bgr = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
+    (frame,) = LiveFrameSource([bgr[..., ::-1]], 25).first_pass()
+    assert frame.flags.c_contiguous
+    assert np.array_equal(frame, bgr[..., ::-1])

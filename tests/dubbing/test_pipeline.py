@@ -1,16 +1,22 @@
 """Dubbing as a library: frame rates, lengths, fades, several faces, live frames."""
 
+import os
+import re
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from fractions import Fraction
+from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from data_processing.media.audio_io import load_audio
 from data_processing.media.video_reader import probe, read_frames
 from data_processing.media.video_writer import VideoWriter
+from dubbing.pipeline import DubbingPipeline
 from dubbing.settings import DubSettings
 from tests.conftest import SECONDS
 from tests.support.dubbing import lips_change, small_and_large_face
@@ -24,7 +30,7 @@ from tests.support.media import (
     video_without_audio,
     write_video,
 )
-from utils.errors import LimitError, NoFaceError, ParameterError
+from utils.errors import LimitError, MediaError, NoFaceError, OutputError, ParameterError
 from utils.limits import DEFAULT_LIMITS
 
 pytestmark = pytest.mark.slow
@@ -197,6 +203,163 @@ def test_growing_video_is_dubbed_up_to_its_end_at_the_first_pass(suffix, pipelin
     last = max(shown)
     assert last >= 25
     assert shown == [*range(last + 1), *range(last, -1, -1)][:51]
+
+
+def test_photo(pipeline, portrait_clip, tmp_path, caplog) -> None:
+    """All frames are the photo with another mouth; strings are accepted for paths."""
+    caplog.set_level("INFO")
+    photo, output = next(read_frames(portrait_clip)), tmp_path / "dubbed.mp4"
+    Image.fromarray(photo).save(tmp_path / "photo.webp", lossless=True)
+    speech = speech_like_wav(tmp_path / "speech.wav", 0.4)
+    result = pipeline.dub(str(tmp_path / "photo.webp"), [str(speech)], str(output), DubSettings(crf=4))
+    assert (result.num_frames, result.num_dubbed, result.fps) == (10, 10, 25)
+    assert "a still image: only the mouth moves, at 25 fps" in caplog.text
+    frames = np.stack(list(read_frames(output))).astype(int)
+    assert len(frames) == 10
+    assert np.abs(frames[:, :90] - photo[:90]).mean(axis=(1, 2, 3)).max() < 2
+    assert all(lips_change(frame, photo) > 15 for frame in frames)
+    moved = np.abs(np.diff(frames, axis=0))
+    assert moved[:, 140:160, 110:145].mean() > 4 * moved[:, :90].mean()
+
+
+def test_slow_video_is_dubbed_at_25_fps(pipeline, tmp_path) -> None:
+    video = talking_portrait(tmp_path / "slow.mp4", 2, 5, with_audio=False)
+    speech = speech_like_wav(tmp_path / "speech.wav", 0.6)
+    result = pipeline.dub(video, str(speech), tmp_path / "dubbed.mp4")
+    assert (result.num_frames, result.num_dubbed, result.fps) == (15, 15, 25)
+
+
+@pytest.fixture
+def inputs(portrait_clip, speech, tmp_path) -> dict[str, Path]:
+    """Copies of a video, an audio and a photo, all with the suffix of a video."""
+    paths = {name: tmp_path / f"{name}.mp4" for name in ("video", "audio", "photo")}
+    paths["video"].write_bytes(portrait_clip.read_bytes())
+    paths["audio"].write_bytes(speech.read_bytes())
+    Image.fromarray(next(read_frames(portrait_clip))).save(paths["photo"], "PNG")
+    return paths
+
+
+@pytest.mark.parametrize("name", ["video", "audio", "photo"])
+@pytest.mark.parametrize("spelling", ["same", "indirect", "symbolic link", "hard link", "relative"])
+def test_output_onto_an_input_is_refused(name, spelling, inputs, pipeline, tmp_path, monkeypatch) -> None:
+    path, output = inputs[name], tmp_path / "other.mp4"
+    content = path.read_bytes()
+    if spelling == "same":
+        output = str(path)
+    elif spelling == "indirect":
+        (tmp_path / "folder").mkdir()
+        output = str(tmp_path / "folder" / ".." / path.name)
+    elif spelling == "symbolic link":
+        output.symlink_to(path)
+    elif spelling == "hard link":
+        output.hardlink_to(path)
+    else:
+        monkeypatch.chdir(tmp_path)
+        output = path.name
+    before = sorted(tmp_path.rglob("*"))
+    settings = DubSettings(faces=(inputs["photo"],))
+    with pytest.raises(ParameterError, match="is also an input; choose another name") as caught:
+        pipeline.dub(inputs["video"], inputs["audio"], output, settings)
+    assert caught.value.parameter == "output"
+    assert path.read_bytes() == content
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_arguments_are_checked_before_any_work(pipeline, inputs, speech, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("dubbing.pipeline.probe", Mock(side_effect=AssertionError))
+    os.mkfifo(tmp_path / "pipe.mp4")
+    video, output, missing = inputs["video"], tmp_path / "dubbed.mp4", tmp_path / "missing.wav"
+    for arguments, error, reason in (
+        ((video, [], output), ParameterError, "expected at least one file, found none"),
+        ((video, [speech, speech], output), ParameterError, "expected one for each of 2 audio files, found 1"),
+        ((video, str(missing), output), MediaError, f"{missing}: no such file"),
+        ((video, tmp_path / "pipe.mp4", output), MediaError, "pipe.mp4: is a pipe"),
+        ((tmp_path / "pipe.mp4", speech, output), MediaError, "pipe.mp4: is a pipe"),
+        ((video, speech, str(tmp_path / "dubbed.webm")), OutputError, "the name must end in .mp4, .mov or .mkv"),
+        ((video, speech, tmp_path / "absent" / "dubbed.mp4"), OutputError, "no such folder"),
+        ((video, speech, tmp_path / "pipe.mp4"), OutputError, "pipe.mp4: is a pipe or a device"),
+    ):
+        with pytest.raises(error, match=re.escape(reason)):
+            pipeline.dub(*arguments)
+    assert not output.exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "parameter"),
+    [
+        ({"precision": "fp8"}, "precision"),
+        ({"precision": None}, "precision"),
+        ({"landmarks": "mediapipe"}, "landmarks"),
+        ({"device": "foo"}, "device"),
+    ],
+)
+def test_options_are_checked_before_the_checkpoint_is_read(options, parameter, tmp_path) -> None:
+    with pytest.raises(ParameterError) as caught:
+        DubbingPipeline(str(tmp_path / "missing.safetensors"), **options)
+    assert caught.value.parameter == parameter
+    assert "\n" not in str(caught.value)
+
+
+def test_face_is_selected_before_the_audio_is_read(pipeline, portrait_clip, speech, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("dubbing.pipeline.read_audio", Mock(side_effect=AssertionError))
+    with pytest.raises(ParameterError, match="expected largest, left, right") as caught:
+        pipeline.dub(portrait_clip, speech, tmp_path / "dubbed.mp4", DubSettings(faces="middle"))
+    assert caught.value.parameter == "face"
+
+
+@pytest.mark.parametrize(("face", "side"), [("left", 0), ("100,150", 0), ("largest", 1)])
+def test_stream_of_one_of_two_faces(face, side, pipeline, portrait_clip, tmp_path) -> None:
+    source = list(read_frames(small_and_large_face(portrait_clip, tmp_path / "two.mp4"), 0, 5))
+    audio = iter([speech_like(0.4).astype(np.float32)])
+    found = next(pipeline.stream(iter(source), audio, look_ahead_s=0, face=face)).astype(int)
+    changes = [
+        np.abs(found[:, :256] - source[0][:, :256]).mean(),
+        np.abs(found[:, 256:] - source[0][:, 256:]).mean(),
+    ]
+    assert changes[side] > 2 * changes[1 - side]
+
+
+@pytest.mark.parametrize(
+    ("options", "parameter"),
+    [
+        ({"fps": 0}, "fps"),
+        ({"fps": -25}, "fps"),
+        ({"fps": float("nan")}, "fps"),
+        ({"fps": float("inf")}, "fps"),
+        ({"fps": "25"}, "fps"),
+        ({"look_ahead_s": -1}, "look_ahead_s"),
+        ({"look_ahead_s": None}, "look_ahead_s"),
+        ({"face": "middle"}, "face"),
+    ],
+    ids=str,
+)
+def test_stream_checks_its_options_at_once(options, parameter, pipeline) -> None:
+    with pytest.raises(ParameterError) as caught:
+        pipeline.stream([], [], **options)
+    assert caught.value.parameter == parameter
+
+
+@pytest.mark.parametrize(
+    "block",
+    [np.zeros(1600, np.int16), np.zeros((2, 1600), np.float32), np.float32(0), [0.0, 0.0], b"0000"],
+    ids=lambda block: str(np.asarray(block).dtype),
+)
+def test_stream_checks_its_audio(block, pipeline, portrait_clip) -> None:
+    frames = read_frames(portrait_clip, 0, 5)
+    with pytest.raises(ParameterError, match=r"expected blocks \(n,\) of float samples") as caught:
+        list(pipeline.stream(frames, [np.zeros(1600), block], look_ahead_s=0))
+    assert caught.value.parameter == "audio"
+
+
+def test_stream_takes_what_is_no_number_for_silence(pipeline, portrait_clip, caplog) -> None:
+    block = np.zeros(1600, np.float32)
+    frames = list(read_frames(portrait_clip, 0, 5))
+    expected = list(pipeline.stream(frames, [block, block], look_ahead_s=0))
+    block[100:200] = np.nan
+    found = list(pipeline.stream(frames, [block, block], look_ahead_s=0))
+    assert all(np.array_equal(*pair) for pair in zip(found, expected, strict=True))
+    (record,) = caplog.records
+    assert record.getMessage() == "NaN or Inf in the audio; they are silent"
 
 
 def test_stream_without_look_ahead(pipeline, portrait_clip) -> None:

@@ -1,5 +1,8 @@
 """The options of a dub."""
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 
 from dubbing.settings import DubSettings, parse_references
@@ -29,3 +32,38 @@ def test_values_out_of_range(options: dict, parameter: str) -> None:
     with pytest.raises(ParameterError) as caught:
         DubSettings(**options)
     assert caught.value.parameter == parameter
+
+
+@pytest.mark.parametrize(
+    ("options", "parameter"),
+    [
+        ({"crf": "x"}, "crf"),
+        ({"crf": 16.5}, "crf"),
+        ({"crf": None}, "crf"),
+        ({"when_short": None}, "when_short"),
+        ({"faces": ()}, "face"),
+        ({"faces": None}, "face"),
+        ({"faces": (1, 2)}, "face"),
+        ({"references": "1,2,3,4,5"}, "references"),
+        ({"references": (1, 2, 3, 4, "5")}, "references"),
+        ({"references": (0.5, 1, 2, 3, 4)}, "references"),
+        ({"references": (-1, 2, 3, 4, 5)}, "references"),
+        ({"references": 3}, "references"),
+        ({"sharpen": "no"}, "sharpen"),
+        ({"side_by_side": None}, "side_by_side"),
+        ({"resume": 2}, "resume"),
+        ({"limits": None}, "limits"),
+    ],
+    ids=str,
+)
+def test_malformed_values(options: dict, parameter: str) -> None:
+    with pytest.raises(ParameterError, match=r"^expected .*, found ") as caught:
+        DubSettings(**options)
+    assert caught.value.parameter == parameter
+
+
+def test_values_are_converted() -> None:
+    assert DubSettings(faces="left").faces == ("left",)
+    assert DubSettings(faces=["left", Path("photo.png")]).faces == ("left", "photo.png")
+    assert DubSettings(references=list(np.arange(5))).references == (0, 1, 2, 3, 4)
+    assert DubSettings(crf=np.int64(20)) == DubSettings(crf=20)
