@@ -20,7 +20,7 @@ from evaluation.metrics import image_metrics
 from evaluation.videos import compare_folders, score_synchrony
 from models.checkpoint import SYNCNET, load_model
 from utils.bundled import BUNDLED_SYNCNET
-from utils.command_line import run_command
+from utils.command_line import print_result, run_command
 from utils.device import choose_device, choose_precision
 from utils.errors import ParameterError, UserError
 
@@ -86,7 +86,8 @@ def evaluate_clips(args: argparse.Namespace, device: torch.device) -> None:
         report["sync"] = sync_check(loaded, syncnet, clips, sync_features, device, precision)
     report = {"data": str(args.data), "split": args.split, **report}
     report = {"checkpoint": reports.checkpoint_identity(args.checkpoint), **report}
-    print(reports.clip_summary(report))
+    show = print if args.output else print_result
+    show(reports.clip_summary(report))
     if args.output:
         reports.write_report(args.output, report)
 
@@ -121,8 +122,8 @@ def evaluate_dubs(args: argparse.Namespace, device: torch.device) -> None:
 
 def _print_and_write(report: dict, strips: dict[str, np.ndarray], args: argparse.Namespace) -> None:
     tables = reports.video_tables(report, sync_only=args.cross, own_crops=args.own_crops)
-    print(f"\n{tables}")
-    print(reports.video_summary(report, sync_only=args.cross))
+    show = print if args.output else print_result
+    show(f"\n{tables}\n{reports.video_summary(report, sync_only=args.cross)}")
     if args.output:
         reports.write_report(args.output, report)
         reports.write_video_tables(args.output, report, tables, strips)

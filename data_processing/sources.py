@@ -1,6 +1,7 @@
 """Find the videos of a dataset, with the metadata in MANIFEST.tsv files, and split speakers into train and val."""
 
 import csv
+import logging
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,8 @@ from data_processing.media.video_reader import VIDEO_SUFFIXES
 from utils.errors import FileError, MediaError, ParameterError
 
 METADATA_NAME = "MANIFEST.tsv"
+NUM_NAMED = 5  # files named in a note
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,35 @@ class Source:
     path: Path
     speaker: str
     audio_delay_ms: float
+
+
+def list_videos(folder: Path, *, recursive: bool = False, exclude: Path | None = None) -> list[Path]:
+    """The videos of a folder, recognised by their suffix, sorted. A note counts and names what is skipped.
+
+    Hidden files and folders are ignored, as are MANIFEST.tsv and the .csv files of OpenFace.
+
+    Args:
+        folder: must exist.
+        recursive: also list the videos in its subfolders; otherwise these are skipped.
+        exclude: a folder whose files are ignored.
+    """
+    excluded = exclude and exclude.resolve()
+    videos, skipped = [], []
+    for path in sorted(folder.rglob("*") if recursive else folder.iterdir()):
+        name = path.relative_to(folder)
+        if any(part.startswith(".") for part in name.parts) or (excluded and excluded in path.resolve().parents):
+            continue
+        if path.is_dir():
+            skipped += [] if recursive else [f"{name}/"]
+        elif path.suffix.lower() in VIDEO_SUFFIXES:
+            videos.append(path)
+        elif path.name != METADATA_NAME and path.suffix.lower() != ".csv":
+            skipped.append(str(name))
+    if skipped:
+        names = ", ".join(skipped[:NUM_NAMED]) + (", …" if len(skipped) > NUM_NAMED else "")
+        message = "%s: skipped %d of %d entries, which are not videos: %s"
+        logger.info(message, folder, len(skipped), len(skipped) + len(videos), names, extra={"path": folder})
+    return videos
 
 
 def find_sources(inputs: list[Path], output: Path, speaker: str | None) -> list[Source]:
@@ -46,10 +78,7 @@ def find_sources(inputs: list[Path], output: Path, speaker: str | None) -> list[
     for given in inputs:
         if not given.exists():
             raise MediaError(given, "no such file or folder")
-        for path in sorted(given.rglob("*")) if given.is_dir() else [given]:
-            is_other = given.is_dir() and (path.suffix.lower() not in VIDEO_SUFFIXES or path.name.startswith("."))
-            if is_other or path.is_dir() or output.resolve() in path.resolve().parents:
-                continue
+        for path in list_videos(given, recursive=True, exclude=output) if given.is_dir() else [given]:
             row: dict[str, str] = {}
             for folder in path.parents:  # the nearest MANIFEST.tsv that lists the file, up to the input folder
                 if folder not in metadata:
@@ -60,8 +89,7 @@ def find_sources(inputs: list[Path], output: Path, speaker: str | None) -> list[
             name = speaker or row.get("person") or path.stem
             sources.append(Source(path, name, float(row.get("audio_late_ms") or 0)))
     if not sources:
-        suffixes, places = ", ".join(sorted(VIDEO_SUFFIXES)), ", ".join(map(str, inputs))
-        raise ParameterError("inputs", f"no video file ({suffixes}) in {places}")
+        raise ParameterError("inputs", f"no video file (.mp4, .mov, .mkv, …) in {', '.join(map(str, inputs))}")
     return list({source.path.resolve(): source for source in sources}.values())
 
 
@@ -109,4 +137,4 @@ def assign_splits(clips: list[dict], val_percent: int) -> None:
 
 def _hash_percent(name: str) -> int:
     """A number from 0 to 99 that depends only on the name."""
-    return zlib.crc32(name.encode()) % 100
+    return zlib.crc32(name.encode(errors="surrogateescape")) % 100

@@ -125,7 +125,7 @@ def create_folder(path: Path) -> None:
 def write_report(folder: Path, report: dict[str, Any]) -> None:
     """Write a report to evaluation.json in an existing folder. Raises OutputError."""
     content = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
-    _write(folder / "evaluation.json", content.encode())
+    _write(folder / "evaluation.json", content)
 
 
 def write_video_tables(
@@ -141,14 +141,16 @@ def write_video_tables(
     writer = csv.DictWriter(text, list(rows[0]))
     writer.writeheader()
     writer.writerows(rows)
-    _write(folder / "videos.csv", text.getvalue().encode())
-    _write(folder / "table.md", tables.encode())
+    _write(folder / "videos.csv", text.getvalue())
+    _write(folder / "table.md", tables)
     if strips:
         image = cv2.cvtColor(worst_and_best(report, strips), cv2.COLOR_RGB2BGR)
-        _write(folder / "worst_and_best.png", cv2.imencode(".png", image)[1].tobytes())
+        content = cv2.imencode(".png", image)[1].tobytes()
+        write_atomically(folder / "worst_and_best.png", lambda file: file.write(content))
 
 
-def _write(path: Path, content: bytes) -> None:
+def _write(path: Path, text: str) -> None:
+    content = text.encode(errors="backslashreplace")  # a file name that is not UTF-8
     write_atomically(path, lambda file: file.write(content))
 
 
@@ -169,6 +171,7 @@ def worst_and_best(report: dict[str, Any], strips: dict[str, np.ndarray], count:
         strip = strips[name]
         header = np.full((40, width, 3), 255, np.uint8)
         label = f"{name}   LPIPS {report['videos'][name]['lpips_mouth']:.4f}   real above, generated below"
+        label = label.encode("ascii", "replace").decode()  # OpenCV has no other letters
         cv2.putText(header, label, (8, 28), cv2.FONT_HERSHEY_SIMPLEX, 0.8, (0, 0, 0), 2, cv2.LINE_AA)
         rows += [header, np.pad(strip, ((0, 0), (0, width - strip.shape[1]), (0, 0)))]
     return np.vstack(rows)

@@ -26,7 +26,8 @@ from data_processing.face.radius import crop_radii
 from data_processing.face.syncnet_crop import face_tracks, track_crop
 from data_processing.face.tracking import Landmarks, find_landmarks
 from data_processing.media.audio_io import load_audio
-from data_processing.media.video_reader import VIDEO_SUFFIXES, read_frames
+from data_processing.media.video_reader import read_frames
+from data_processing.sources import list_videos
 from evaluation.artifacts import (
     ARTIFACTS,
     LOWER_FACE,
@@ -95,7 +96,7 @@ class VideoScores:
 
 
 def find_videos(folder: Path) -> dict[str, Path]:
-    """The videos of a folder by name without suffix, sorted; hidden files are ignored.
+    """The videos of a folder by name without suffix, sorted; see `list_videos`.
 
     Raises:
         FileError: the folder does not exist.
@@ -103,8 +104,7 @@ def find_videos(folder: Path) -> dict[str, Path]:
     """
     if not folder.is_dir():
         raise FileError(folder, "not a folder" if folder.exists() else "no such folder")
-    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file())
-    paths = [path for path in paths if not path.name.startswith(".")]
+    paths = list_videos(folder)
     videos = {path.stem: path for path in paths}
     if not videos:
         raise MediaError(folder, "no videos in this folder")

@@ -28,20 +28,14 @@ STANDARD_RATES = [
 MAX_FPS = Fraction(60)  # of dubbed videos
 MIN_FPS = Fraction(12)  # below, the eye sees single images, and so it would those of the lips
 MANY_PIXELS = 4096 * 2304  # of a frame: level 5.2 of H.264, up to which most devices play
+# Suffixes of the videos in a folder, in lower case. A file that is given by name may have any.
 VIDEO_SUFFIXES = {
-    ".mp4",
-    ".mov",
-    ".mkv",
-    ".avi",
-    ".webm",
-    ".mpg",
-    ".mpeg",
-    ".m4v",
-    ".wmv",
-    ".flv",
-    ".ts",
-    ".3gp",
-}
+    ".mp4", ".m4v", ".mov", ".qt", ".mkv", ".mk3d", ".webm", ".avi", ".divx", ".wmv", ".asf", ".flv", ".f4v",
+    ".mpg", ".mpeg", ".mpe", ".m1v", ".m2v", ".mpv", ".m2p", ".vob", ".evo", ".ts", ".mts", ".m2ts", ".m2t",
+    ".tp", ".trp", ".tod", ".mod", ".3gp", ".3g2", ".3gpp", ".ogv", ".ogm", ".mxf", ".gxf", ".dv", ".rm",
+    ".rmvb", ".nut", ".y4m", ".ivf", ".h264", ".264", ".avc", ".h265", ".265", ".hevc", ".av1", ".obu",
+    ".mj2", ".mjpg", ".mjpeg", ".amv", ".wtv", ".dvr-ms", ".m4s", ".cmfv", ".nsv",
+}  # fmt: skip
 ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # FFmpeg's own decoders drop the alpha channel
 
 

@@ -1,10 +1,16 @@
 """sources: finding videos and their metadata, and the train and val splits."""
 
+import logging
+import shutil
 from pathlib import Path
 
 import pytest
 
-from data_processing.sources import Source, assign_splits, find_sources
+from data_processing.media.video_reader import VIDEO_SUFFIXES, read_frames
+from data_processing.sources import Source, assign_splits, find_sources, list_videos
+from evaluation.videos import find_videos
+from tests.support.media import write_video
+from tests.support.numbered_media import numbered
 from utils.errors import FileError, MediaError, ParameterError
 
 NOWHERE = Path("nowhere")  # an output folder that contains none of the inputs
@@ -31,6 +37,77 @@ def test_find_sources(tmp_path):
     assert find_sources([tmp_path / "b.mp4"], NOWHERE, None) == [with_metadata[1]]
     assert find_sources([tmp_path, tmp_path / "b.mp4"], NOWHERE, None) == with_metadata  # each once
     assert {source.speaker for source in find_sources([tmp_path], NOWHERE, "Eve")} == {"Eve"}
+
+
+@pytest.mark.parametrize(
+    ("container", "codec", "suffixes"),
+    [
+        ("mpegts", "libx264", "ts MTS m2ts m2t tp trp"),
+        ("ogg", "libvpx", "ogv OGM"),
+        ("mxf", "mpeg2video", "mxf MXF"),
+        ("mpeg2video", "mpeg2video", "m2v mpv"),
+        ("vob", "mpeg2video", "VOB mpg mpeg mpe m2p evo tod mod"),
+        ("asf", "wmv2", "asf wmv"),
+        ("flv", "flv", "flv f4v"),
+        ("avi", "mpeg4", "avi DIVX"),
+        ("rm", "rv10", "rm"),
+        ("mp4", "libx264", "qt M4V 3gp 3g2 3gpp m4s"),
+        ("matroska", "libx264", "mk3d"),
+        ("h264", "libx264", "h264 264 avc"),
+        ("ivf", "libvpx", "ivf"),
+        ("nut", "mpeg4", "nut"),
+    ],
+)
+def test_videos_that_inference_reads_are_listed(tmp_path, container, codec, suffixes):
+    made = tmp_path / "made"
+    write_video(made, (numbered(index, (128, 96)) for index in range(5)), codec=codec, container=container)
+    for suffix in suffixes.split():
+        folder = tmp_path / suffix
+        folder.mkdir()
+        path = folder / f"clip.{suffix}"
+        shutil.copy(made, path)
+        assert len(list(read_frames(path))) >= 4
+        assert list_videos(folder) == [path]
+        assert find_sources([folder], NOWHERE, None) == [Source(path, "clip", 0)]
+        assert find_videos(folder) == {"clip": path}
+
+
+def test_suffixes_are_in_lower_case():
+    assert all(suffix.startswith(".") and suffix == suffix.lower() for suffix in VIDEO_SUFFIXES)
+
+
+def test_skipped_files_are_counted_and_named(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    hidden = ["._a.mp4", ".DS_Store", ".trash/c.mp4"]  # macOS stores resource forks as ._NAME
+    for name in ("a.mp4", "sub/b.MTS", "a.csv", "MANIFEST.tsv", "out/clips/a-0.npz", *hidden):
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / name).touch()
+    (tmp_path / "MANIFEST.tsv").write_text("file\tperson\n")
+    assert len(find_sources([tmp_path], tmp_path / "out", None)) == 2
+    assert not caplog.records
+    for name in ("me.jpg", "notes.txt", "sub/s.wav"):
+        (tmp_path / name).touch()
+    assert len(find_sources([tmp_path], tmp_path / "out", None)) == 2
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        f"{tmp_path}: skipped 3 of 5 entries, which are not videos: me.jpg, notes.txt, sub/s.wav"
+    )
+    assert record.path == tmp_path and record.levelno == logging.INFO
+    caplog.clear()
+    assert find_videos(tmp_path) == {"a": tmp_path / "a.mp4"}  # does not look into folders
+    assert "skipped 4 of 5 entries, which are not videos: me.jpg, notes.txt, out/, sub/" in caplog.text
+    for k in range(9):
+        (tmp_path / f"b{k}.txt").touch()
+    find_videos(tmp_path)
+    assert "skipped 13 of 14 entries, which are not videos: b0.txt, b1.txt, b2.txt, b3.txt, b4.txt, …" in caplog.text
+
+
+def test_names_that_are_not_utf_8(tmp_path):
+    (tmp_path / "\udcff.mp4").touch()
+    (tmp_path / "other.mp4").touch()
+    clips = [{"person": source.speaker} for source in find_sources([tmp_path], NOWHERE, None)]
+    assign_splits(clips, 10)
+    assert {clip["split"] for clip in clips} == {"train", "val"}
 
 
 def test_invalid_inputs_are_refused(tmp_path):

@@ -178,6 +178,7 @@ def test_folders_without_a_common_name(folders: tuple[Path, Path], tmp_path: Pat
         find_pairs(tmp_path, folders[1])
     assert caught.value.path == tmp_path
     (tmp_path / ".hidden.mp4").write_text("")
+    (tmp_path / ".DS_Store").write_text("")
     (tmp_path / "other.mp4").write_text("")
     with pytest.raises(MediaError, match=r"no video has the name of a video in .* \(names here: other\)"):
         find_pairs(tmp_path, folders[1])

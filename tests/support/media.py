@@ -150,6 +150,7 @@ def write_video(
     waveforms: Sequence[np.ndarray] = (),
     field_order: str = "prog",
     prepare: Callable[[av.VideoStream], None] = lambda stream: None,
+    container: str | None = None,
     container_options: dict[str, str] | None = None,
 ) -> Path:
     """Write a video.
@@ -159,14 +160,15 @@ def write_video(
         times: time of each frame in seconds, rounded to milliseconds; None: frame k is shown at k / fps.
         waveforms: audio tracks, (N,) at 16 kHz; the last one is the default track.
         field_order: "prog", "tff" or "bff".
+        container: FFmpeg's name of the container; None: by the suffix of `path`.
         prepare: sets other attributes of the video stream.
     """
     frames = iter(frames)
     first = next(frames)
     rate = Fraction(fps).limit_denominator(1001)
     time_base = 1 / rate if times is None else Fraction(1, 1000)
-    with av.open(str(path), "w", container_options=container_options) as container:
-        video = container.add_stream(codec, rate=rate)
+    with av.open(str(path), "w", container, container_options=container_options) as file:
+        video = file.add_stream(codec, rate=rate)
         video.height, video.width = (len(first) * 2 // 3, first.shape[1]) if first.ndim == 2 else first.shape[:2]
         video.pix_fmt = pix_fmt
         video.options = FAST.get(codec, {}) | (options or {})
@@ -174,7 +176,7 @@ def write_video(
             video.codec_context.time_base = time_base
         prepare(video)
         audio_codec = {".webm": "libopus", ".avi": "pcm_s16le"}.get(path.suffix, "aac")
-        tracks = [container.add_stream(audio_codec, rate=SAMPLE_RATE, layout="mono") for _ in waveforms]
+        tracks = [file.add_stream(audio_codec, rate=SAMPLE_RATE, layout="mono") for _ in waveforms]
         for track in tracks:
             track.disposition = Disposition.default if track is tracks[-1] else Disposition(0)
         for index, image in enumerate(chain([first], frames)):
@@ -184,14 +186,14 @@ def write_video(
                 frame = _in_tagged_colours(frame, video)
             frame = _with_field_order(frame, field_order) if field_order != "prog" else frame
             frame.pts, frame.time_base = index if times is None else round(times[index] * 1000), time_base
-            container.mux(video.encode(frame))
-        container.mux(video.encode(None))
+            file.mux(video.encode(frame))
+        file.mux(video.encode(None))
         for track, waveform in zip(tracks, waveforms, strict=True):
             audio = av.AudioFrame.from_ndarray(waveform[None].astype(np.float32), format="fltp", layout="mono")
             audio.sample_rate = SAMPLE_RATE
             audio.pts, audio.time_base = 0, Fraction(1, SAMPLE_RATE)  # or AAC's priming of 64 ms delays it
-            container.mux(track.encode(audio))
-            container.mux(track.encode(None))
+            file.mux(track.encode(audio))
+            file.mux(track.encode(None))
     return path
 
 
