@@ -5,13 +5,14 @@ from pathlib import Path
 
 
 def _check_names() -> None:
-    """Raise ImportError if somebody else's package or module has the name of one that dubbing imports."""
+    """Raise ImportError if somebody else's package, module or folder has the name of one that dubbing imports."""
     root = Path(__file__).resolve().parents[1]
     for name in ("data_processing", "models", "utils"):
         spec = find_spec(name)
-        found = spec and spec.origin
-        if found is None or Path(found).resolve().parents[1] != root:
+        places = spec.submodule_search_locations or [spec.origin] if spec else []
+        if root / name not in [Path(place).resolve() for place in places]:
             needed = f"dubbing needs the package {name} in {root}"
+            found = ", ".join(places) or "none"
             raise ImportError(f"{needed}, but Python finds {found}; rename that, or dub in a process of its own")
 
 
