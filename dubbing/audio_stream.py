@@ -6,7 +6,7 @@ import numpy as np
 
 from data_processing.audio.features import FEATURE_DIMS, extract_features
 from data_processing.audio.framing import SAMPLES_PER_FRAME, WINDOW_RADIUS, audio_windows
-from data_processing.audio.silence import SilenceMouthClosure
+from data_processing.audio.silence import SilenceMouthClosure, with_noise_floor
 from data_processing.media.audio_io import SAMPLE_RATE
 from data_processing.media.video_reader import FPS
 
@@ -109,9 +109,10 @@ class AudioStream:
         self._join_blocks()
         start = max(0, self._extracted - self._before)
         waveform = self._waveform[start - self._start : stop + self._after - self._start]
-        features = extract_features(waveform, self._name)
         if self._close_mouth:
-            features = self._close_mouth(features, waveform)
+            features = self._close_mouth(extract_features(with_noise_floor(waveform), self._name), waveform)
+        else:
+            features = extract_features(waveform, self._name)
         context_rows = (self._extracted - start) // SAMPLES_PER_FRAME
         num_rows = max(1, -(-(stop - self._extracted) // SAMPLES_PER_FRAME))
         kept = self._rows[-KEPT_ROWS:]

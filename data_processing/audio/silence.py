@@ -26,6 +26,23 @@ SPEECH_MARGIN = 2  # frames of silence beside speech that keep their features: t
 FADE = 3  # frames over which the mouth closes or opens next to that margin
 
 
+def with_noise_floor(waveform: np.ndarray) -> np.ndarray:
+    """Audio (N,) at 16 kHz that is below the floor throughout, with faint noise added; other audio as it is.
+
+    Whisper's features of digital silence are unlike those of pauses in speech, and the mouth does not close on them
+    as far as on those of noise.
+    """
+    if (_level_without_hum(waveform) >= FLOOR).any():
+        return waveform
+    noise = np.random.default_rng(0).standard_normal(len(waveform), np.float32)
+    return waveform + np.float32(FLOOR / 2) * noise
+
+
+def _level_without_hum(waveform: np.ndarray) -> np.ndarray:
+    """`loudness` (N // 640,) of what is above mains hum."""
+    return loudness(sosfiltfilt(NO_HUM, waveform)) if len(waveform) >= SAMPLE_RATE // FPS else np.zeros(0)
+
+
 def loudness(waveform: np.ndarray) -> np.ndarray:
     """RMS of every complete frame at 25 fps: waveform (N,) at 16 kHz -> (N // 640,)."""
     size = SAMPLE_RATE // FPS
@@ -52,7 +69,7 @@ def silent_frames(waveform: np.ndarray, loud: float | None = None) -> np.ndarray
     if not len(level):
         return np.zeros(0, bool)
     loud = loud_level(level) if loud is None else loud
-    loudest_near = maximum_filter1d(loudness(sosfiltfilt(NO_HUM, waveform)), 2 * FLOOR_REACH + 1, mode="nearest")
+    loudest_near = maximum_filter1d(_level_without_hum(waveform), 2 * FLOOR_REACH + 1, mode="nearest")
     quiet = (level < loud * 10 ** (-SILENCE_DB / 20)) | (loudest_near < FLOOR)
     return binary_opening(quiet, np.ones(MIN_SILENCE))
 

@@ -137,3 +137,12 @@ def test_silence_is_independent_of_the_start_time(zero_features: None) -> None:
     weights = last_seconds(165)
     assert weights.max() > 0.9
     np.testing.assert_allclose(weights, last_seconds(20, 60, 100, 140, 165), atol=1e-4)
+
+
+@pytest.mark.parametrize("level", [0, 1e-4])
+def test_mouth_stays_closed_without_speech(zero_features: None, level: float) -> None:
+    """Even if all of the audio is silent, also live, where nothing is known of what comes."""
+    waveform = (level * np.random.default_rng(0).standard_normal(16000 * 5)).astype(np.float32)
+    for options in ({"level_s": 120}, {"block_s": 0.4, "after_s": 0.6}):
+        stream = AudioStream(iter(np.split(waveform, 50)), "whisper", **options)
+        np.testing.assert_allclose(closure(stream.windows(np.arange(125) / 25)), 1, atol=1e-4)

@@ -3,7 +3,13 @@
 import numpy as np
 import pytest
 
-from data_processing.audio.silence import SilenceMouthClosure, closure_weight, silent_frames
+from data_processing.audio.silence import (
+    SilenceMouthClosure,
+    closure_weight,
+    loudness,
+    silent_frames,
+    with_noise_floor,
+)
 from tests.support.media import speech_like
 from utils.bundled import CLOSED_LIPS
 
@@ -60,3 +66,10 @@ def test_only_features_in_silence_change() -> None:
     change = SilenceMouthClosure()(features, waveform) - features
     np.testing.assert_allclose(change[15:25], np.tile(np.load(CLOSED_LIPS), (10, 1)), atol=1e-5)
     assert np.flatnonzero(change.any(axis=1)).tolist() == [*range(12, 28)]
+
+
+def test_only_audio_without_speech_gets_noise() -> None:
+    speech = np.concatenate([np.zeros(16000), noise((1, 0)), np.zeros(16000)]).astype(np.float32)
+    assert with_noise_floor(speech) is speech
+    silence = with_noise_floor(np.zeros(16000, np.float32))
+    assert silence.dtype == np.float32 and loudness(silence).min() > 0 and silent_frames(silence).all()
