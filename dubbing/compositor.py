@@ -11,6 +11,7 @@ import numpy as np
 
 from data_processing.face.tracking import FADE_S
 from dubbing.frame_sources import FrameSource, VideoFileSource
+from dubbing.light import visibility
 from dubbing.placements import NO_SHOT, FacePlacement, PlacementSpool, same_face
 from dubbing.prefetch import prefetch
 from dubbing.speaker import Speaker
@@ -123,6 +124,10 @@ class Compositor:
                     elif own_s < FADE_S and (rest_follows or own_s < max(remaining_s)):
                         strength = placements[index].strength * own_s / FADE_S
                         placements[index] = placements[index]._replace(strength=strength)
+                for index, one in enumerate(placements):
+                    if one.shot >= 0 and (visible := visibility(frame, one.points)) < 1:  # in black or white
+                        shot = one.shot if visible > 0 else NO_SHOT
+                        placements[index] = one._replace(shot=shot, strength=one.strength * visible)
                 yield OutputFrame(number, time_s, placements, frame)
 
     def _timeline(self) -> Iterator[tuple[list[FacePlacement], np.ndarray]]:

@@ -34,6 +34,7 @@ from dubbing.compositor import PREFETCH_DEPTH, Compositor
 from dubbing.frame_sources import LiveFrameSource, VideoFileSource
 from dubbing.generator import DTYPES, GeneratorSession, load_audio_driven_generator
 from dubbing.prefetch import prefetch
+from dubbing.references import ReferenceCrop
 from dubbing.segments import SegmentedWriter, file_fingerprint
 from dubbing.settings import DubSettings, check_choice
 from dubbing.speaker import Speaker
@@ -308,8 +309,8 @@ class DubbingPipeline:
 
     def _reference_crops(
         self, source: VideoFileSource, indices: Sequence[int], select_face: FaceSelector
-    ) -> list[np.ndarray]:
-        """Face crops (13S/8, 5S/4, 3) uint8 RGB of the frames that `DubSettings.references` names."""
+    ) -> list[ReferenceCrop]:
+        """Face crops of the frames that `DubSettings.references` names."""
         count = self.generator.model.config.num_references
         if len(indices) != count:
             raise ParameterError("references", f"expected {count} frame numbers, found {len(indices)}")
@@ -327,9 +328,13 @@ class DubbingPipeline:
             found.append((points, frame))
         landmarks = np.stack([points for points, _ in found])
         radii = radius_per_scale(landmarks) * face_scales(landmarks)
+        crops = [
+            FaceCrop.from_landmarks(points, radius_px, self.generator.mouth_size)
+            for points, radius_px in zip(landmarks, radii, strict=True)
+        ]
         return [
-            FaceCrop.from_landmarks(points, radius_px, self.generator.mouth_size).extract(frame)
-            for (points, frame), radius_px in zip(found, radii, strict=True)
+            ReferenceCrop(crop.extract(frame), crop.to_crop(points))
+            for crop, (points, frame) in zip(crops, found, strict=True)
         ]
 
 

@@ -1,7 +1,9 @@
 """One speaker of a dub: a face in the source frames and the driving audio for it."""
 
 import threading
+from collections import deque
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import groupby
 
@@ -14,11 +16,29 @@ from data_processing.face.tracking import mouth_in_view, track_chunks
 from dubbing.audio_stream import AudioStream
 from dubbing.frame_sources import FrameSource
 from dubbing.generator import GeneratorSession
+from dubbing.light import FaceLight, LightChange, Palette, face_levels, to_uint8
 from dubbing.placements import NO_SHOT, FacePlacement
-from dubbing.references import choose_references
+from dubbing.references import ReferenceCrop, choose_references
 from dubbing.sharpening import sharpening_amount, unsharp_mask
 
+SMALL_SIDE = 270  # pixels: shorter side of the frames in which brightness is measured
 CACHED_SHOTS = 16  # shots whose reference frames stay in memory
+
+
+@dataclass(frozen=True)
+class _Appearance:
+    """How a face looks in the reference frames of a shot.
+
+    light: their median.
+    to_natural: the change from it to the light in which the generator sees all crops of the shot.
+    palette: their colours.
+    crops: (13S/8, 5S/4, 3) uint8 RGB each, as the generator sees them.
+    """
+
+    light: FaceLight
+    to_natural: LightChange
+    palette: Palette
+    crops: list[np.ndarray]
 
 
 class Speaker:
@@ -31,11 +51,11 @@ class Speaker:
         detector: landmark detector, one of BACKENDS.
         select_face: which of several faces.
         look_ahead_s: seconds of a shot that are tracked before its first frame is generated.
-        reference_crops: N face crops (13S/8, 5S/4, 3) uint8 RGB to use for all shots; chosen in each shot if None.
+        reference_crops: N reference crops to use for all shots; chosen in each shot if None.
         sharpen: sharpen the lips to the detail of the reference frames.
 
     Attributes:
-        references: (frame index, crop) of the N reference frames of every shot so far.
+        references: (frame index, placement) of the N reference frames of every shot so far.
         sharpening: amount for every shot so far, None without `sharpen`.
         cancelled: set it to end `placements` soon.
     """
@@ -48,19 +68,22 @@ class Speaker:
         detector: str = "dlib",
         select_face: FaceSelector = largest_face,
         look_ahead_s: float = 1.0,
-        reference_crops: list[np.ndarray] | None = None,
+        reference_crops: list[ReferenceCrop] | None = None,
         sharpen: bool = False,
     ) -> None:
         self.generator, self.source, self.audio = generator, source, audio
         self.detector, self.select_face = detector, select_face
         self.look_ahead_frames = max(1, round(look_ahead_s * source.fps))
-        self.references: list[list[tuple[int, FaceCrop]]] = []
+        self.references: list[list[tuple[int, FacePlacement]]] = []
         self.sharpening: dict[int, float] | None = {} if sharpen else None
         self.cancelled = threading.Event()
         self._fixed_crops = reference_crops
-        self._reference_crops = lru_cache(CACHED_SHOTS)(self._extract_references)
+        self._levels: dict[
+            int, tuple[float, float]
+        ] = {}  # brightness of the face in tracked frames, by frame index
+        self._appearance = lru_cache(CACHED_SHOTS)(self._measure_references)
         self._encoded = lru_cache(CACHED_SHOTS)(
-            lambda shot: generator.encode_references(self._reference_crops(shot))
+            lambda shot: generator.encode_references(self._appearance(shot).crops)
         )
 
     def placements(self) -> Iterator[FacePlacement]:
@@ -68,6 +91,7 @@ class Speaker:
         num_references = self.generator.model.config.num_references
         radius = ShotRadius(self.source.fps)
         for chunk in track_chunks(self._landmarks(), self.source.fps, self.look_ahead_frames):
+            self._levels = {frame: level for frame, level in self._levels.items() if frame >= chunk.start}
             numbered = zip(range(chunk.start, chunk.stop), chunk.numbers, strict=True)
             for number, group in groupby(numbered, key=lambda frame: int(frame[1])):
                 frames = [frame for frame, _ in group]
@@ -83,12 +107,16 @@ class Speaker:
                     chunk.landmarks.points[first:last], start - first, start - first + len(frames)
                 )
                 if starts_shot:
-                    chosen = choose_references(chunk.landmarks, start, last, num_references)
-                    crops = [self._crop(chunk.landmarks.points[row], radii[row - start]) for row in chosen]
+                    levels = np.array([self._levels.get(chunk.offset + row, (0, 0)) for row in range(start, last)])
+                    chosen = choose_references(chunk.landmarks, start, last, num_references, levels)
+                    places = [
+                        FacePlacement(chunk.landmarks.points[row], float(radii[row - start]), number, 1.0)
+                        for row in chosen
+                    ]
                     self.references.append(
-                        [(chunk.offset + row, crop) for row, crop in zip(chosen, crops, strict=True)]
+                        [(chunk.offset + row, one) for row, one in zip(chosen, places, strict=True)]
                     )
-                    self._reference_crops(number)  # now, while live frames are still held
+                    self._appearance(number)  # now, while live frames are still held
                 for frame, radius_px in zip(frames, radii, strict=False):
                     strength = float(chunk.strengths[frame - chunk.start])
                     yield FacePlacement(chunk.points(frame), float(radius_px), number, strength)
@@ -107,31 +135,53 @@ class Speaker:
         Returns:
             New frames of the same size.
         """
-        crops = [self._crop(one.points, one.radius_px) for one in placements]
-        source_crops = [crop.extract(frame) for crop, frame in zip(crops, frames, strict=True)]
+        appearance = self._appearance(shot)
+        crops = [self._crop(one) for one in placements]
+        source_crops, changes = [], []
+        for crop, frame, one in zip(crops, frames, placements, strict=True):
+            image = crop.extract(frame)
+            light = FaceLight.of(image, crop.to_crop(one.points))
+            changes.append(LightChange.between(light, appearance.light))
+            source_crops.append(to_uint8(appearance.to_natural.apply(changes[-1].apply(image))))
         windows = self.audio.windows(np.array(times_s))
         generated = self.generator.generate(source_crops, self._encoded(shot), windows)
         if self.sharpening is not None:
             if shot not in self.sharpening:  # one amount for the whole shot, so that it does not flicker
-                self.sharpening[shot] = sharpening_amount(generated, self._reference_crops(shot))
+                self.sharpening[shot] = sharpening_amount(generated, appearance.crops)
             generated = unsharp_mask(generated, self.sharpening[shot])
+        generated = appearance.palette.limit(appearance.to_natural.revert(generated))
         return [
-            crop.paste(frame, image, one.points, one.strength)
-            for crop, frame, image, one in zip(crops, frames, generated, placements, strict=True)
+            crop.paste(frame, change.revert(image).clip(0, 255), one.points, one.strength, 1 / change.gain.mean())
+            for crop, frame, change, image, one in zip(crops, frames, changes, generated, placements, strict=True)
         ]
 
-    def _crop(self, points: np.ndarray, radius_px: float) -> FaceCrop:
-        return FaceCrop.from_landmarks(points, radius_px, self.generator.mouth_size)
+    def _crop(self, placement: FacePlacement) -> FaceCrop:
+        return FaceCrop.from_landmarks(placement.points, placement.radius_px, self.generator.mouth_size)
 
-    def _extract_references(self, shot: int) -> list[np.ndarray]:
-        return self._fixed_crops or [
-            crop.extract(self.source.frame(index)) for index, crop in self.references[shot]
+    def _measure_references(self, shot: int) -> _Appearance:
+        references = self._fixed_crops
+        if references is None:
+            references = []
+            for index, placement in self.references[shot]:
+                crop = self._crop(placement)
+                image = crop.extract(self.source.frame(index))
+                references.append(ReferenceCrop(image, crop.to_crop(placement.points)))
+        images, points = zip(*references, strict=True)
+        lights = [FaceLight.of(*reference) for reference in references]
+        colour = np.median([light.colour for light in lights], axis=0)
+        median = FaceLight(colour, float(np.median([light.contrast for light in lights])))
+        changed = [
+            LightChange.between(light, median).apply(image) for light, image in zip(lights, images, strict=True)
         ]
+        to_natural = LightChange.between(median, median.natural())
+        crops = [to_uint8(to_natural.apply(image)) for image in changed]
+        return _Appearance(median, to_natural, Palette.of(changed, points), crops)
 
     def _landmarks(self) -> Iterator[tuple[np.ndarray, bool]]:
         """Landmarks (68, 2) and shot cut of every frame; NaN also where the face is turned away or its mouth is
         outside the frame."""
         size = (0, 0)
+        small: deque[np.ndarray] = deque()  # frames whose landmarks are not known yet
 
         def frames_until_cancelled() -> Iterator[np.ndarray]:
             nonlocal size
@@ -139,11 +189,22 @@ class Speaker:
                 if self.cancelled.is_set():
                     return
                 size = frame.shape[1::-1]
+                small.append(frame[:: _step(size), :: _step(size)].copy())
                 yield frame
 
         path = getattr(self.source, "path", None)
         tracked = track_landmarks(
             frames_until_cancelled(), self.detector, path, self.source.fps, choose=self.select_face
         )
-        for points, cut in tracked:
-            yield points if mouth_in_view(points, *size) else np.full_like(points, np.nan), cut
+        for index, (points, cut) in enumerate(tracked):
+            frame = small.popleft()
+            if mouth_in_view(points, *size):
+                self._levels[index] = face_levels(frame, points / _step(size))
+                yield points, cut
+            else:
+                yield np.full_like(points, np.nan), cut
+
+
+def _step(size: tuple[int, int]) -> int:
+    """Every how many pixels of a frame (width, height) are enough to measure the brightness of a face."""
+    return max(1, min(size) // SMALL_SIDE)

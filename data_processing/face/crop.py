@@ -112,7 +112,12 @@ class FaceCrop:
         return sample_region(frame, left, top, 1.0, (height, width))
 
     def paste(
-        self, frame: np.ndarray, generated: np.ndarray, landmarks: np.ndarray | None = None, strength: float = 1
+        self,
+        frame: np.ndarray,
+        generated: np.ndarray,
+        landmarks: np.ndarray | None = None,
+        strength: float = 1.0,
+        contrast: float = 1.0,
     ) -> np.ndarray:
         """Blend the mouth box of a generated crop into its frame.
 
@@ -128,9 +133,10 @@ class FaceCrop:
 
         Args:
             frame: (H, W, 3) uint8 RGB.
-            generated: (13S/8, 5S/4, 3) uint8 RGB.
+            generated: (13S/8, 5S/4, 3) RGB, 0 to 255.
             landmarks: (68, 2), those of the frame; None to paste the whole mouth box.
             strength: weight of the change, from 0 (the frame stays as it is) to 1.
+            contrast: of the frame's light, 1 is usual; less in a dark frame, in which all changes are small.
 
         Returns:
             A new (H, W, 3) uint8 RGB frame.
@@ -164,7 +170,7 @@ class FaceCrop:
         change = self._to_source(change, bounds)
         texture = region - self._to_source(source, bounds)
         amount = cv2.GaussianBlur(np.abs(change).max(axis=2), (0, 0), max(1.0, 1.5 * self.pixel_size))
-        fading = speech_weight * (1 - np.exp(-((amount / DETAIL_TOLERANCE) ** 2)))
+        fading = speech_weight * (1 - np.exp(-((amount / (contrast * DETAIL_TOLERANCE)) ** 2)))
         region += (strength * mask)[..., None] * (change - fading[..., None] * texture)
         pasted[y0:y1, x0:x1] = np.clip(np.rint(region), 0, 255).astype(np.uint8)
         return pasted

@@ -163,8 +163,8 @@ def track_chunks(
     """Clean a stream of landmarks chunk by chunk, each chunk as soon as possible.
 
     The landmarks equal those of `find_jumps` and `clean_landmarks` for the whole video; for this, up to one second
-    after the end of a chunk is read. Before the first frame of a shot is returned, either at least length / 2 of its
-    frames or the whole shot has been read.
+    after the end of a chunk is read. Before the first frame of a shot is returned, either at least length / 2 of
+    its frames or the whole shot has been read.
 
     Args:
         tracked: for each frame its landmarks (68, 2), NaN without a face, and whether it starts a shot; as from

@@ -72,6 +72,18 @@ def test_detector_outliers_are_not_chosen():
     assert len(set(chosen)) == 5
 
 
+def test_frames_in_unusual_light_are_not_chosen():
+    points, _ = clusters(0)
+    levels = np.tile([120.0, 40.0], (100, 1))
+    levels[:20] *= np.linspace(0, 0.9, 20)[:, None]  # fades in from black
+    levels[50] = 230, 45  # a flash
+    levels[90:, 1] *= np.linspace(0.7, 0, 10)  # fades to white
+    unusual = {*range(15), 50, *range(91, 100)}
+    chosen = choose_references(landmarks_of(points), 0, 100, 5, levels)
+    assert len(set(chosen)) == 5 and not unusual & set(chosen)
+    assert unusual & set(choose_references(landmarks_of(points), 0, 100, 5))
+
+
 @pytest.mark.parametrize("num_frames", [1, 3, 5])
 def test_short_shots_use_every_frame(num_frames):
     points = np.stack([made_points(opening=3 * index) for index in range(20)])
