@@ -18,7 +18,7 @@ from data_processing.media.video_writer import VideoWriter
 from data_processing.sources import Source
 from models.crop_layout import crop_size
 from utils.errors import MediaError
-from utils.files import partial_path, write_atomically
+from utils.files import cut_name, partial_path, write_atomically
 
 MIN_FRAMES = 20  # a shorter shot has no five reference frames at a distance from the target frame
 MIN_RADIUS_PX = 24  # too few pixels to resolve teeth
@@ -68,8 +68,8 @@ def prepare_video(source: Source, output: Path, settings: Settings) -> tuple[lis
 
     clips = []
     shots, reasons = _usable_shots(landmarks, waveform)
-    digest = zlib.crc32(str(source.path.resolve()).encode())
-    name = source.path.stem.replace(".", "_")[:60]  # a dot would be taken for the start of a suffix
+    digest = zlib.crc32(str(source.path.resolve()).encode(errors="surrogateescape"))
+    name = cut_name(source.path.stem.replace(".", "_"), 60)  # a dot would be taken for the start of a suffix
     for number, start, stop in shots:
         clip_id = f"{name}-{digest:08x}-{number:02d}"
         path = output / "clips" / f"{clip_id}.mp4"

@@ -8,17 +8,19 @@ The prepared dataset is a folder:
     clips/ID.mp4     face crops at 25 fps with synchronised audio
     clips/ID.npz     landmarks (T, 68, 2) in source pixels, features (T, D), found (T,)
 
-A second run with the same folder continues where the first one stopped. The bundled SyncNet measures the A/V offset
-of every video, which is then removed. Videos without A/V sync are rejected.
+A second run with the same folder continues where the first one stopped, by an interruption or an error that is not
+the fault of a video, such as a full disk. The bundled SyncNet measures the A/V offset of every video, which is then
+removed. Videos without A/V sync are rejected. If no video can be used, the exit code is 2.
 """
 
 import argparse
+import errno
 import json
 import logging
 import os
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from logging.handlers import QueueHandler
 from pathlib import Path
@@ -36,7 +38,7 @@ from data_processing.media.video_reader import FPS
 from data_processing.sources import Source, assign_splits, find_sources
 from utils.command_line import run_command
 from utils.errors import OutputError, ParameterError, UserError, WeightsError, error_reason
-from utils.files import read_jsonl, write_atomically
+from utils.files import output_errors, read_jsonl, remove_leftovers, write_atomically
 
 
 def prepare(
@@ -59,8 +61,9 @@ def prepare(
             the same folders.
 
     Raises:
-        ParameterError: `output` cannot be created or was prepared with other settings, or there is no scheduler.
-        WeightsError: the weights of a network are missing.
+        ParameterError: `output` cannot be created or was prepared with other settings, there is no scheduler, or no
+            video can be used.
+        UserError: a file cannot be written, or the weights of a network are missing. No video is rejected for it.
     """
     try:
         (output / "clips").mkdir(parents=True, exist_ok=True)
@@ -77,27 +80,30 @@ def prepare(
         check_available(settings.landmarks)
     for path in (manifest, rejected):
         _end_last_line(path)
-    workers = _dask(scheduler) if scheduler else joblib.parallel_config(n_jobs=jobs)
-    with workers, manifest.open("a") as manifest_file, rejected.open("a") as rejected_file:
-        results = joblib.Parallel(return_as="generator_unordered")(
-            joblib.delayed(_prepare_one)(source, output.resolve(), settings) for source in todo
-        )
-        for result in tqdm(results, total=len(todo), unit="video", desc="preparing"):
-            for record in result.log_records:
-                logging.getLogger(record.name).handle(record)
-            if result.failure:
-                tqdm.write(f"{result.source.path}: {result.failure}; the next run will try it again")
-                continue
-            manifest_file.write(_to_jsonl(result.clips))
-            if not result.clips:
-                reason = "; ".join(result.reasons) or "no usable shot"
-                rejected_file.write(_to_jsonl([{"source": str(result.source.path.resolve()), "reason": reason}]))
-            manifest_file.flush()
-            rejected_file.flush()
+    failures = {}
+    try:
+        with closing(_results(todo, output, settings, jobs, scheduler)) as results:
+            for result in results:
+                for record in result.log_records:
+                    logging.getLogger(record.name).handle(record)
+                if result.stop:
+                    raise result.stop
+                source = str(result.source.path.resolve())
+                if result.failure:
+                    failures[source] = result.failure
+                    tqdm.write(f"{result.source.path}: {result.failure}; the next run will try it again")
+                elif result.clips:
+                    _append(manifest, result.clips)
+                else:
+                    reason = "; ".join(result.reasons) or "no usable shot"
+                    _append(rejected, [{"source": source, "reason": reason}])
+    finally:
+        remove_leftovers(output / "clips")
     clips = read_jsonl(manifest)
     assign_splits(clips, val_percent)
     write_atomically(manifest, lambda file: file.write(_to_jsonl(clips).encode()))
     _print_summary(output)
+    _check_any_usable(sources, clips, failures | {line["source"]: line["reason"] for line in read_jsonl(rejected)})
 
 
 @dataclass
@@ -106,7 +112,8 @@ class _Result:
 
     clips: manifest lines.
     reasons: why the video, or some of its shots, were rejected.
-    failure: an error that is not due to the video. It is then not rejected, and the next run tries it again.
+    failure: an error that may not be due to the video. It is then not rejected, and the next run tries it again.
+    stop: an error that would recur with other videos.
     log_records: notes and warnings, for the main process to print.
     """
 
@@ -114,7 +121,21 @@ class _Result:
     clips: list[dict] = field(default_factory=list)
     reasons: list[str] = field(default_factory=list)
     failure: str | None = None
+    stop: UserError | None = None
     log_records: list[logging.LogRecord] = field(default_factory=list)
+
+
+def _results(
+    todo: list[Source], output: Path, settings: Settings, jobs: int, scheduler: str | None
+) -> Iterator[_Result]:
+    """`_prepare_one` of each source in workers, with a progress bar; closing ends the workers."""
+    workers = _dask(scheduler) if scheduler else joblib.parallel_config(n_jobs=jobs)
+    with workers:
+        results = joblib.Parallel(return_as="generator_unordered")(
+            joblib.delayed(_prepare_one)(source, output.resolve(), settings) for source in todo
+        )
+        with closing(results):
+            yield from tqdm(results, total=len(todo), unit="video", desc="preparing")
 
 
 def _prepare_one(source: Source, output: Path, settings: Settings) -> _Result:
@@ -126,11 +147,14 @@ def _prepare_one(source: Source, output: Path, settings: Settings) -> _Result:
     with _recorded_logs(result.log_records):
         try:
             result.clips, result.reasons = prepare_video(source, output, settings)
-        except (OutputError, WeightsError) as error:  # not the fault of the video
-            result.failure = str(error)
+        except (OutputError, WeightsError) as error:  # a UserError can be sent to another process
+            result.stop = UserError(str(error), path=error.path)
         except UserError as error:
             result.reasons = [str(error).removeprefix(f"{source.path}: ").replace(str(source.path), "the file")]
         except Exception as error:
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                reason = f"{error.filename or output}: cannot be written: {error_reason(error)}"
+                result.stop = UserError(reason, path=output)
             result.failure = f"{type(error).__name__}: {error}"
     return result
 
@@ -170,11 +194,40 @@ def _to_jsonl(lines: list[dict]) -> str:
     return "".join(json.dumps(line) + "\n" for line in lines)
 
 
+def _append(path: Path, lines: list[dict]) -> None:
+    """Append lines to a .jsonl file, all or none: a video some of whose clips are listed counts as done.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    data = _to_jsonl(lines).encode()
+    with output_errors(path), path.open("ab", buffering=0) as file:
+        end = file.seek(0, os.SEEK_END)
+        try:
+            while data:  # a nearly full disk takes the beginning
+                data = data[file.write(data) :]
+        except OSError:
+            with suppress(OSError):
+                file.truncate(end)
+            raise
+
+
 def _end_last_line(path: Path) -> None:
-    """End a last line that was cut off by a crash, so that new lines are not appended to it."""
-    if path.exists() and (text := path.read_text()) and not text.endswith("\n"):
-        with path.open("a") as file:
+    """End a last line that was cut off by a crash, so that new lines are not appended to it. Creates the file."""
+    with output_errors(path), path.open("a+") as file:
+        file.seek(0)
+        if (text := file.read()) and not text.endswith("\n"):
             file.write("\n")
+
+
+def _check_any_usable(sources: list[Source], clips: list[dict], reasons: dict[str, str]) -> None:
+    """Raise ParameterError if no source has a clip, with the most common of `reasons` (by source)."""
+    paths = {str(source.path.resolve()) for source in sources}
+    if not paths or paths & {clip["source"] for clip in clips}:
+        return
+    counts = Counter(reasons[path] for path in sorted(paths & reasons.keys())).most_common()
+    summary = "; ".join(f"{count} × {reason}" for reason, count in counts[:3]) + ("; …" if len(counts) > 3 else "")
+    raise ParameterError("inputs", f"none of {len(paths)} videos can be used: {summary}")
 
 
 def _check_settings(output: Path, settings: Settings) -> None:

@@ -1,6 +1,10 @@
 """prepare: the files of a prepared dataset, continuing after an interruption, invalid videos, the command line."""
 
+import errno
 import json
+import os
+import pickle
+import resource
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -29,7 +33,7 @@ from tests.support.media import (
     two_audio_tracks,
     video_without_audio,
 )
-from utils.errors import OutputError, ParameterError, WeightsError
+from utils.errors import MediaError, OutputError, ParameterError, UserError, WeightsError
 from utils.files import read_jsonl
 
 pytestmark = pytest.mark.slow
@@ -158,33 +162,98 @@ def test_mismatched_audio_is_rejected(tmp_path, portrait_clip, monkeypatch):
     monkeypatch.setattr(clips, "measure_offset", lambda *args: AVOffset(0.0, 0.19))
     monkeypatch.setattr(clips, "MIN_SYNC_FRAMES", 40)
     settings = replace(SETTINGS, min_sync_confidence=0.2)
-    prepare.prepare([Source(portrait_clip, "Bob", 0)], tmp_path / "out", settings, 10, jobs=1)
+    with pytest.raises(ParameterError, match="none of 1 videos can be used: 1 × no A/V sync") as caught:
+        prepare.prepare([Source(portrait_clip, "Bob", 0)], tmp_path / "out", settings, 10, jobs=1)
+    assert caught.value.parameter == "inputs"
     assert read_jsonl(tmp_path / "out" / "manifest.jsonl") == []
     (line,) = read_jsonl(tmp_path / "out" / "rejected.jsonl")
     assert line["reason"] == "no A/V sync within ±15 frames (confidence below 0.2)"
 
 
-@pytest.mark.parametrize(
-    ("error", "message"),
-    [
-        (ZeroDivisionError("oh"), "ZeroDivisionError: oh"),
-        (OutputError("clips/bob.mp4", "cannot be written: the disk is full"), "bob.mp4: cannot be written"),
-    ],
-)
 def test_error_not_due_to_the_video_is_printed_and_the_video_tried_again(
-    tmp_path, portrait_clip, monkeypatch, capsys, error, message
+    tmp_path, portrait_clip, monkeypatch, capsys
 ):
     def fail(*args):
-        raise error
+        raise ZeroDivisionError("oh")
 
     monkeypatch.setattr(clips, "find_landmarks", fail)
-    prepare.prepare([Source(portrait_clip, "Bob", 0)], tmp_path / "out", SETTINGS, 10, jobs=1)
+    with pytest.raises(ParameterError, match="none of 1 videos can be used: 1 × ZeroDivisionError: oh"):
+        prepare.prepare([Source(portrait_clip, "Bob", 0)], tmp_path / "out", SETTINGS, 10, jobs=1)
     out = capsys.readouterr().out
-    assert out.count(f"{portrait_clip}: ") == 1 and message in out
+    assert out.count(f"{portrait_clip}: ") == 1 and "ZeroDivisionError: oh" in out
     assert read_jsonl(tmp_path / "out" / "rejected.jsonl") == []
     monkeypatch.undo()
     prepare.prepare([Source(portrait_clip, "Bob", 0)], tmp_path / "out", SETTINGS, 10, jobs=1)
     assert [clip["person"] for clip in read_jsonl(tmp_path / "out" / "manifest.jsonl")] == ["Bob"]
+
+
+FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [OutputError("clips/bob.mp4", "cannot be written: the disk is full"), FULL, WeightsError("no weights")],
+    ids=["typed", "untyped", "weights"],
+)
+def test_full_disk_stops_and_rejects_nothing(tmp_path, portrait_clip, monkeypatch, error):
+    """Faults that would recur with every video."""
+    sources = [Source(Path(shutil.copy(portrait_clip, tmp_path / f"{k}.mp4")), "Bob", 0) for k in range(3)]
+    done = []
+
+    def fail(source, *args):
+        done.append(source)
+        raise error
+
+    monkeypatch.setattr(prepare, "prepare_video", fail)
+    with pytest.raises(UserError, match=r"the disk is full|no weights"):
+        prepare.prepare(sources, tmp_path / "out", SETTINGS, 10, jobs=1)
+    assert done == sources[:1]
+    result = prepare._prepare_one(sources[0], tmp_path, SETTINGS)
+    assert str(pickle.loads(pickle.dumps(result)).stop) == str(result.stop)  # as a worker process sends it
+    assert read_jsonl(tmp_path / "out" / "rejected.jsonl") == read_jsonl(tmp_path / "out" / "manifest.jsonl") == []
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's device that is always full")
+@pytest.mark.parametrize("name", ["manifest.jsonl", "rejected.jsonl"])
+def test_full_disk_under_the_lists(tmp_path, portrait_clip, monkeypatch, capsys, name):
+    lines = [{"source": "x", "person": "Bob", "num_frames": 40}] if name == "manifest.jsonl" else []
+    monkeypatch.setattr(prepare, "prepare_video", lambda *args: (lines, []))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / name).symlink_to("/dev/full")
+    monkeypatch.setattr(prepare, "_end_last_line", lambda path: path.touch())
+    monkeypatch.setattr(prepare, "read_jsonl", lambda path: [])
+    assert run_main(portrait_clip, "--output", tmp_path / "out", "--jobs", 1) == 2
+    message = f"error: --output: {tmp_path}/out/{name}: cannot be written: the disk is full"
+    assert capsys.readouterr().err.splitlines()[-1] == message
+
+
+def test_lines_are_appended_all_or_none(tmp_path):
+    path = tmp_path / "list.jsonl"
+    prepare._append(path, [{"a": 1}])
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20, resource.RLIM_INFINITY))
+    try:
+        with pytest.raises(OutputError, match="File too large"):
+            prepare._append(path, [{"b": 2}] * 3)  # the first of which fits
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    prepare._append(path, [{"c": 3}])
+    assert read_jsonl(path) == [{"a": 1}, {"c": 3}]
+
+
+def test_all_videos_rejected_is_an_error(tmp_path, monkeypatch, capsys):
+    for k in range(6):
+        text_file(tmp_path / f"{k}.mp4")
+    reasons = ["no audio track"] * 3 + ["too short", "no face", "no sync"]
+
+    def reject(source, *args):
+        raise MediaError(source.path, reasons[int(source.path.stem)])
+
+    monkeypatch.setattr(prepare, "prepare_video", reject)
+    for _ in range(2):  # the second run has nothing to do
+        assert run_main(tmp_path, "--output", tmp_path / "out", "--jobs", 1) == 2
+        message = "INPUT: none of 6 videos can be used: 3 × no audio track; 1 × too short; 1 × no face; …"
+        assert capsys.readouterr().err.splitlines()[-1] == f"error: {message}"
+    assert len(read_jsonl(tmp_path / "out" / "rejected.jsonl")) == 6
 
 
 def test_missing_weights_reject_no_video(tmp_path, portrait_clip, monkeypatch):
@@ -258,7 +327,8 @@ def test_invalid_arguments_are_refused(tmp_path, monkeypatch, capsys, portrait_c
 
 
 def test_command_line(tmp_path, monkeypatch, capsys, portrait_clip):
-    arguments = [portrait_clip, "--output", tmp_path / "out", "--mouth-size", 64, "--person", "Bob", "--jobs", 1]
+    video = shutil.copy(portrait_clip, tmp_path / ("😀" * 62 + "xyz.mp4"))  # the longest name: 255 bytes
+    arguments = [video, "--output", tmp_path / "out", "--mouth-size", 64, "--person", "Bob", "--jobs", 1]
     assert run_main(*arguments) == 0
     (line,) = read_jsonl(tmp_path / "out" / "manifest.jsonl")
     assert (line["person"], line["num_frames"]) == ("Bob", 40)

@@ -99,7 +99,9 @@ def test_skipped_files_are_counted_and_named(tmp_path, caplog):
     for k in range(9):
         (tmp_path / f"b{k}.txt").touch()
     find_videos(tmp_path)
-    assert "skipped 13 of 14 entries, which are not videos: b0.txt, b1.txt, b2.txt, b3.txt, b4.txt, …" in caplog.text
+    assert (
+        "skipped 13 of 14 entries, which are not videos: b0.txt, b1.txt, b2.txt, b3.txt, b4.txt, …" in caplog.text
+    )
 
 
 def test_names_that_are_not_utf_8(tmp_path):
