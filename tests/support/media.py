@@ -456,6 +456,7 @@ KINDS: dict[str, Callable[[Path], Path]] = {
     "29.97.mp4": partial(at_rate, fps=Fraction(30000, 1001)),
     "50.mp4": partial(at_rate, fps=50),
     "60.mp4": partial(at_rate, fps=60),
+    "5.mp4": partial(at_rate, fps=5),
     "webm.webm": webm,
     "avi.avi": avi,
     "matroska.mkv": h264,

@@ -1,8 +1,8 @@
 """Results for all kinds of videos: python -m tests.tools.input_matrix --output DIR
 
-Makes one video of each kind in tests/support/media.py (a talking portrait of one or two seconds) and of each
-situation of the face, dubs each with two seconds of audio by the bundled generator, and prints the results as a
-Markdown table.
+Makes one video of each kind in tests/support/media.py (a talking portrait of one or two seconds), photos, and one
+video of each situation of the face, dubs each with two seconds of audio by the bundled generator, and prints the
+results as a Markdown table.
 """
 
 import argparse
@@ -12,15 +12,31 @@ import sys
 from pathlib import Path
 
 import av
+import cv2
+import numpy as np
 from tqdm import tqdm
 
 from data_processing.media.video_reader import probe
-from tests.support.media import FACES, KINDS, speech_like_wav
+from tests.support.heif import tiled_photo
+from tests.support.media import FACES, KINDS, portraits, speech_like_wav
 from utils.command_line import run_command
 
 ROOT = Path(__file__).resolve().parents[2]
 AUDIO_S = 2.0
 COLUMNS = ["video", "size", "fps", "frames", "audio", "notes or error"]
+
+
+def jpeg(path: Path) -> Path:
+    cv2.imwrite(str(path), next(portraits(np.zeros(1)))[..., ::-1])
+    return path
+
+
+def photo_of_tiles(path: Path) -> Path:
+    """As of a phone held upright: stored on its side."""
+    return tiled_photo(path, np.rot90(next(portraits(np.zeros(1)))), transforms=[("irot", 3)])
+
+
+PHOTOS = {"photo.jpg": jpeg, "photo_of_tiles.heic": photo_of_tiles}
 
 
 def dub(video: Path, audio: Path, output: Path) -> tuple[bool, list[str]]:
@@ -60,7 +76,7 @@ def run(args: argparse.Namespace) -> None:
     results.mkdir(parents=True, exist_ok=True)
     speech = speech_like_wav(args.output / "speech.wav", AUDIO_S, seed=1)
     rows = []
-    for name, make in tqdm({**KINDS, **FACES}.items(), unit="video"):
+    for name, make in tqdm({**KINDS, **PHOTOS, **FACES}.items(), unit="video"):
         video, output = make(args.output / name), results / f"{name}.mp4"
         output.unlink(missing_ok=True)
         audio = video if name == "two_audio_tracks.mkv" else speech  # its own audio shows which track is used
