@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import NamedTuple
 
@@ -232,15 +233,16 @@ class _AudioPackets:
         while (packet := self._ahead.popleft() if self._ahead else next(self._rest, None)) is not None:
             yield packet
 
-    def look_ahead(self) -> None:
-        """Read on until the video restarts, for RESTART_S of audio at most."""
+    def look_ahead(self) -> deque[av.Packet]:
+        """The packets of the next RESTART_S of audio, fewer if the video restarts before."""
         num_before, ahead_s = self.num_restarts, sum(map(_duration_s, self._ahead))
-        while self.video and self.num_restarts == num_before and ahead_s < RESTART_S:
+        while self.num_restarts == num_before and ahead_s < RESTART_S:
             packet = next(self._rest, None)
             if packet is None:
-                return
+                break
             self._ahead.append(packet)
             ahead_s += _duration_s(packet)
+        return self._ahead
 
     def _read(self) -> Iterator[av.Packet]:
         streams = [self.stream, self.video] if self.video else [self.stream]
@@ -266,6 +268,10 @@ class _AudioPackets:
             self.shift = self._video_end - time
         self._last_dts = packet.dts
         self._video_end = max(self._video_end, time + self.shift + frame_period_s(self.video))
+
+
+def _time(packet: av.Packet) -> float:
+    return inf if packet.pts is None else float(packet.pts * packet.time_base)
 
 
 def _duration_s(packet: av.Packet) -> float:
@@ -311,9 +317,12 @@ def _continued(stream: av.AudioStream, faults: AudioFaults) -> Iterator[_Part]:
                 offset = time - (time if frame.time is None else frame.time)
             else:
                 time = frame.time + offset
-            if part and time < part.end - HOLE_S and not has_no_times:
-                packets.look_ahead()
-                if packets.num_restarts > num_restarts:
+            if part and not has_no_times and abs(time - part.end) > HOLE_S:
+                later = packets.look_ahead()
+                if time > part.end:
+                    if any(_time(packet) < time for packet in later):
+                        time = part.end  # only this time stamp is damaged
+                elif packets.num_restarts > num_restarts:
                     shift, num_restarts, exact = packets.shift, packets.num_restarts, True
                     faults.joined = True
                 elif not packets.video or part.end - time > OVERLAP_S:

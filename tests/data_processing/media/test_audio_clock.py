@@ -154,6 +154,21 @@ def test_a_hole_of_days_is_closed(tmp_path: Path) -> None:
     assert len(load_audio(path, short)) / 16000 == pytest.approx(3, abs=0.065)
 
 
+def test_a_damaged_time_stamp_is_no_hole(tmp_path: Path) -> None:
+    source = write_clapper(tmp_path / "whole.ts", "aac", video=False)
+    with av.open(str(source)) as container:
+        packets = [
+            packet for packet in container.demux(audio=0) if packet.pos and 1 < packet.pts * packet.time_base < 2
+        ]
+    data = bytearray(source.read_bytes())
+    start = data.index(b"\x00\x00\x01\xc0", packets[0].pos)  # the header of a PES packet
+    flags, pts = start + 7, start + 9
+    assert data[flags] & 0x80
+    data[pts + 1] ^= 0x08  # 2**25 of 90 kHz: 373 s later
+    (tmp_path / "a.ts").write_bytes(data)
+    assert onsets(load_audio(tmp_path / "a.ts")) == pytest.approx(onsets(load_audio(source)), abs=0.004)
+
+
 # --- joined recordings --------------------------------------------------------------------------------------------
 
 
