@@ -8,22 +8,24 @@ To add a backend, write a generator like `_dlib_landmarks` and register it in `B
 """
 
 import csv
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Collection, Iterator
 from fractions import Fraction
 from functools import cache
+from itertools import islice
 from pathlib import Path
 
 import cv2
 import numpy as np
 
 from data_processing.face.crop import sample_region
+from data_processing.media.shots import ShotDetector
 from data_processing.media.video_reader import FPS
 from utils.errors import FileError, MediaError, ParameterError
 from utils.weights import weight_path
 
 BACKENDS = ("dlib", "face_alignment", "openface")
 DETECTION_INTERVAL = 5  # frames between face detections; in between, landmarks are tracked
-CUT_THRESHOLD = 35.0  # mean change of a thumbnail, in grey levels, above which a new shot starts
 DETECTION_SIDES = (640, 1280)  # longer side in pixels of the resized frame: first and second attempt
 MISSING = np.full((68, 2), np.nan)
 
@@ -58,10 +60,11 @@ def track_landmarks(
     fps: Fraction | int = FPS,
     first: int = 0,
     choose: FaceSelector = largest_face,
+    resized: Collection[int] = (),
 ) -> Iterator[tuple[np.ndarray, bool]]:
     """Landmarks of one face and shot cuts of consecutive frames, streamed.
 
-    At most DETECTION_INTERVAL frames are read before the first of them is returned.
+    About half a second of frames is read before the first of them is returned.
 
     Args:
         frames: (H, W, 3) uint8 RGB.
@@ -70,41 +73,44 @@ def track_landmarks(
         fps: frame rate of the frames; used by openface only.
         first: index of the first frame in the video; used by openface only.
         choose: selects the face at every detection; openface has already selected one.
+        resized: numbers of frames at which the stream changes its size, as `read_frames` collects them.
 
     Yields:
         For each frame its landmarks (68, 2) in source pixels (x, y), NaN without a face, and whether it starts a
-        new shot.
+        new shot. The frames of a dissolve that show two shots are a shot of their own, without a face.
 
     Raises:
         ParameterError: unknown backend, face_alignment cannot be used, or `choose` is given for openface.
         FileError, MediaError: the CSV of OpenFace is missing or damaged.
         WeightsError: the weights of dlib cannot be obtained.
     """
+    shots = ShotDetector(fps)
+    watched = ((frame, shots.add(frame, index in resized)) for index, frame in enumerate(frames))
     if backend == "dlib":
-        return _dlib_landmarks(frames, choose)
+        return _split_at_shots(_dlib_landmarks(watched, choose), shots)
     if backend == "face_alignment":
-        return _face_alignment_landmarks(frames, choose)
+        return _split_at_shots(_face_alignment_landmarks(watched, choose), shots)
     if backend == "openface":
         if choose is not largest_face:
             raise ParameterError("face", "OpenFace has already selected a face; use backend dlib or face_alignment")
         if path is None:
             raise ParameterError("landmarks", "openface requires a video file with a CSV; use dlib for live frames")
-        return _openface_landmarks(frames, path.with_suffix(".csv"), float(fps), first)
+        return _split_at_shots(_openface_landmarks(watched, path.with_suffix(".csv"), float(fps), first), shots)
     raise ParameterError("landmarks", f"expected one of {', '.join(BACKENDS)}, found {backend}")
 
 
-class _CutDetector:
-    """Detects shot cuts from the change of a grey thumbnail."""
-
-    def __init__(self) -> None:
-        self.previous: np.ndarray | None = None
-
-    def __call__(self, gray: np.ndarray) -> bool:
-        """Whether the frame (H, W) uint8 starts a new shot."""
-        thumbnail = cv2.resize(gray, (32, 32), interpolation=cv2.INTER_AREA).astype(np.float32)
-        cut = self.previous is not None and float(np.abs(thumbnail - self.previous).mean()) > CUT_THRESHOLD
-        self.previous = thumbnail
-        return cut
+def _split_at_shots(
+    tracked: Iterator[tuple[np.ndarray, bool]], shots: ShotDetector
+) -> Iterator[tuple[np.ndarray, bool]]:
+    """The results of a backend, with the cuts that `shots` finds in the same frames, which it has been given."""
+    waiting: deque[tuple[np.ndarray, bool]] = deque()
+    for result in tracked:
+        waiting.append(result)
+        for state in islice(shots.decide(), len(waiting)):
+            points, jumped = waiting.popleft()
+            yield (MISSING, state.starts) if state.blended else (points, state.starts or jumped)
+    for (points, jumped), state in zip(waiting, shots.decide(ended=True), strict=True):
+        yield (MISSING, state.starts) if state.blended else (points, state.starts or jumped)
 
 
 @cache
@@ -114,36 +120,41 @@ def _dlib_models():
     return dlib.get_frontal_face_detector(), dlib.shape_predictor(str(weight_path("landmarks68")))
 
 
-def _dlib_landmarks(frames: Iterator[np.ndarray], choose: FaceSelector) -> Iterator[tuple[np.ndarray, bool]]:
+def _dlib_landmarks(
+    frames: Iterator[tuple[np.ndarray, bool]], choose: FaceSelector
+) -> Iterator[tuple[np.ndarray, bool]]:
     """Track the face from frame to frame; the detector verifies it on every DETECTION_INTERVAL-th frame.
 
     If it does not, the frames since the last verification count as frames without a face, and the whole frame is
-    searched again. A face detected far from the last one starts a new shot.
+    searched again; so it is at a sudden change. A face detected far from the last one starts a new shot.
+
+    Args:
+        frames: each with whether it changes suddenly.
+        choose: selects the face.
     """
-    is_cut = _CutDetector()
     pending: list[tuple[np.ndarray, bool]] = []  # results since the last verification
     points, last_box = None, None
-    for index, frame in enumerate(frames):
+    for index, (frame, sudden) in enumerate(frames):
         gray = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
-        cut = is_cut(gray)
-        if cut:
+        jumped = False
+        if sudden:
             yield from pending
-            pending, points, last_box = [], None, None
+            pending, points = [], None
         box = None if points is None else _box_around(points)
         verified = False
         if box is not None and index % DETECTION_INTERVAL == 0:
             verified = _is_face(gray, box)
             if not verified:
-                pending = [(MISSING, pending_cut) for _, pending_cut in pending]
+                pending = [(MISSING, pending_jumped) for _, pending_jumped in pending]
                 box = None
         if box is None:
             box = _detect(gray, frame, choose)
             verified = True  # also that there is no face
             if box is not None and last_box is not None:
-                cut |= bool(np.abs(box - last_box).max() > last_box[2] - last_box[0])
+                jumped = bool(np.abs(box - last_box).max() > last_box[2] - last_box[0])
         points = None if box is None else _fit(gray, box)
         last_box = last_box if box is None else box
-        pending.append((MISSING if points is None else points, cut))
+        pending.append((MISSING if points is None else points, jumped))
         if verified:
             yield from pending
             pending = []
@@ -228,15 +239,14 @@ def _face_alignment_model():
 
 
 def _face_alignment_landmarks(
-    frames: Iterator[np.ndarray], choose: FaceSelector
+    frames: Iterator[tuple[np.ndarray, bool]], choose: FaceSelector
 ) -> Iterator[tuple[np.ndarray, bool]]:
     """S3FD on every DETECTION_INTERVAL-th frame; 2DFAN4 on every frame, in the box tracked from the last frame."""
-    is_cut = _CutDetector()
     model = _face_alignment_model()
     points = None
-    for index, frame in enumerate(frames):
-        cut = is_cut(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY))
-        tracked = [_box_around(points)] if points is not None and not cut and index % DETECTION_INTERVAL else None
+    for index, (frame, sudden) in enumerate(frames):
+        keep = points is not None and not sudden and index % DETECTION_INTERVAL
+        tracked = [_box_around(points)] if keep else None
         detections = model.get_landmarks_from_image(frame, detected_faces=tracked) or []
         points = None
         if detections:
@@ -248,20 +258,19 @@ def _face_alignment_landmarks(
 
             chosen = choose(boxes, fit, frame)
             points = None if chosen is None else faces[chosen]
-        yield MISSING if points is None else points, cut
+        yield MISSING if points is None else points, False
 
 
 def _openface_landmarks(
-    frames: Iterator[np.ndarray], csv_path: Path, fps: float, first: int
+    frames: Iterator[tuple[np.ndarray, bool]], csv_path: Path, fps: float, first: int
 ) -> Iterator[tuple[np.ndarray, bool]]:
     """Rows of an OpenFace CSV, assigned to frames by their timestamps."""
     times, points = _read_openface(csv_path)
     max_distance_s = 2 / FPS  # from a frame to its row; beyond it the CSV has no row for the frame
-    is_cut = _CutDetector()
-    for index, frame in enumerate(frames, first):
+    for index, _ in enumerate(frames, first):
         distance = np.abs(times - times[0] - index / fps)
         row = points[np.argmin(distance)] if distance.min() <= max_distance_s else MISSING
-        yield row, is_cut(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY))
+        yield row, False
 
 
 def _read_openface(path: Path) -> tuple[np.ndarray, np.ndarray]:
