@@ -19,9 +19,13 @@ logger = logging.getLogger(__name__)
 
 
 class FrameSource(Protocol):
-    """Frames (H, W, 3) uint8 RGB at a constant rate, in two passes."""
+    """Frames (H, W, 3) uint8 RGB at a constant rate, in two passes.
+
+    resized: numbers of the frames of the first pass so far at which the source changes its size.
+    """
 
     fps: Fraction | int
+    resized: list[int]
 
     def first_pass(self) -> Iterator[np.ndarray]:
         """All frames, for face tracking."""
@@ -44,11 +48,12 @@ class VideoFileSource:
 
     def __init__(self, path: Path, fps: Fraction | int, limits: Limits = DEFAULT_LIMITS) -> None:
         self.path, self.fps, self.limits = path, fps, limits
+        self.resized: list[int] = []
         self._warned = False
 
     def first_pass(self) -> Iterator[np.ndarray]:
         try:
-            yield from self._read(0, None)
+            yield from read_frames(self.path, fps=self.fps, limits=self.limits, resized=self.resized)
         except TruncatedMediaError as error:
             if not self._warned:  # one pass for each speaker
                 logger.warning("%s; using what precedes it", error, extra={"path": self.path})
@@ -83,6 +88,7 @@ class LiveFrameSource:
 
     def __init__(self, frames: Iterable[np.ndarray], fps: Fraction | int) -> None:
         self._frames, self.fps = iter(frames), fps
+        self.resized: list[int] = []
         self._held: deque[np.ndarray] = deque()
         self._num_released = 0
 

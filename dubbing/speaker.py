@@ -194,7 +194,12 @@ class Speaker:
 
         path = getattr(self.source, "path", None)
         tracked = track_landmarks(
-            frames_until_cancelled(), self.detector, path, self.source.fps, choose=self.select_face
+            frames_until_cancelled(),
+            self.detector,
+            path,
+            self.source.fps,
+            choose=self.select_face,
+            resized=self.source.resized,
         )
         for index, (points, cut) in enumerate(tracked):
             frame = small.popleft()

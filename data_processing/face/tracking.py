@@ -62,7 +62,9 @@ def find_landmarks(
         NoFaceError: no face in any frame.
         UserError: the backend is unknown or cannot be used; see `track_landmarks`.
     """
-    tracked = list(track_landmarks(read_frames(path, stop=stop), backend, path))
+    resized: list[int] = []
+    frames = read_frames(path, stop=stop, resized=resized)
+    tracked = list(track_landmarks(frames, backend, path, resized=resized))
     raw = np.array([points for points, _ in tracked])
     if np.isnan(raw).all():
         raise NoFaceError(path, f"no face detected in {len(raw)} frames ({backend})")

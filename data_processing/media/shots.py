@@ -211,8 +211,8 @@ def _change(first: _Frame, second: _Frame) -> float:
 def _dissimilarity(first: np.ndarray, second: np.ndarray, side: int) -> float:
     """1 − correlation of two images (S, S), mean over the more similar blocks, by their contrast; in [0, 2].
 
-    Each block is taken without its mean and slope, in which light differs. The third of the blocks that differs most
-    is left out: a caption or an inset is no cut.
+    Each block is taken without its mean and slope, in which light differs. The third of them that differs most is
+    left out: a caption or an inset is no cut.
     """
     a, b = _blocks(first, side) @ _detrend(side), _blocks(second, side) @ _detrend(side)
     variances = (a * a).mean(axis=1), (b * b).mean(axis=1)

@@ -205,12 +205,14 @@ def read_frames(
     stop: int | None = None,
     fps: Fraction | int = FPS,
     limits: Limits = DEFAULT_LIMITS,
+    resized: list[int] | None = None,
 ) -> Iterator[np.ndarray]:
     """Frames `start` to `stop` (exclusive) of a video, sampled at `fps` frames per second.
 
     Output frame k is the source frame nearest in time to k / fps s after the first frame, so frames of 24, 29.97,
     50 fps and of variable frame rates stay in sync with the audio. They are upright, deinterlaced and SDR (see
-    frame_conversion.py).
+    frame_conversion.py), and all of the size of the first: where the stream changes its size, frames are scaled and,
+    if their aspect ratio differs, centred on black.
 
     Args:
         path: any video file.
@@ -218,6 +220,7 @@ def read_frames(
         stop: frame to stop before; None reads to the end.
         fps: 25, the frame rate of all network input, or the video's own (VideoInfo.fps).
         limits: sanity limits.
+        resized: the number of each frame at which the size of the stream changes is appended, before it is returned.
 
     Yields:
         (H, W, 3) uint8 RGB.
@@ -235,20 +238,23 @@ def read_frames(
         first = next(frames, None)
         if first is None:
             raise MediaError(path, _why_no_frame(container))
-        origin = first[0]
+        origin, size = first[0], to_rgb(first[1]).shape[1::-1]
         if start > 0:
             landed = _seek(container, stream, path, limits, origin + start / rate, 1 / rate)
             if landed is None:  # some containers cannot seek: read from the beginning
-                yield from itertools.islice(read_frames(path, 0, stop, fps, limits), start, None)
+                yield from itertools.islice(read_frames(path, 0, stop, fps, limits, resized), start, None)
                 return
             first, frames = landed
-        size = to_rgb(first[1]).shape[1::-1]  # a stream may change its size; landmarks and output need one size
         index, (time, frame) = start, first
+        stored_size = (frame.width, frame.height)
         for next_time, next_frame in frames:
             # `frame` is the nearest one for all output times before the midpoint of the two
             middle = (time + next_time) / 2
             if origin + index / rate < middle:
-                image = _resize_to(to_rgb(frame), size)
+                if resized is not None and stored_size != (frame.width, frame.height):
+                    resized.append(index)
+                stored_size = (frame.width, frame.height)
+                image = _fit_into(to_rgb(frame), size)
                 while origin + index / rate < middle:
                     if stop is not None and index >= stop:
                         return
@@ -260,7 +266,7 @@ def read_frames(
         # the last frame is shown for its own duration
         duration = float(frame.duration * stream.time_base) if frame.duration else 1 / rate
         end = time + min(duration, limits.max_gap_s)
-        image = _resize_to(to_rgb(frame), size)
+        image = _fit_into(to_rgb(frame), size)
         while origin + index / rate < end - 0.5 / rate or index == 0:
             if stop is not None and index >= stop:
                 return
@@ -268,9 +274,20 @@ def read_frames(
             index += 1
 
 
-def _resize_to(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    same = image.shape[1::-1] == size
-    return image if same else cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+def _fit_into(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Scale an image (H, W, 3) to fit into (width, height), centred on black."""
+    width, height = image.shape[1::-1]
+    if (width, height) == size:
+        return image
+    scale = min(size[0] / width, size[1] / height)
+    scaled_size = max(1, round(width * scale)), max(1, round(height * scale))
+    left, top = (size[0] - scaled_size[0]) // 2, (size[1] - scaled_size[1]) // 2
+    fitted = np.zeros((size[1], size[0], 3), np.uint8)
+    method = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
+    fitted[top : top + scaled_size[1], left : left + scaled_size[0]] = cv2.resize(
+        image, scaled_size, interpolation=method
+    )
+    return fitted
 
 
 def read_frames_backward(
