@@ -8,6 +8,7 @@ To add a backend, write a generator like `_dlib_landmarks` and register it in `B
 """
 
 import csv
+import logging
 from collections import deque
 from collections.abc import Callable, Collection, Iterator
 from fractions import Fraction
@@ -28,6 +29,8 @@ BACKENDS = ("dlib", "face_alignment", "openface")
 DETECTION_INTERVAL = 5  # frames between face detections; in between, landmarks are tracked
 DETECTION_SIDES = (640, 1280)  # longer side in pixels of the resized frame: first and second attempt
 MISSING = np.full((68, 2), np.nan)
+MAX_OPENFACE_VALUE = 1e5  # pixels or seconds; a larger number is damaged
+logger = logging.getLogger(__name__)
 
 # Selects one of the faces detected in a frame. Arguments: boxes (K, 4) with K > 0, as left, top, right, bottom; a
 # function from one box to its landmarks (68, 2); the frame (H, W, 3) uint8 RGB. Returns the index of the selected
@@ -64,7 +67,7 @@ def track_landmarks(
 ) -> Iterator[tuple[np.ndarray, bool]]:
     """Landmarks of one face and shot cuts of consecutive frames, streamed.
 
-    About half a second of frames is read before the first of them is returned.
+    At most 0.7 s of frames is read before the first of them is returned.
 
     Args:
         frames: (H, W, 3) uint8 RGB.
@@ -268,29 +271,66 @@ def _openface_landmarks(
     times, points = _read_openface(csv_path)
     max_distance_s = 2 / FPS  # from a frame to its row; beyond it the CSV has no row for the frame
     for index, _ in enumerate(frames, first):
-        distance = np.abs(times - times[0] - index / fps)
+        distance = np.abs(times - index / fps)
         row = points[np.argmin(distance)] if distance.min() <= max_distance_s else MISSING
         yield row, False
 
 
 def _read_openface(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Timestamps (T,) in seconds and landmarks (T, 68, 2), NaN without a face, of an OpenFace CSV."""
+    """Times (T,) in seconds after the first row, and landmarks (T, 68, 2), NaN without a face, of an OpenFace CSV.
+
+    Damaged rows count as frames without a face; a warning counts them.
+
+    Raises:
+        FileError: there is no such file.
+        MediaError: it has no rows, lacks a column, or every row is damaged.
+    """
     if not path.is_file():
         raise FileError(path, "no such file; openface requires the CSV that OpenFace wrote for this video")
-    try:
-        with path.open(newline="") as file:
-            rows = [{key.strip(): value for key, value in row.items() if key} for row in csv.DictReader(file)]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise MediaError(path, f"not a valid CSV file of OpenFace: {error}") from None
+    lines = path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
+    # line by line: a stray quote must not join the lines after it
+    header, *rows = [_cells(line) for line in lines if line.strip()] or [[]]
     columns = ["timestamp", "success", *(f"{axis}_{k}" for k in range(68) for axis in "xy")]
-    missing = [name for name in columns if not rows or name not in rows[0]]
+    missing = [name for name in columns if not rows or name not in header]
     if missing:
         raise MediaError(path, f"not a valid CSV file of OpenFace: no rows or no column {', '.join(missing[:3])}")
+    positions = [header.index(name) for name in columns]
+    nothing = [""] * len(header)
+    # a row with surplus cells is not what it seems
+    rows = [nothing if any(row[len(header) :]) else row + nothing[len(row) :] for row in rows]
+    values = np.array([[_number(row[position]) for position in positions] for row in rows])
+    values[np.abs(values) > MAX_OPENFACE_VALUE] = np.nan
+    times, success, points = values[:, 0], values[:, 1], values[:, 2:].reshape(-1, 68, 2)
+    has_face = (success > 0) & np.isfinite(points).all(axis=(1, 2))
+    damaged = ~np.isfinite(times) | ~(has_face | (success == 0))
+    if damaged.all():
+        raise MediaError(path, "not a valid CSV file of OpenFace: no row has a number in every cell")
+    if num_damaged := np.count_nonzero(damaged):
+        message = "%s: %d of %d rows are damaged; their frames count as frames without a face"
+        logger.warning(message, path, num_damaged, len(rows), extra={"parameter": "landmarks"})
+    points[damaged | ~has_face] = np.nan
+    times = _filled(times)
+    return times - times[0], points
+
+
+def _filled(times: np.ndarray) -> np.ndarray:
+    """Timestamps (T,) with those that are NaN interpolated, and extrapolated at the ends."""
+    index, known = np.arange(len(times)), np.flatnonzero(np.isfinite(times))
+    step = np.median(np.diff(times[known]) / np.diff(known)) if len(known) > 1 else 1 / FPS
+    nearest = np.clip(index, known[0], known[-1])
+    return np.interp(index, known, times[known]) + step * (index - nearest)
+
+
+def _cells(line: str) -> list[str]:
     try:
-        times = np.array([float(row["timestamp"]) for row in rows])
-        success = np.array([float(row["success"]) > 0 for row in rows])
-        points = np.array([[float(row[name]) for name in columns[2:]] for row in rows]).reshape(-1, 68, 2)
-    except (TypeError, ValueError) as error:
-        raise MediaError(path, f"not a valid CSV file of OpenFace: a cell is not a number ({error})") from None
-    points[~(success & np.isfinite(points).all(axis=(1, 2)))] = np.nan
-    return times, points
+        return [cell.strip() for cell in next(csv.reader([line]))]
+    except csv.Error:
+        return []
+
+
+def _number(cell: str) -> float:
+    """NaN if it is none."""
+    try:
+        return float(cell)
+    except ValueError:
+        return np.nan

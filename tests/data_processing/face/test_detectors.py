@@ -13,8 +13,9 @@ import skimage.data
 from data_processing.face import detectors
 from data_processing.face.detectors import DETECTION_INTERVAL, track_landmarks
 from data_processing.face.tracking import find_landmarks
+from data_processing.media.video_reader import read_frames
 from data_processing.media.video_writer import VideoWriter
-from tests.support.media import no_face_video
+from tests.support.media import no_face_video, write_video
 from utils.errors import FileError, MediaError, NoFaceError, ParameterError
 
 FACE = skimage.data.astronaut()  # 512 x 512; the centre of the mouth is at (223, 147)
@@ -89,6 +90,59 @@ def test_cut_is_detected(tmp_path):
     assert abs(noses[0] - noses[-1]) > 10
 
 
+def test_dissolve_between_two_faces(tmp_path):
+    """Its middle belongs to neither shot and has no landmarks, which are not interpolated either."""
+    first, second = FACE[:256, 96:352].astype(float), FACE[:256, 30:286][:, ::-1].astype(float)
+    weights = np.clip((np.arange(40) - 14) / 9, 0, 1)  # frames 15 to 22 show both
+    path = tmp_path / "clip.mp4"
+    write_frames(path, ((first * (1 - w) + second * w).astype(np.uint8) for w in weights))
+    result = find_landmarks(path)
+    (start, end), (next_start, stop) = result.shots
+    assert start == 0 and 15 <= end <= 18 and 20 <= next_start <= 23 and stop == 40
+    assert np.flatnonzero(~result.usable).tolist() == list(range(end, next_start))
+    noses = result.points[:, 30, 0]
+    assert np.ptp(noses[:end]) < 3 and np.ptp(noses[next_start:]) < 3 and abs(noses[0] - noses[-1]) > 10
+
+
+def test_light_does_not_end_a_shot(tmp_path):
+    """A flash of two frames, and then half the light."""
+    frames = [FACE[:256, 96:352]] * 40
+    frames[12:14] = [np.clip(frame * 1.3 + 120.0, 0, 255).astype(np.uint8) for frame in frames[12:14]]
+    frames[26:] = [frame // 2 for frame in frames[26:]]
+    result = find_landmarks(write_frames(tmp_path / "clip.mp4", frames))
+    assert result.shots == [(0, 40)]
+    assert np.ptp(result.points[:, 30], axis=0).max() < 3
+
+
+def test_colour_starts_a_shot(tmp_path):
+    color = FACE[:256, 96:352]
+    gray = np.repeat((color @ [0.299, 0.587, 0.114]).astype(np.uint8)[..., None], 3, axis=2)
+    assert find_landmarks(write_frames(tmp_path / "clip.mp4", [gray] * 15 + [color] * 15)).shots == [
+        (0, 15),
+        (15, 30),
+    ]
+
+
+def test_change_of_the_stream_size_starts_a_shot(tmp_path):
+    """Two joined transport streams that show the same at different resolutions: the contents do not tell."""
+    frames = [FACE[:256, 96:352]] * 15
+    parts = [frames, [frame[::2, ::2] for frame in frames]]
+    parts = [write_video(tmp_path / f"{index}.ts", part).read_bytes() for index, part in enumerate(parts)]
+    path = tmp_path / "joined.ts"
+    path.write_bytes(b"".join(parts))
+    result = find_landmarks(path)
+    assert result.shots == [(0, 15), (15, 30)]
+    assert np.abs(result.points[0] - result.points[-1]).max() < 6
+
+
+def test_live_frames_wait_for_the_shot_detector():
+    """For 11 frames, and up to four more for the face detector."""
+    read = []
+    frames = (read.append(None) or FACE[:256, 96:352] for _ in range(40))
+    delays = [len(read) - index for index, _ in enumerate(track_landmarks(frames, "dlib"), 1)]
+    assert len(delays) == 40 and max(delays) <= 16
+
+
 def test_face_that_appears_later(tmp_path):
     blank = np.full((256, 256, 3), FACE[:256, 96:352].mean(axis=(0, 1)), np.uint8)
     frames = [*[blank] * 20, *[FACE[:256, 96:352]] * 10]
@@ -145,6 +199,12 @@ def test_openface(black_clip, fps):
     assert np.abs(result.points - truth)[6:-6].max() < nearest_row + 0.1
 
 
+def test_openface_splits_at_cuts(tmp_path):
+    path = write_frames(tmp_path / "clip.mp4", [FACE[:256, :256]] * 15 + [FACE[256:, 256:]] * 15)
+    write_csv(path.with_suffix(".csv"), openface_rows(30, 25))
+    assert find_landmarks(path, "openface").shots == [(0, 15), (15, 30)]
+
+
 def test_openface_without_a_face_and_with_missing_rows(black_clip):
     rows = openface_rows(30, 25)
     for row in rows[10:13]:
@@ -161,15 +221,16 @@ def drop_column(rows):
         del row[" y_67"]
 
 
-def break_cell(rows):
-    rows[3][" x_5"] = "n/a"
+def break_all_rows(rows):
+    for row in rows:
+        row[" x_5"] = "n/a"
 
 
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [
         (drop_column, "no column y_67"),
-        (break_cell, "a cell is not a number"),
+        (break_all_rows, "no row has a number in every cell"),
         (lambda rows: rows.__delitem__(slice(1, None)) or rows[0].__delitem__(" timestamp"), "no column timestamp"),
     ],
 )
@@ -181,6 +242,55 @@ def test_openface_invalid_csv(black_clip, damage, reason):
         find_landmarks(black_clip, "openface")
     assert str(black_clip.with_suffix(".csv")) in str(error.value)
     assert error.value.path == black_clip.with_suffix(".csv")
+
+
+def shift_cells(line):
+    return line.replace(",", ",,", 1)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda line: line.replace("0.98,1,", "0.98,n/a,"),
+        lambda line: line.rsplit(",", 1)[0] + ",1e300",
+        lambda line: line.rsplit(",", 1)[0] + ",-nan(ind)",
+        lambda line: line[: len(line) // 2],
+        lambda line: "5",
+        lambda line: "some text, and more",
+        lambda line: line.replace("0.98", '"0.98'),  # an open quote
+        lambda line: line.replace("0.98,1,", "0.98,\0\udcff,"),
+        shift_cells,
+        lambda line: line.replace(line.split(",")[2], "?"),
+    ],
+)
+@pytest.mark.parametrize("damaged", [[7], [7, 8, 31], [0], [0, 1], [49]])
+def test_openface_damaged_rows_are_frames_without_a_face(black_clip, caplog, damage, damaged):
+    path = black_clip.with_suffix(".csv")
+    write_csv(path, openface_rows(50, 25))
+
+    def read() -> np.ndarray:
+        return np.stack([points for points, _ in track_landmarks(read_frames(black_clip), "openface", black_clip)])
+
+    whole = read()
+    assert not caplog.records and np.isfinite(whole).all()
+    header, *lines = path.read_text().splitlines()
+    lines = [damage(line) if index in damaged else line for index, line in enumerate(lines)]
+    path.write_text("\n".join([header, *lines]), errors="surrogateescape")
+    result = read()
+    (record,) = caplog.records
+    assert record.getMessage().startswith(f"{path}: {len(damaged)} of 50 rows are damaged")
+    others = [index for index in range(50) if index not in damaged]
+    np.testing.assert_array_equal(result[others], whole[others])
+    assert np.isnan(result[damaged]).all()
+
+
+def test_openface_rows_without_a_face_need_no_landmarks(black_clip, caplog):
+    rows = openface_rows(50, 25)
+    for row in rows[:5]:
+        row.update({" success": 0, " x_0": "-nan(ind)"})
+    write_csv(black_clip.with_suffix(".csv"), rows)
+    assert find_landmarks(black_clip, "openface").found.sum() == 45
+    assert not caplog.records
 
 
 def test_openface_missing_csv(black_clip):
