@@ -1,6 +1,7 @@
 """The typed schema of training configurations, and how they are read: base file, recipes, overrides."""
 
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -126,6 +127,15 @@ RENAMED = {
     "wrong_sounds": "num_negatives",
     "frozen_norms": "freeze_bn",
 }
+TYPE_NAMES = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "a word",
+    str | None: "a path or null",
+    list[float]: "a list of numbers",
+    dict[str, float]: "a number for each name",
+}
 MAY_BE_ZERO = ("seed", "warmup_steps", "audio_warmup_steps", "shape_warmup_steps", "adversarial_start")
 # what a Wav2Lip generator requires of other fields
 WAV2LIP_VALUES = {
@@ -136,6 +146,15 @@ WAV2LIP_VALUES = {
     "audio_warmup_steps": 0,
 }
 Config = TypeVar("Config", TrainConfig, SyncNetConfig)
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads 1e-4 as a number, as YAML 1.2 does; YAML 1.1 requires 1.0e-4."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+"), list("-+.0123456789")
+)
 
 
 def load_config(
@@ -190,7 +209,7 @@ def dump_config(config: TrainConfig | SyncNetConfig) -> str:
 def _read(path: Path, types: dict[str, Any]) -> dict[str, Any]:
     """Keys and values of a file, under their present names and with the types of the schema."""
     try:
-        values = yaml.safe_load(path.read_text())
+        values = yaml.load(path.read_text(), _Loader)
     except OSError as error:
         raise ConfigError(path, f"cannot be read: {error_reason(error)}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -215,9 +234,14 @@ def _read(path: Path, types: dict[str, Any]) -> dict[str, Any]:
 
 
 def _converted(value: Any, kind: Any) -> Any:
-    """The value, with integers converted where a float is expected. Raises TypeError."""
+    """The value; integers become floats where these are expected, and whole floats (1e5) integers.
+
+    Raises TypeError.
+    """
     if kind is float and type(value) is int:
         return float(value)
+    if kind is int and type(value) is float and value.is_integer():
+        return int(value)
     if get_origin(kind) is UnionType:
         valid = any(isinstance(value, option) for option in get_args(kind))
     elif get_origin(kind) is list:
@@ -227,7 +251,7 @@ def _converted(value: Any, kind: Any) -> Any:
     else:
         valid = type(value) is kind
     if not valid:
-        raise TypeError(f"expected {kind.__name__ if isinstance(kind, type) else kind}, found {value!r}")
+        raise TypeError(f"expected {TYPE_NAMES.get(kind, kind)}, found {value!r}")
     return value
 
 
@@ -263,6 +287,9 @@ def _ranges(config: TrainConfig | SyncNetConfig) -> dict[str, tuple[bool, str]]:
         "audio_features": (config.audio_features in features, f"one of {', '.join(features)}"),
         "precision": (config.precision in ("bf16", "fp32"), "bf16 or fp32"),
     }
+    for name in ("speaker_sampling_exponent", "weight_decay"):
+        if hasattr(config, name):
+            ranges[name] = (math.isfinite(getattr(config, name)), "a finite number")
     if isinstance(config, SyncNetConfig):
         ranges["contrast_weight"] = (0 <= config.contrast_weight < math.inf, "0 or more")
     else:

@@ -102,25 +102,67 @@ def test_missing_keys_are_named(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        ("batch_size: 4.0", "int"),
-        ("batch_size: many", "int"),
-        ("batch_size: true", "int"),
-        ("batch_size: null", "int"),
-        ("learning_rate: 1e-4", "float"),  # a string in YAML, which requires a decimal point
-        ("learning_rate: true", "float"),
-        ("channels_last: 1", "bool"),
-        ("precision: 16", "str"),
-        ("init_from: 3", "str | None"),
-        ("adam_betas: 0.9", "list[float]"),
-        ("adam_betas: [0.9, high]", "list[float]"),
-        ("adam_betas: [0.9, true]", "list[float]"),
-        ("loss_weights: 1.0", "dict[str, float]"),
-        ("loss_weights: {perceptual: ten}", "dict[str, float]"),
+        ("batch_size: 4.5", "a whole number"),
+        ("batch_size: 45e-1", "a whole number"),
+        ("batch_size: .inf", "a whole number"),
+        ("batch_size: many", "a whole number"),
+        ("batch_size: true", "a whole number"),
+        ("batch_size: null", "a whole number"),
+        ("learning_rate: 1e-", "a number"),
+        ("learning_rate: '1e-4'", "a number"),  # quoted
+        ("learning_rate: true", "a number"),
+        ("channels_last: 1", "true or false"),
+        ("precision: 16", "a word"),
+        ("init_from: 3", "a path or null"),
+        ("adam_betas: 0.9", "a list of numbers"),
+        ("adam_betas: [0.9, high]", "a list of numbers"),
+        ("adam_betas: [0.9, true]", "a list of numbers"),
+        ("loss_weights: 1.0", "a number for each name"),
+        ("loss_weights: {perceptual: ten}", "a number for each name"),
     ],
 )
 def test_wrong_types_are_refused(tmp_path, line, expected):
-    ((name, value),) = yaml.safe_load(line).items()
-    assert f"{name}: expected {expected}, found {value!r}" in error_message(write_recipe(tmp_path, line))
+    message = error_message(write_recipe(tmp_path, line))
+    assert f"{line.split(':')[0]}: expected {expected}, found " in message
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e-4", 1e-4),
+        ("1E-4", 1e-4),
+        ("1.e-4", 1e-4),
+        ("1.0e-4", 1e-4),
+        (".1e-3", 1e-4),
+        ("+1e-4", 1e-4),
+        ("1e0", 1.0),
+        ("2e+1", 20.0),
+        ("1", 1.0),
+    ],
+)
+def test_numbers_with_an_exponent(tmp_path, text, value):
+    recipe = f"learning_rate: {text}\nadam_betas: [5e-1, 9e-1]\nloss_weights:\n  pixel: {text}\n  sync: 0e0\n"
+    config = load_config(write_recipe(tmp_path, recipe))
+    assert (config.learning_rate, config.loss_weights["pixel"]) == (value, value)
+    assert type(config.learning_rate) is float and config.adam_betas == [0.5, 0.9]
+    syncnet = f"learning_rate: {text}\nweight_decay: {text}\ncontrast_weight: {text}"
+    config = load_config(write_recipe(tmp_path, syncnet), kind=SyncNetConfig)
+    assert (config.learning_rate, config.weight_decay, config.contrast_weight) == (value,) * 3
+
+
+@pytest.mark.parametrize("text", ["1e5", "1E5", "1.0e+5", "100000", "100_000", "100000.0"])
+def test_whole_numbers_with_an_exponent(tmp_path, text):
+    config = load_config(write_recipe(tmp_path, f"max_steps: {text}\nseed: 0e0"))
+    assert (config.max_steps, config.seed) == (100_000, 0)
+    assert type(config.max_steps) is type(config.seed) is int
+
+
+@pytest.mark.parametrize("name", ["speaker_sampling_exponent", "weight_decay"])
+@pytest.mark.parametrize("value", [".nan", ".inf"])
+def test_numbers_must_be_finite(tmp_path, name, value):
+    path = write_recipe(tmp_path, f"{name}: {value}")
+    with pytest.raises(ConfigError, match=f"{name}: expected a finite number, found "):
+        load_config(path, kind=SyncNetConfig)
 
 
 @pytest.mark.parametrize(
@@ -316,7 +358,7 @@ def test_syncnet_recipes(tmp_path):
     ("overrides", "message"),
     [
         ({"max_steps": -5}, "^expected 1 or more, found -5"),
-        ({"max_steps": "many"}, "^expected int, found 'many'"),
+        ({"max_steps": "many"}, "^expected a whole number, found 'many'"),
         ({"depth": 9}, "^not a key of TrainConfig"),
         ({"clip_length": 3}, "^expected 5 with the clip discriminator"),
     ],
