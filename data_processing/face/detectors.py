@@ -67,7 +67,7 @@ def track_landmarks(
 ) -> Iterator[tuple[np.ndarray, bool]]:
     """Landmarks of one face and shot cuts of consecutive frames, streamed.
 
-    At most 0.7 s of frames is read before the first of them is returned.
+    Half a second of frames and DETECTION_INTERVAL more are read at most before the first of them is returned.
 
     Args:
         frames: (H, W, 3) uint8 RGB.

@@ -1,18 +1,22 @@
-"""Compare shot detectors on made cuts: python -m tests.tools.shot_table VIDEO_FOLDER
+"""Compare shot detectors on made cuts: python -m tests.tools.shot_table FOLDER
 
-Joins and changes the videos of a folder (talking faces, one shot each) in many ways and prints, for each way and each
-detector, how many of the boundaries are found and how many false ones there are, as a Markdown table. PySceneDetect
-is compared where it is installed (pip install scenedetect); the project does not need it.
+Joins and changes the videos of a folder (talking faces, each of one shot) in many ways, and prints for each way and
+each detector how many boundaries are found, and how many false ones, as a Markdown table; in the last row, on the
+unchanged videos. PySceneDetect is compared where it is installed (pip install scenedetect); the project does not
+need it.
 """
 
 import argparse
 import logging
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 
 import cv2
 import numpy as np
+from tqdm import tqdm
 
 from data_processing.media.shots import ShotDetector
 from data_processing.media.video_reader import FPS, VIDEO_SUFFIXES, read_frames
@@ -20,6 +24,7 @@ from utils.command_line import run_command
 from utils.errors import FileError
 
 WIDTH = 256  # of the frames that are compared, as in PySceneDetect
+CLIP_S = 6.0  # of each video, to make examples of
 BEFORE = 50  # frames of each example before and after the change
 TOLERANCE = 3  # frames between a boundary and its detection
 
@@ -37,7 +42,7 @@ class Example:
 
 @dataclass
 class Material:
-    """Clips of the folder, and how alike their first frames are."""
+    """Clips to make examples of, and the generator that chooses them."""
 
     clips: list[Frames]
     rng: np.random.Generator
@@ -112,11 +117,11 @@ def other_time(material: Material) -> Example:
     return cut(clip, clip)
 
 
-def darkened(gain: float, offset: float) -> Callable[[Material], Example]:
+def cut_of_contrast(gain: float, offset: float) -> Callable[[Material], Example]:
     def make(material: Material) -> Example:
         example = cut(*material.two())
-        noise = material.rng.normal(0, 1, example.frames.shape)
-        return Example(scaled(example.frames, gain, offset + 0) // 1 + (noise > 1).astype(np.uint8), example.boundaries)
+        noise = material.rng.integers(0, 2, example.frames.shape, dtype=np.uint8)
+        return Example(scaled(example.frames, gain, offset) + noise, example.boundaries)
 
     return make
 
@@ -160,20 +165,21 @@ def colour(length: int, arrives: bool) -> Callable[[Material], Example]:
         gray = clip @ np.array([0.299, 0.587, 0.114])
         weight = ramp(len(clip), BEFORE, BEFORE + length) if length else np.arange(len(clip)) >= BEFORE
         weight = (weight if arrives else 1 - weight)[:, None, None, None]
-        return Example((gray[..., None] * (1 - weight) + clip * weight).astype(np.uint8), [(BEFORE, BEFORE + length)])
+        return Example(
+            (gray[..., None] * (1 - weight) + clip * weight).astype(np.uint8), [(BEFORE, BEFORE + length)]
+        )
 
     return make
 
 
-def other_aspect(material: Material) -> Example:
-    """The second half is smaller and has black bars at the sides."""
+def smaller(material: Material) -> Example:
+    """The second half is of 3/4 of the size, with black bars around it."""
     clip = material.one(2 * BEFORE).copy()
-    height, width = clip.shape[1:3]
-    left = width // 8
+    top, left = clip.shape[1] // 8, clip.shape[2] // 8
     for frame in clip[BEFORE:]:
-        inner = frame[:, left : width - left].copy()
-        frame[:] = 0
-        frame[:, left : width - left] = inner
+        inner = frame[top:-top, left:-left]
+        inner[:] = cv2.resize(frame, inner.shape[1::-1], interpolation=cv2.INTER_AREA)
+        frame[:top], frame[-top:], frame[:, :left], frame[:, -left:] = 0, 0, 0, 0
     return Example(clip, [(BEFORE, BEFORE)])
 
 
@@ -342,8 +348,8 @@ def steady_repeated(material: Material) -> Example:
 KINDS: dict[str, Callable[[Material], Example]] = {
     "cut between two clips": lambda material: cut(*material.two()),
     "cut between similar clips": lambda material: cut(*material.alike()),
-    "cut, dark": darkened(0.12, 0),
-    "cut, low contrast": darkened(0.12, 90),
+    "cut, dark": cut_of_contrast(0.12, 0),
+    "cut, low contrast": cut_of_contrast(0.12, 90),
     "cut, 10 fps": cut_at_10_fps,
     "cut, every frame twice": repeated,
     "jump cut of one person": other_time,
@@ -361,7 +367,7 @@ KINDS: dict[str, Callable[[Material], Example]] = {
     "colour arrives in 25 frames": colour(25, True),
     "colour leaves at once": colour(0, False),
     "colour leaves in 25 frames": colour(25, False),
-    "other aspect ratio": other_aspect,
+    "other picture size": smaller,
     "wipe, 12 frames": wipe(12),
     "slide, 12 frames": slide(12),
     "none: flash, 1 frame": flash(1),
@@ -434,12 +440,10 @@ def pyscenedetect(*names: str) -> Callable[[Frames, float], list[int]]:
 
 def available_detectors() -> dict[str, Callable[[Frames, float], list[int]]]:
     found = {"grey change": grey_change, "this project": this_project}
-    try:
-        names = ("ContentDetector", "AdaptiveDetector", "ThresholdDetector", "HistogramDetector", "HashDetector")
-        found |= {name.removesuffix("Detector"): pyscenedetect(name) for name in names}
+    if find_spec("scenedetect"):
+        names = ("Content", "Adaptive", "Threshold", "Histogram", "Hash")
+        found |= {name: pyscenedetect(f"{name}Detector") for name in names}
         found["Adaptive + Threshold"] = pyscenedetect("AdaptiveDetector", "ThresholdDetector")
-    except ImportError:
-        logging.getLogger(__name__).warning("PySceneDetect is not installed (pip install scenedetect): not compared")
     return found
 
 
@@ -452,15 +456,57 @@ def score(example: Example, found: list[int]) -> tuple[int, int]:
     return sum(map(bool, near)), len(set(found) - {index for group in near for index in group})
 
 
-def load_clips(folder: Path, max_s: float) -> list[Frames]:
-    """The first `max_s` seconds of all videos of a folder, 256 pixels wide."""
-    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in VIDEO_SUFFIXES)
-    if len(paths) < 2:
-        raise FileError(folder, f"expected two or more videos, found {len(paths)}")
-    return [np.stack(list(shrunk(path, round(max_s * FPS)))) for path in paths]
-
-
-def shrunk(path: Path, stop: int | None = None) -> Iterator[np.ndarray]:
-    for frame in read_frames(path, stop=stop):
+def shrunk(path: Path) -> Iterator[np.ndarray]:
+    """The frames of a video, WIDTH pixels wide."""
+    for frame in read_frames(path):
         height = round(frame.shape[0] * WIDTH / frame.shape[1])
         yield cv2.resize(frame, (WIDTH, height), interpolation=cv2.INTER_AREA)
+
+
+def run(args: argparse.Namespace) -> None:
+    paths = sorted(path for path in args.folder.iterdir() if path.suffix.lower() in VIDEO_SUFFIXES)
+    if len(paths) < 2:
+        raise FileError(args.folder, f"expected two or more videos, found {len(paths)}")
+    cv2.setNumThreads(1)  # for small images, more are slower
+    detectors = available_detectors()
+    clips, false_alarms, num_frames = [], dict.fromkeys(detectors, 0), 0
+    for path in tqdm(paths, unit="video"):
+        frames = np.stack(list(shrunk(path)))
+        num_frames += len(frames)
+        for name, detect in detectors.items():
+            found = detect(frames, FPS)
+            false_alarms[name] += len(found)
+            if found:
+                tqdm.write(f"{path.name}: {name}: {found}", file=sys.stderr)
+        clips.append(frames[: round(CLIP_S * FPS)])
+    rows = [["made of the videos", *detectors], ["---"] * (1 + len(detectors))]
+    for kind, make in tqdm(KINDS.items(), unit="kind"):
+        material = Material(clips, np.random.default_rng([args.seed, *kind.encode()]))
+        counts = dict.fromkeys(detectors, (0, 0))
+        num_boundaries = 0
+        for _ in range(args.examples):
+            example = make(material)
+            num_boundaries += len(example.boundaries)
+            for name, detect in detectors.items():
+                counts[name] = tuple(np.add(counts[name], score(example, detect(example.frames, example.fps))))
+        cells = [
+            (f"{right}/{num_boundaries}" if num_boundaries else "") + (f" +{wrong}" if wrong else "")
+            for right, wrong in counts.values()
+        ]
+        rows.append([kind, *cells])
+    minutes = num_frames / FPS / 60
+    rows.append([f"unchanged videos, {minutes:.1f} minutes", *(f"+{count}" for count in false_alarms.values())])
+    for row in rows:
+        print(f"| {' | '.join(cell.strip() or '0' for cell in row)} |")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="two or more videos of talking faces, each of one shot")
+    parser.add_argument("--examples", type=int, default=20, help="of each kind")
+    parser.add_argument("--seed", type=int, default=0)
+    run_command(parser, run)
+
+
+if __name__ == "__main__":
+    main()

@@ -381,3 +381,29 @@ def at_most_s(seconds: float) -> Iterator[None]:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+
+
+# --- a stream that changes its size ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [(64, 128), (256, 128), (192, 192)])
+def test_stream_that_changes_its_size(tmp_path, size):
+    """Later frames keep their aspect ratio, on black; so they do after seeking."""
+    width, height = size
+    disc = np.hypot(*(np.mgrid[:height, :width] - np.array([height, width])[:, None, None] / 2)) < 24
+    parts = [np.full((128, 128), 90, np.uint8), np.where(disc, 250, 120).astype(np.uint8)]
+    streams = [write_video(tmp_path / f"{index}.ts", [np.dstack([part] * 3)] * 10) for index, part in enumerate(parts)]
+    path = tmp_path / "joined.ts"
+    path.write_bytes(b"".join(stream.read_bytes() for stream in streams))
+    resized = []
+    frames = np.stack(list(read_frames(path, resized=resized)))
+    assert frames.shape == (20, 128, 128, 3) and resized == [10]
+    assert np.abs(frames[:10] - 90.0).max() < 6
+    scale = min(128 / width, 128 / height)
+    bright = frames[15, ..., 1] > 200
+    extent = np.ptp(np.argwhere(bright), axis=0) + 1
+    assert np.abs(extent - 48 * scale).max() <= 3  # still a disc, in the middle
+    assert np.abs(np.argwhere(bright).mean(axis=0) - 63.5).max() < 1
+    visible = (frames[15] > 60).any(axis=-1)
+    assert abs(visible.mean() - width * height * scale**2 / 128**2) < 0.02
+    assert (np.stack(list(read_frames(path, 14, 17))) == frames[14:17]).all()
