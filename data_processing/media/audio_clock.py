@@ -48,6 +48,7 @@ class AudioFaults:
     holes_s: silence in holes of the time stamps and in place of damaged packets.
     overlap_s: audio left out because there was other audio at its time.
     joined: the time stamps restarted, or the sample rate or the channels changed.
+    wrong_times: the time stamps are not those of the samples, in a container that computes them.
     num_not_finite: samples that were NaN or Inf and are 0.
     num_clipped: samples of float PCM that were over full scale.
     """
@@ -59,12 +60,14 @@ class AudioFaults:
     holes_s: float = 0.0
     overlap_s: float = 0.0
     joined: bool = False
+    wrong_times: bool = False
     num_not_finite: int = 0
     num_clipped: int = 0
 
     def any(self) -> bool:
         counts = self.num_damaged, self.num_not_finite, self.num_clipped
-        return any(counts) or self.joined or self.truncated_s is not None or self.holes_s + self.overlap_s > 0
+        flags = self.joined, self.wrong_times, self.truncated_s is not None
+        return any(counts) or any(flags) or self.holes_s + self.overlap_s > 0
 
     def log(self, path: Path) -> None:
         """Log them, one line for each kind."""
@@ -315,6 +318,7 @@ def _continued(stream: av.AudioStream, faults: AudioFaults) -> Iterator[_Part]:
             if frame.time is None or (has_no_times and part and not exact):
                 time = part.end if part else 0.0
                 offset = time - (time if frame.time is None else frame.time)
+                faults.wrong_times |= abs(offset) > DRIFT_S
             else:
                 time = frame.time + offset
             if part and not has_no_times and abs(time - part.end) > HOLE_S:
