@@ -321,12 +321,13 @@ def _continued(stream: av.AudioStream, faults: AudioFaults) -> Iterator[_Part]:
                 faults.wrong_times |= abs(offset) > DRIFT_S
             else:
                 time = frame.time + offset
-            if part and not has_no_times and abs(time - part.end) > HOLE_S:
-                later = packets.look_ahead()
-                if time > part.end:
-                    if any(_time(packet) < time for packet in later):
-                        time = part.end  # only this time stamp is damaged
-                elif packets.num_restarts > num_restarts:
+            if part and not has_no_times and time > part.end + HOLE_S:
+                if any(_time(later) < time for later in packets.look_ahead()):
+                    time = part.end  # only this time stamp is damaged
+            elif part and not has_no_times and time < part.end - HOLE_S:
+                if packets.num_restarts == num_restarts:
+                    packets.look_ahead()
+                if packets.num_restarts > num_restarts:
                     shift, num_restarts, exact = packets.shift, packets.num_restarts, True
                     faults.joined = True
                 elif not packets.video or part.end - time > OVERLAP_S:

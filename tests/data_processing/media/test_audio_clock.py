@@ -172,7 +172,7 @@ def test_a_damaged_time_stamp_is_no_hole(tmp_path: Path) -> None:
 # --- joined recordings --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("parts", [[2, 4], [4, 2], [2.3, 2.3, 2.3, 2.3]])
+@pytest.mark.parametrize("parts", [[2, 4], [4, 2], [2.3, 2.3, 2.3, 2.3], [0.72] * 6])
 def test_joined_videos_stay_in_sync(tmp_path: Path, parts: list[float]) -> None:
     path = tmp_path / "joined.ts"
     files = [write_clapper(tmp_path / f"{number}.ts", "aac", seconds) for number, seconds in enumerate(parts)]
