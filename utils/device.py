@@ -1,6 +1,7 @@
 """The device and the precision in which networks compute."""
 
 import ctypes
+import logging
 from contextlib import suppress
 
 import torch
@@ -8,6 +9,7 @@ import torch
 from utils.errors import ParameterError
 
 M_ARENA_MAX = -8  # from malloc.h
+logger = logging.getLogger(__name__)
 
 
 def limit_malloc_arenas() -> None:
@@ -31,13 +33,23 @@ def choose_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.zeros(1, device=device).item()  # a device without data, such as meta, fails here
     except (RuntimeError, AssertionError, ImportError) as error:
-        raise ParameterError("device", f"{name} is not available ({str(error).splitlines()[0]})") from None
+        gpus = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+        gpus += ["mps"] if torch.backends.mps.is_available() else []
+        if name in gpus or (name == "cuda" and gpus):
+            raise ParameterError("device", f"{name} cannot be used ({str(error).splitlines()[0]})") from None
+        raise ParameterError("device", f"expected {', '.join(['auto', 'cpu', *gpus])}; found {name!r}") from None
     return device
 
 
 def choose_precision(name: str, device: torch.device) -> str:
-    """The precision `name`; "auto" is fp16 on a GPU, bf16 on CPUs with AVX-512 BF16 instructions, else fp32."""
+    """The precision `name`; "auto" is fp16 on a GPU, bf16 on CPUs with AVX-512 BF16 instructions, else fp32.
+
+    A warning is logged for fp16 on a CPU, which computes it slowly.
+    """
     if name != "auto":
+        if name == "fp16" and device.type == "cpu":
+            message = "fp16 is slow on a CPU; auto is the fastest precision, here %s"
+            logger.warning(message, choose_precision("auto", device), extra={"parameter": "precision"})
         return name
     if device.type == "cuda":
         return "fp16"

@@ -17,12 +17,30 @@ def test_named_device():
     assert choose_device("cpu") == torch.device("cpu")
 
 
-@pytest.mark.parametrize("name", ["cuda:99", "meta", "nonsense"])
-def test_device_that_is_not_available(name):
-    with pytest.raises(ParameterError, match=f"^{name} is not available \\(.+\\)$") as raised:
+@pytest.mark.parametrize(
+    "name",
+    ["cuda:99", "meta", "gpu", "CUDA", "", "0", "cuda:x", "xpu", "xla", "hpu", f"cuda:{10**30}", "a, b"],
+)
+@pytest.mark.parametrize("count", [0, 2])
+def test_unknown_device_lists_those_there_are(monkeypatch, name, count):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(ParameterError) as raised:
         choose_device(name)
+    gpus = ", cuda:0, cuda:1" if count else ""
+    assert str(raised.value) == f"expected auto, cpu{gpus}; found {name!r}"
     assert raised.value.parameter == "device"
-    assert "\n" not in str(raised.value)
+
+
+def test_device_that_fails(monkeypatch):
+    def fail(*args, **kwargs):
+        raise RuntimeError("CUDA error: out of memory\nmore lines")
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch, "zeros", fail)
+    for name in ("cuda", "cuda:0"):
+        with pytest.raises(ParameterError, match=rf"^{name} cannot be used \(CUDA error: out of memory\)$"):
+            choose_device(name)
 
 
 @pytest.mark.parametrize(
@@ -37,6 +55,18 @@ def test_device_that_is_not_available(name):
 def test_precision(monkeypatch, name, device, has_bf16, precision):
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has_bf16)
     assert choose_precision(name, torch.device(device)) == precision
+
+
+def test_fp16_on_a_cpu_is_slow(monkeypatch, caplog):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    assert choose_precision("fp16", torch.device("cpu")) == "fp16"
+    (record,) = caplog.records
+    assert record.getMessage() == "fp16 is slow on a CPU; auto is the fastest precision, here fp32"
+    assert (record.levelname, record.parameter) == ("WARNING", "precision")
+    choose_precision("fp16", torch.device("cuda"))
+    choose_precision("bf16", torch.device("cpu"))
+    choose_precision("auto", torch.device("cpu"))
+    assert len(caplog.records) == 1
 
 
 def test_limit_malloc_arenas_can_be_called_repeatedly():
