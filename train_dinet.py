@@ -52,7 +52,7 @@ def train(run: TrainingRun) -> None:
             run.log.add("train", step, {**losses, "learning_rate": learning_rate(config, step)})
         if run.is_due(step, config.image_every, last):
             tag = "held-out speakers: masked source, 2 references, output, target"
-            run.log.writer.add_image(tag, image_grid(trainer, grid_batch), step)
+            run.log.add_image(tag, step, image_grid(trainer, grid_batch))
         if run.is_due(step, config.validate_every, last):
             held_out = validate(trainer, samples, metrics)
             run.log.add("val", step, held_out)

@@ -64,7 +64,7 @@ def train(run: TrainingRun) -> None:
             evaluation = evaluate_syncnet(trainer.syncnet, val_clips, config.negative_gap)
             held_out = evaluation.summary()
             run.log.add("val", step, {f"val_{name}": value for name, value in held_out.items()})
-            run.log.writer.add_figure("held-out speakers", curve_figure(evaluation), step)
+            run.log.add_figure("held-out speakers", step, curve_figure(evaluation))
             tqdm.write(f"step {step}: " + ", ".join(f"{name} {value:.4g}" for name, value in held_out.items()))
             if len(recent) == PLATEAU_STEPS and (advice := diagnose(list(recent), held_out)):
                 tqdm.write(advice)

@@ -157,7 +157,6 @@ def test_run_stopped_by_the_time_limit_can_be_resumed(recipe, prepared_dataset, 
     assert "time limit reached at step 1" in capsys.readouterr().out
 
     assert "--run-dir" in refusal(capsys, *flags)
-    assert "differs in max_steps;" in refusal(capsys, *flags[:-1], 3, "--resume")
     recipe.write_text(TINY + "seed: 1\nlearning_rate: 1.0e-3\n")
     assert "differs in seed, learning_rate;" in refusal(capsys, *flags, "--resume")
     assert load_training_state(run_dir / "state.pt")["step"] == 1
@@ -166,6 +165,24 @@ def test_run_stopped_by_the_time_limit_can_be_resumed(recipe, prepared_dataset, 
     train(*flags, "--resume")
     assert load_training_state(run_dir / "state.pt")["step"] == 2
     assert "finished at step 2" in capsys.readouterr().out
+
+
+def test_longer_run_continues_with_its_optimizer(recipe, prepared_dataset, finished_run, tmp_path, monkeypatch):
+    shutil.copytree(finished_run, tmp_path / "run")
+    shutil.copytree(finished_run, tmp_path / "other")
+    flags = ("--config", recipe, "--data", prepared_dataset, "--max-steps", 6, "--resume", "--run-dir")
+    recipe.write_text(TINY.replace("save_every: 2", "save_every: 1").replace("log_every: 1", "log_every: 2"))
+    train(*flags, tmp_path / "run")
+    state = load_training_state(tmp_path / "run" / "state.pt")
+    moments = state["generator_optimizer"]["state"].values()
+    assert state["step"] == 6 and {int(moment["step"]) for moment in moments} == {6}
+    assert load_config(tmp_path / "run" / "config.yaml").max_steps == 6
+    lines = [line for line in read_jsonl(tmp_path / "run" / "log.jsonl") if "pixel" in line]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 6]
+
+    recipe.write_text(TINY.replace("image_every: 2", "image_every: 1"))  # intervals do not change the weights
+    train(*flags, tmp_path / "other")
+    assert_same(load_training_state(tmp_path / "other" / "state.pt"), state)
 
 
 # --- the run directory --------------------------------------------------------------------------------------

@@ -2,10 +2,14 @@
 
 import json
 import sys
+import threading
 from pathlib import Path
 from types import ModuleType
 
-from utils.files import read_jsonl, write_atomically
+import torch
+from matplotlib.figure import Figure
+
+from utils.files import output_errors, read_jsonl, write_atomically
 
 # TensorBoard imports TensorFlow if it is installed, although writing events does not need it, and the LLVM
 # libraries of TensorFlow and Triton cannot be loaded into one process. With a module of this name TensorBoard uses
@@ -14,12 +18,20 @@ sys.modules.setdefault("tensorboard.compat.notf", ModuleType("tensorboard.compat
 from torch.utils.tensorboard import SummaryWriter  # noqa: E402
 
 
+def _report_thread_error(args: threading.ExceptHookArgs, report=threading.excepthook) -> None:
+    # an error of TensorBoard's writing thread is raised again by the next call of its writer
+    if not type(args.thread).__module__.startswith("tensorboard."):
+        report(args)
+
+
+threading.excepthook = _report_thread_error
+
+
 class RunLog:
-    """Writes the values of a run to log.jsonl and to TensorBoard.
+    """Writes the values of a run to log.jsonl and to TensorBoard. All methods raise OutputError.
 
     Attributes:
         path: log.jsonl; one line per call of `add`, with the key "step".
-        writer: TensorBoard's writer, also for images and figures.
     """
 
     def __init__(self, run_dir: Path, step: int) -> None:
@@ -33,11 +45,28 @@ class RunLog:
             lines = [line for line in read_jsonl(self.path) if line["step"] <= step]
             kept = "".join(json.dumps(line) + "\n" for line in lines)
             write_atomically(self.path, lambda file: file.write(kept.encode()))
-        self.writer = SummaryWriter(str(run_dir), purge_step=step + 1)
+        with output_errors(run_dir):
+            self._writer = SummaryWriter(str(run_dir), purge_step=step + 1)
 
     def add(self, kind: str, step: int, values: dict[str, float]) -> None:
         """Write `values` as one line of log.jsonl, and as the TensorBoard scalars "kind/name"."""
-        for name, value in values.items():
-            self.writer.add_scalar(f"{kind}/{name}", value, step)
-        with self.path.open("a") as file:
+        with output_errors(self.path), self.path.open("a") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")
+        with output_errors(self.path.parent):
+            for name, value in values.items():
+                self._writer.add_scalar(f"{kind}/{name}", value, step)
+
+    def add_image(self, tag: str, step: int, image: torch.Tensor) -> None:
+        """Write a (3, H, W) image as a TensorBoard image."""
+        with output_errors(self.path.parent):
+            self._writer.add_image(tag, image, step)
+
+    def add_figure(self, tag: str, step: int, figure: Figure) -> None:
+        """Write a figure as a TensorBoard image."""
+        with output_errors(self.path.parent):
+            self._writer.add_figure(tag, figure, step)
+
+    def close(self) -> None:
+        """Write what is pending."""
+        with output_errors(self.path.parent):
+            self._writer.close()

@@ -22,7 +22,10 @@ from training import distributed
 from training.log import RunLog
 from utils.device import choose_device
 from utils.errors import OutputError, ParameterError, UserError, error_reason
-from utils.files import write_atomically
+from utils.files import remove_leftovers, write_atomically
+
+# what may change when a run is resumed; of these, only max_steps changes the weights: by the learning rate
+CHANGEABLE = ("max_steps", "log_every", "validate_every", "image_every", "save_every")
 
 
 class Trainer(Protocol):
@@ -148,7 +151,7 @@ class TrainingRun:
     def finish(self, step: int, checkpoint: str) -> str:
         """Close the log; return a message with the path of the trained network and how to continue."""
         if self.is_main:
-            self.log.writer.close()
+            self.log.close()
         if step >= self.config.max_steps:
             return f"finished at step {step}: {self.run_dir / checkpoint}"
         return (
@@ -222,30 +225,28 @@ def check_finite(losses: dict[str, float], step: int, clip_ids: list[str]) -> No
 
 
 def prepare_run_dir(run_dir: Path, config: TrainConfig | SyncNetConfig, resume: bool) -> None:
-    """Create the run directory, or check that the run in it can be resumed with `config`.
+    """Create the run directory, or check that the run in it can be resumed with `config`, and store `config` in it.
 
     Raises:
         OutputError: the directory holds a run and `resume` is false, or cannot be written.
-        ParameterError: `resume` is true, but there is no run, or its configuration differs.
+        ParameterError: `resume` is true, but there is no run, or its configuration differs in more than CHANGEABLE.
     """
     saved = run_dir / "config.yaml"
     if resume:
         if not (run_dir / "state.pt").exists():
             raise ParameterError("resume", f"{run_dir} holds no run to continue (no state.pt)")
         before = load_config(saved, kind=type(config))
-        if before != config:
-            changed = [name for name in vars(config) if getattr(before, name) != getattr(config, name)]
+        changed = [name for name in vars(config) if getattr(before, name) != getattr(config, name)]
+        if fixed := [name for name in changed if name not in CHANGEABLE]:
             raise ParameterError(
                 "resume",
-                f"the configuration of {run_dir} differs in {', '.join(changed)}; start a new run with init_from",
+                f"the configuration of {run_dir} differs in {', '.join(fixed)}; start a new run with init_from",
             )
-        for partial in run_dir.glob(".*.partial*"):  # left by a killed run
-            partial.unlink(missing_ok=True)
-        return
-    if (run_dir / "state.pt").exists():
+    elif (run_dir / "state.pt").exists():
         raise OutputError(run_dir, "holds a run already; resume it or choose another directory")
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(run_dir, f"cannot be created: {error_reason(error)}") from None
+    remove_leftovers(run_dir)
     write_atomically(saved, lambda file: file.write(dump_config(config).encode()))

@@ -2,11 +2,13 @@
 
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
 from tests.support.training import tensorboard_events
+from training import log
 from training.log import RunLog
 from utils.files import read_jsonl
 
@@ -14,10 +16,10 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_values_go_to_both_logs(tmp_path):
-    log = RunLog(tmp_path, 0)
-    log.add("train", 1, {"loss": 0.5})
-    log.add("val", 1, {"psnr": 20.0})
-    log.writer.close()
+    run_log = RunLog(tmp_path, 0)
+    run_log.add("train", 1, {"loss": 0.5})
+    run_log.add("val", 1, {"psnr": 20.0})
+    run_log.close()
     assert read_jsonl(tmp_path / "log.jsonl") == [{"step": 1, "loss": 0.5}, {"step": 1, "psnr": 20.0}]
     events = tensorboard_events(tmp_path)
     assert [(event.step, event.value) for event in events.Scalars("train/loss")] == [(1, 0.5)]
@@ -28,10 +30,56 @@ def test_continued_log_drops_later_and_incomplete_lines(tmp_path):
     """A killed run may have logged after its last saved state. Keys of earlier versions stay."""
     lines = '{"step": 2, "val_ranked_right": 0.5}\n{"step": 3, "loss": 1.0}\n{"step": 4, "lo'
     (tmp_path / "log.jsonl").write_text(lines)
-    log = RunLog(tmp_path, 2)
-    log.add("train", 3, {"loss": 2.0})
-    log.writer.close()
+    run_log = RunLog(tmp_path, 2)
+    run_log.add("train", 3, {"loss": 2.0})
+    run_log.close()
     assert read_jsonl(tmp_path / "log.jsonl") == [{"step": 2, "val_ranked_right": 0.5}, {"step": 3, "loss": 2.0}]
+
+
+FULL_DISK = """
+import resource, sys, torch
+from pathlib import Path
+from training.log import RunLog
+from utils.errors import OutputError
+
+for limit in (10, 600, 100_000):  # the first line, the first image, a later image
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    log = RunLog(Path(f"{sys.argv[1]}/{limit}"), 0)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+    try:
+        for step in range(1, 200):
+            log.add("train", step, {"loss": 0.5})
+            log.add_image("image", step, torch.rand(3, 64, 64))
+        log.close()
+    except OutputError as error:
+        print(error)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a limit of the size of files")
+@pytest.mark.slow
+def test_full_disk_is_one_error(tmp_path):
+    """Nothing comes from TensorBoard's thread, which writes."""
+    command = [sys.executable, "-c", FULL_DISK, tmp_path]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    names = ("10/log.jsonl", "600", "100000")
+    assert result.stdout == "".join(f"{tmp_path}/{name}: cannot be written: File too large\n" for name in names)
+    assert (result.stderr, result.returncode) == ("", 0)
+
+
+def test_errors_of_other_threads_are_reported(monkeypatch):
+    reported = []
+    monkeypatch.setattr(log._report_thread_error, "__defaults__", (reported.append,))
+
+    def fail():
+        raise ZeroDivisionError
+
+    for name, count in [("training.log", 1), ("tensorboard.summary.writer", 1), ("tensorboardish", 2)]:
+        thread = type("Writer", (threading.Thread,), {"__module__": name})(target=fail)
+        monkeypatch.setattr(threading, "excepthook", log._report_thread_error)
+        thread.start()
+        thread.join()
+        assert len(reported) == count
 
 
 @pytest.mark.slow

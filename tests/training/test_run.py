@@ -45,8 +45,18 @@ def test_resume_needs_a_run_with_the_same_configuration(config, tmp_path):
     assert caught.value.parameter == "resume"
     prepare_run_dir(run_dir, config, resume=False)
     (run_dir / "state.pt").touch()
-    with pytest.raises(ParameterError, match="differs in seed, max_steps;"):
-        prepare_run_dir(run_dir, replace(config, max_steps=5, seed=1), resume=True)
+    with pytest.raises(ParameterError, match="differs in seed, learning_rate;"):
+        prepare_run_dir(run_dir, replace(config, max_steps=5, seed=1, learning_rate=1.0), resume=True)
+    assert load_config(run_dir / "config.yaml") == config
+
+
+def test_length_and_intervals_may_change(config, tmp_path):
+    run_dir = tmp_path / "run"
+    prepare_run_dir(run_dir, config, resume=False)
+    (run_dir / "state.pt").touch()
+    changed = replace(config, max_steps=9, log_every=5, validate_every=5, image_every=5, save_every=5)
+    prepare_run_dir(run_dir, changed, resume=True)
+    assert load_config(run_dir / "config.yaml") == changed
 
 
 def test_flags_override_the_configuration(config, tmp_path):
