@@ -181,6 +181,6 @@ def test_frame_with_a_duration_of_days(tmp_path):
     header = data.index(b"vids") + 20  # the duration of a frame is scale / rate seconds
     data[header : header + 8] = struct.pack("<II", 1_000_000, 1)
     path.write_bytes(data)
-    assert probe(path).fps == 1
+    assert probe(path).fps == 25
     assert len(list(read_frames(path))) <= 25 * MAX_GAP_S
     assert Fraction(probe(path).duration_s) >= 0
