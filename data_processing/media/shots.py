@@ -175,7 +175,7 @@ class ShotDetector:
 
 def _reduce(image: np.ndarray) -> _Frame:
     """Thumbnails and colour of a frame (H, W, 3) uint8 RGB."""
-    step = max(1, min(image.shape[:2]) // (4 * SIDE))  # resizing all pixels of a large frame would cost 7 ms
+    step = max(1, min(image.shape[:2]) // (3 * SIDE))  # resizing all pixels of a large frame would cost 7 ms
     rgb = cv2.resize(image[::step, ::step], (SIDE, SIDE), interpolation=cv2.INTER_AREA).astype(np.float32)
     gray = rgb @ np.float32([0.299, 0.587, 0.114])
     small = cv2.resize(gray, (SIDE // 2, SIDE // 2), interpolation=cv2.INTER_AREA)

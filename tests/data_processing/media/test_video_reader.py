@@ -392,7 +392,9 @@ def test_stream_that_changes_its_size(tmp_path, size):
     width, height = size
     disc = np.hypot(*(np.mgrid[:height, :width] - np.array([height, width])[:, None, None] / 2)) < 24
     parts = [np.full((128, 128), 90, np.uint8), np.where(disc, 250, 120).astype(np.uint8)]
-    streams = [write_video(tmp_path / f"{index}.ts", [np.dstack([part] * 3)] * 10) for index, part in enumerate(parts)]
+    streams = [
+        write_video(tmp_path / f"{index}.ts", [np.dstack([part] * 3)] * 10) for index, part in enumerate(parts)
+    ]
     path = tmp_path / "joined.ts"
     path.write_bytes(b"".join(stream.read_bytes() for stream in streams))
     resized = []
