@@ -20,7 +20,7 @@ FACTOR_ONLY = 0.25  # logarithm of the change of contrast beyond that of brightn
 FACTOR_AND_OFFSET = 0.5  # from here on it also has an offset, like white in front of the face
 MAX_GAIN = 50.0
 RED_TO_GREEN = (1.15, 1.75)  # of skin in natural light
-GREEN_TO_BLUE = (1.05, 1.6)
+GREEN_TO_BLUE = (0.92, 2.5)
 MIN_CONTRAST = 0.12  # of a face in natural light, relative to its brightness
 VISIBLE = (
     2.0,

@@ -316,9 +316,7 @@ class DubbingPipeline:
             raise ParameterError("references", f"expected {count} frame numbers, found {len(indices)}")
         found = []
         for index in indices:
-            frame = None
-            if index >= 0:
-                frame = next(read_frames(source.path, index, index + 1, source.fps, source.limits), None)
+            frame = next(read_frames(source.path, index, index + 1, source.fps, source.limits), None)
             points = np.full((68, 2), np.nan)
             if frame is not None:
                 position = (source.path, source.fps, index)
