@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_processing.face.detectors import FaceSelector, largest_face, track_landmarks
+from data_processing.face.detectors import FaceSelector, largest_face, no_face_reason, track_landmarks
 from data_processing.face.identity import SAME_IDENTITY, IdentityEncoder
 from data_processing.media.video_reader import read_frames
 from utils.errors import MediaError, NoFaceError, ParameterError
@@ -46,7 +46,7 @@ def _photo_selector(path: Path) -> FaceSelector:
         raise ParameterError("face", str(error)) from None
     points, _ = next(track_landmarks(iter([photo]), "dlib"))
     if np.isnan(points).any():
-        raise NoFaceError(path, "no face detected in this photo")
+        raise NoFaceError(path, no_face_reason(1, "dlib"))
     encoder = IdentityEncoder()
     identity = encoder.vector(photo, points)
 

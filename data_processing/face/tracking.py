@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from scipy.ndimage import gaussian_filter1d
 
-from data_processing.face.detectors import track_landmarks
+from data_processing.face.detectors import no_face_reason, track_landmarks
 from data_processing.face.radius import RIGID_LANDMARKS, face_scales
 from data_processing.media.video_reader import FPS, read_frames
 from utils.errors import NoFaceError
@@ -67,7 +67,7 @@ def find_landmarks(
     tracked = list(track_landmarks(frames, backend, path, resized=resized))
     raw = np.array([points for points, _ in tracked])
     if np.isnan(raw).all():
-        raise NoFaceError(path, f"no face detected in {len(raw)} frames ({backend})")
+        raise NoFaceError(path, no_face_reason(len(raw), backend))
     cuts = {index for index, (_, cut) in enumerate(tracked) if cut}
     return clean_landmarks(raw, sorted(cuts | find_jumps(raw)))
 

@@ -6,12 +6,13 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import cv2
 import numpy as np
 import pytest
 import skimage.data
 
 from data_processing.face import detectors
-from data_processing.face.detectors import DETECTION_INTERVAL, track_landmarks
+from data_processing.face.detectors import DETECTION_INTERVAL, no_face_reason, track_landmarks
 from data_processing.face.tracking import find_landmarks
 from data_processing.media.video_reader import read_frames
 from data_processing.media.video_writer import VideoWriter
@@ -167,6 +168,20 @@ def test_invalid_arguments(tmp_path, portrait_clip):
 
 
 # --- OpenFace -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("ratio", "found"), [(0.03, False), (0.06, True)])
+@pytest.mark.parametrize("size", [(640, 360), (360, 640), (1920, 1080)])
+def test_smallest_face_that_the_message_states(size, ratio, found):
+    """`ratio`: width of the landmarks as a part of the longer side of the frame; 1/20 is about the limit."""
+    (points, _) = next(track_landmarks(iter([FACE]), "dlib"))
+    scale = ratio * max(size) / np.ptp(points[:, 0])
+    small = cv2.resize(FACE, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    frame = np.full((size[1], size[0], 3), 128, np.uint8)
+    frame[20 : 20 + len(small), 30 : 30 + len(small)] = small[: size[1] - 20, : size[0] - 30]
+    (points, _) = next(track_landmarks(iter([frame]), "dlib"))
+    assert np.isfinite(points).all() == found
+    assert "wider than about 1/20 of the longer side" in no_face_reason(1, "dlib")
 
 
 def openface_rows(num_rows: int, fps: float) -> list[dict]:
