@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from data_processing.face.crop import FaceCrop
-from data_processing.face.detectors import BACKENDS, FaceSelector, track_landmarks
+from data_processing.face.detectors import BACKENDS, FaceSelector, no_face_reason, track_landmarks
 from data_processing.face.radius import face_scales, radius_per_scale
 from data_processing.face.selection import face_selector
 from data_processing.media.audio_io import media_duration_s, read_audio
@@ -220,8 +220,7 @@ class DubbingPipeline:
                 if progress:
                     progress(num_frames, max(job.expected_frames, num_frames))
             if not compositor.num_dubbed:
-                count = compositor.num_source_frames
-                raise NoFaceError(job.video, f"no face detected in {count} frames ({self.landmarks})")
+                raise NoFaceError(job.video, no_face_reason(compositor.num_source_frames, self.landmarks))
         return num_frames, first_frame_s
 
     def _open_writer(self, job: _Job) -> tuple[VideoWriter | SegmentedWriter, int]:

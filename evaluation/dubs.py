@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.videos import find_videos
-from utils.errors import MediaError, ParameterError, UserError
+from utils.errors import MediaError, OutputError, ParameterError, UserError
+from utils.files import output_errors
 
 
 def dub_folder(
@@ -24,18 +25,22 @@ def dub_folder(
         FileError: the folder does not exist.
         MediaError: it contains no video, or no video could be dubbed.
         ParameterError: `cross` needs two videos.
+        OutputError: `output` cannot be written.
     """
     sources = find_videos(videos)
     if cross and len(sources) < 2:
         raise ParameterError("cross", f"expected two videos or more in {videos}, found one")
-    output.mkdir(parents=True, exist_ok=True)
-    for old in output.glob("*.mp4"):  # dubs of an earlier run would be scored too
-        old.unlink()
+    with output_errors(output):
+        output.mkdir(parents=True, exist_ok=True)
+        for old in output.glob("*.mp4"):  # dubs of an earlier run would be scored too
+            old.unlink()
     failed = {}
     names = list(sources)
     for name, following in zip(names, [*names[1:], names[0]], strict=True):
         try:
             dub(sources[name], sources[following if cross else name], output / f"{name}.mp4")
+        except OutputError:  # not the fault of the video
+            raise
         except UserError as error:
             failed[name] = str(error)
     if len(failed) == len(sources):

@@ -348,7 +348,14 @@ def _from_web(source: Web, path: Path, folder: Path) -> Path:
             total = response.length and have + response.length
             with (
                 partial.open("ab" if have else "wb") as out,
-                tqdm(desc=path.name, total=total, initial=have, unit="B", unit_scale=True) as progress,
+                tqdm(
+                    desc=path.name,
+                    total=total,
+                    initial=have,
+                    unit="B",
+                    unit_scale=True,
+                    disable=sys.stderr is None,  # pythonw
+                ) as progress,
             ):
                 while block := response.read(1 << 18):
                     out.write(block)

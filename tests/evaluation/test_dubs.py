@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from evaluation.dubs import dub_folder
-from utils.errors import MediaError, ParameterError
+from utils.errors import MediaError, OutputError, ParameterError
 
 
 class Recorder:
@@ -50,6 +50,21 @@ def test_cross_takes_the_audio_of_the_next_video(folder: Path, tmp_path: Path) -
     with pytest.raises(ParameterError, match="expected two videos or more") as caught:
         dub_folder(dub, folder, tmp_path / "dubbed", cross=True)
     assert caught.value.parameter == "cross"
+
+
+def test_output_that_cannot_be_written_stops_at_once(folder: Path, tmp_path: Path) -> None:
+    calls = []
+
+    def dub(video: Path, audio: Path, output: Path) -> None:
+        calls.append(video)
+        raise OutputError(output, "cannot be written: the disk is full")
+
+    with pytest.raises(OutputError, match="the disk is full"):
+        dub_folder(dub, folder, tmp_path / "dubbed")
+    assert len(calls) == 1
+    with pytest.raises(OutputError, match="dubbed/a: cannot be written: "):
+        (tmp_path / "file").touch()
+        dub_folder(dub, folder, tmp_path / "file" / "dubbed/a")
 
 
 def test_it_is_an_error_if_every_video_fails(folder: Path, tmp_path: Path) -> None:

@@ -1,7 +1,9 @@
 """Means, tables and summaries of reports."""
 
+import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from evaluation import reports
@@ -13,6 +15,8 @@ from evaluation.reports import (
     video_summary,
     video_tables,
     with_interval,
+    write_report,
+    write_video_tables,
 )
 from utils.errors import OutputError
 
@@ -104,6 +108,17 @@ def test_a_checkpoint_is_identified_by_its_checksum(tmp_path: Path) -> None:
     (tmp_path / "empty").touch()
     expected = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
     assert checkpoint_identity(tmp_path / "empty") == {"path": str(tmp_path / "empty"), "sha256": expected}
+
+
+def test_reports_with_names_that_are_not_utf_8(tmp_path: Path) -> None:
+    report = {"videos": {"\udcff": {"lpips_mouth": 0.5}}}
+    strips = {"\udcff": np.zeros((512, 1536, 3), np.uint8)}
+    write_report(tmp_path, report)
+    write_video_tables(tmp_path, report, "| \udcff |", strips)
+    assert json.loads((tmp_path / "evaluation.json").read_text()) == report
+    assert (tmp_path / "table.md").read_text() == r"| \udcff |"
+    assert (tmp_path / "videos.csv").read_text().split() == ["video,lpips_mouth", r"\udcff,0.5"]
+    assert (tmp_path / "worst_and_best.png").exists()
 
 
 def test_a_folder_that_cannot_be_created(tmp_path: Path) -> None:

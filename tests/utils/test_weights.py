@@ -261,6 +261,13 @@ def test_interrupted_download_is_continued(server, cache, monkeypatch):
     assert leftovers(cache) == ["test.bin", "test.bin.ok"]
 
 
+def test_download_without_stderr(server, monkeypatch):
+    """As with pythonw: there is nowhere to show progress."""
+    monkeypatch.setattr(sys, "stderr", None)
+    enter(monkeypatch, local(server))
+    assert weight_path("test").read_bytes() == CONTENT
+
+
 def test_server_without_ranges_sends_the_whole_file_again(server, monkeypatch):
     enter(monkeypatch, local(server))
     server.stops_at, server.supports_ranges = 700_001, False
