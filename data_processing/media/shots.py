@@ -1,4 +1,4 @@
-"""Shot boundaries from frames alone: cuts, dissolves, dips to one colour, colour that arrives or leaves.
+"""Shot boundaries from frames alone: cuts, dissolves, wipes, dips to one colour, colour that arrives or leaves.
 
 Thumbnails are compared block by block and whatever their brightness and contrast, so that a change of light is no
 cut, and at the best shift, so that a moving camera is none. A change is a cut if it is large beside those around it
@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
+from itertools import pairwise
 from typing import NamedTuple, Optional
 
 import cv2
@@ -28,16 +29,19 @@ LASTING = 0.5  # part of its change by which a cut differs from all frames aroun
 MIN_BLEND_CHANGE = 0.3  # change between the frames before and after a frame of a dissolve
 MAX_BLEND_ERROR = 0.25  # squared error of that frame as a blend of the two, relative to the better one alone
 MIN_BLEND_WEIGHT = 0.15  # of each of the two
+MIN_WIPE_CHANGE = 0.5  # change across a wipe, and at least twice that on either side of it
+MIN_LOCAL_CHANGE = 0.6  # sum over the frames of a wipe: one part changes at a time, the rest stays in place
 GRAY, COLOUR = 0.03, 0.08  # largest colour spread of a grey frame, smallest of a coloured one
 
 # Numbers of frames at 25 fps
 AROUND = 6  # before and after a cut: changes to compare with; longer than a flash
 BLEND_SPANS = ((3, 3), (5, 5), (10, 10), (20, 10))  # before and after a frame of a dissolve
+WIPE_SPANS = (16, 6, 6, 10)  # from a frame of a wipe: two frames back and two forward
 MIN_BLEND = 2  # in a dissolve; a single one is a cut
 
 
 class FrameState(NamedTuple):
-    """starts: a shot starts here. blended: the frame shows two shots at once, in a dissolve."""
+    """starts: a shot starts here. blended: the frame shows two shots at once, in a dissolve or a wipe."""
 
     starts: bool
     blended: bool
@@ -79,6 +83,8 @@ class ShotDetector:
         self._around = scaled(AROUND)
         self._spans = [(scaled(back), scaled(ahead)) for back, ahead in BLEND_SPANS]
         self._ahead = max(ahead for _, ahead in self._spans)
+        signs = (-1, -1, 1, 1)
+        self._wipe_offsets = [sign * scaled(span) for sign, span in zip(signs, WIPE_SPANS, strict=True)]
         self._min_blend = max(2, scaled(MIN_BLEND))
         self._frames: dict[int, _Frame] = {}
         self._num_added, self._num_examined, self._num_decided = 0, 0, 0
@@ -108,7 +114,7 @@ class ShotDetector:
         while self._num_examined < min(num_examined, self._num_added):
             frame = self._frames[self._num_examined]
             frame.is_cut |= self._is_cut(self._num_examined) | self._changes_colour(self._num_examined)
-            frame.is_blend = self._is_blend(self._num_examined)
+            frame.is_blend = self._is_blend(self._num_examined) or self._is_wipe(self._num_examined)
             frame.before = None
             self._num_examined += 1
         while self._num_decided < min(num_examined - self._min_blend + 1, self._num_added):
@@ -159,6 +165,19 @@ class ShotDetector:
                 return True
         return False
 
+    def _is_wipe(self, index: int) -> bool:
+        """Whether one picture replaces another part by part around the frame."""
+        oldest, newest = min(self._frames), self._num_added - 1
+        indices = [min(max(index + offset, oldest), newest) for offset in self._wipe_offsets]
+        frames = [self._frames[i] for i in indices]
+        if not all(frame.visible for frame in frames):
+            return False
+        change = _change(frames[1], frames[2])
+        if change < MIN_WIPE_CHANGE or change < 2 * max(_change(*frames[:2]), _change(*frames[2:])):
+            return False
+        path = pairwise(self._frames[i].small for i in range(indices[1], indices[2] + 1))
+        return sum(_local_change(a, b) for a, b in path) > MIN_LOCAL_CHANGE
+
     def _blend_length(self, index: int) -> int:
         """Length of the run of blended frames around a frame, counted up to `_min_blend` each way."""
         if not self._frames[index].is_blend:
@@ -208,18 +227,23 @@ def _change(first: _Frame, second: _Frame) -> float:
     return min(in_place, _dissimilarity(inner, shifted, SIDE // 2 - MARGIN))
 
 
-def _dissimilarity(first: np.ndarray, second: np.ndarray, side: int) -> float:
-    """1 − correlation of two images (S, S), mean over the more similar blocks, by their contrast; in [0, 2].
+def _local_change(first: np.ndarray, second: np.ndarray) -> float:
+    """How much the most different third adds to the change of an image (S, S), less the change of the rest."""
+    return _dissimilarity(first, second, SIDE // 6, 0) - 2 * _dissimilarity(first, second, SIDE // 6)
 
-    Each block is taken without its mean and slope, in which light differs. The third of them that differs most is
-    left out: a caption or an inset is no cut.
+
+def _dissimilarity(first: np.ndarray, second: np.ndarray, side: int, left_out: float = 1 / 3) -> float:
+    """1 − correlation of two images (S, S), mean of blocks weighted by their contrast, in [0, 2].
+
+    Each block is taken without its mean and slope, in which light differs. The part `left_out` of them that differs
+    most does not count: a caption or an inset is no cut.
     """
     a, b = _blocks(first, side) @ _detrend(side), _blocks(second, side) @ _detrend(side)
     variances = (a * a).mean(axis=1), (b * b).mean(axis=1)
     correlation = ((a * b).mean(axis=1) + NOISE) / np.sqrt((variances[0] + NOISE) * (variances[1] + NOISE))
     contrast = np.sqrt(np.maximum(*variances))
     weight = contrast / (contrast + MIN_CONTRAST) + 1e-6
-    kept = np.argsort(correlation)[len(correlation) // 3 or 1 :]
+    kept = np.argsort(correlation)[round(left_out * len(correlation)) :]
     return float(1 - (correlation[kept] * weight[kept]).sum() / weight[kept].sum())
 
 

@@ -195,6 +195,16 @@ def wipe(length: int) -> Callable[[Material], Example]:
     return make
 
 
+def iris(length: int) -> Callable[[Material], Example]:
+    def make(material: Material) -> Example:
+        first, second = material.two(2 * BEFORE + length)
+        row, column = np.mgrid[-1 : 1 : first.shape[1] * 1j, -1 : 1 : first.shape[2] * 1j]
+        replaced = np.hypot(row, column) < 1.5 * ramp(len(first), BEFORE, BEFORE + length)[:, None, None]
+        return Example(np.where(replaced[..., None], second, first), [(BEFORE, BEFORE + length)])
+
+    return make
+
+
 def slide(length: int) -> Callable[[Material], Example]:
     def make(material: Material) -> Example:
         first, second = material.two(2 * BEFORE + length)
@@ -369,6 +379,7 @@ KINDS: dict[str, Callable[[Material], Example]] = {
     "colour leaves in 25 frames": colour(25, False),
     "other picture size": smaller,
     "wipe, 12 frames": wipe(12),
+    "iris, 12 frames": iris(12),
     "slide, 12 frames": slide(12),
     "none: flash, 1 frame": flash(1),
     "none: flash, 3 frames": flash(3),

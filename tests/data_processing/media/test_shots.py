@@ -102,6 +102,15 @@ def test_dissolve(length):
     assert set(both) <= set(blended) <= set(np.flatnonzero((weights > 0) & (weights < 1)))
 
 
+@pytest.mark.parametrize("direction", [-1, 1])
+def test_wipe(direction):
+    """The second picture replaces the first from one side within half a second."""
+    replaced = np.linspace(0, 1, 96)[::direction, None] < ramp(25, 12)
+    starts, blended = detect(to_uint8(np.where(replaced, talking(second=True), talking())))
+    assert starts == [blended[0], blended[-1] + 1]
+    assert set(blended) <= set(range(25, 37)) and 31 in blended
+
+
 def test_slow_dissolve():
     frames = np.concatenate([talking()] * 2)
     weight = np.clip((np.arange(len(frames)) - 35) / 50, 0, 1)[:, None, None, None]
