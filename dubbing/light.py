@@ -15,7 +15,6 @@ import numpy as np
 # The hull of these landmarks is skin that speech does not move. It is shrunk, to leave out hair and background.
 CHEEKS, CHEEKS_SIZE = [1, 2, 31, 33, 35, 14, 15, 29], 0.8
 UPPER_FACE = [0, *range(16, 27), *range(31, 36)]  # from the brows to the end of the nose
-FACE = [*range(27)]  # jaw and brows
 FACTOR_ONLY = 0.25  # logarithm of the change of contrast beyond that of brightness up to which light is a factor
 FACTOR_AND_OFFSET = 0.5  # from here on it also has an offset, like white in front of the face
 MAX_GAIN = 50.0
@@ -95,7 +94,7 @@ class LightChange:
 
 @dataclass(frozen=True)
 class Palette:
-    """The colours of a face in a shot: for each brightness a range of red minus green and of green minus blue.
+    """The colours of face crops: for each brightness a range of red minus green and of green minus blue.
 
     brightness: (K,) rising, mean of the three colours; black and white, which have no hue, at the ends.
     low, high: (K, 2).
@@ -106,9 +105,9 @@ class Palette:
     high: np.ndarray
 
     @classmethod
-    def of(cls, images: Sequence[np.ndarray], points: Sequence[np.ndarray]) -> "Palette":
-        """The colours of faces with landmarks (68, 2) each in images (H, W, 3)."""
-        colours = np.concatenate([_pixels(image, face[FACE]) for image, face in zip(images, points, strict=True)])
+    def of(cls, images: Sequence[np.ndarray]) -> "Palette":
+        """The colours of images (H, W, 3)."""
+        colours = np.concatenate([image.reshape(-1, 3) for image in images]).astype(np.float32)
         order = np.argsort(colours.mean(axis=1), kind="stable")
         parts = np.array_split(colours[order], min(PALETTE_SIZE, len(colours)))
         ranges = [np.percentile(_hue(part), PALETTE_PERCENTILES, axis=0) for part in parts]

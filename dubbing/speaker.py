@@ -166,7 +166,7 @@ class Speaker:
                 crop = self._crop(placement)
                 image = crop.extract(self.source.frame(index))
                 references.append(ReferenceCrop(image, crop.to_crop(placement.points)))
-        images, points = zip(*references, strict=True)
+        images = [one.image for one in references]
         lights = [FaceLight.of(*reference) for reference in references]
         colour = np.median([light.colour for light in lights], axis=0)
         median = FaceLight(colour, float(np.median([light.contrast for light in lights])))
@@ -175,7 +175,7 @@ class Speaker:
         ]
         to_natural = LightChange.between(median, median.natural())
         crops = [to_uint8(to_natural.apply(image)) for image in changed]
-        return _Appearance(median, to_natural, Palette.of(changed, points), crops)
+        return _Appearance(median, to_natural, Palette.of(changed), crops)
 
     def _landmarks(self) -> Iterator[tuple[np.ndarray, bool]]:
         """Landmarks (68, 2) and shot cut of every frame; NaN also where the face is turned away or its mouth is

@@ -70,7 +70,7 @@ def test_other_colours_become_natural_at_the_same_brightness(colour: tuple[int, 
 
 def test_palette_of_a_grey_face_has_no_hue() -> None:
     grey = np.repeat(FACE.mean(axis=2, keepdims=True).round().astype(np.uint8), 3, axis=2)
-    limited = Palette.of([grey], [POINTS]).limit(FACE.astype(np.float32))
+    limited = Palette.of([grey]).limit(FACE.astype(np.float32))
     assert np.abs(limited - FACE.mean(axis=2, keepdims=True)).max() < 1e-3
 
 
@@ -78,7 +78,7 @@ def test_palette_of_a_tinted_face_has_its_tint() -> None:
     """Also where a colour is clipped."""
     colourful = to_uint8(FACE + rng.normal(0, 25, FACE.shape))
     tinted = to_uint8(colourful @ SEPIA.T)
-    limited = Palette.of([tinted], [POINTS]).limit(colourful.astype(np.float32))
+    limited = Palette.of([tinted]).limit(colourful.astype(np.float32))
     brightness = colourful.mean(axis=2)
     known = (brightness > 60) & (brightness < 200)
     for first, second in ((0, 1), (1, 2)):
@@ -101,7 +101,7 @@ def _mean_hue(image: np.ndarray, first: int, second: int) -> tuple[np.ndarray, n
 
 def test_palette_leaves_the_colours_of_the_references() -> None:
     colourful = to_uint8(FACE + rng.normal(0, 15, FACE.shape))
-    change = np.abs(Palette.of([colourful], [POINTS]).limit(colourful.astype(np.float32)) - colourful)
+    change = np.abs(Palette.of([colourful]).limit(colourful.astype(np.float32)) - colourful)
     assert np.mean(change.max(axis=2) > 1) < 0.1
 
 
