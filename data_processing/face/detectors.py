@@ -20,7 +20,7 @@ import cv2
 import numpy as np
 
 from data_processing.face.crop import sample_region
-from data_processing.media.shots import ShotDetector
+from data_processing.media.shots import FrameState, ShotDetector
 from data_processing.media.video_reader import FPS
 from utils.errors import FileError, MediaError, ParameterError
 from utils.weights import weight_path
@@ -114,15 +114,30 @@ def track_landmarks(
 def _split_at_shots(
     tracked: Iterator[tuple[np.ndarray, bool]], shots: ShotDetector
 ) -> Iterator[tuple[np.ndarray, bool]]:
-    """The results of a backend, with the cuts that `shots` finds in the same frames, which it has been given."""
+    """The results of a backend, with the cuts that `shots` finds in the same frames, which it has been given.
+
+    A dissolve is a shot of its own, without a face, since it shows two faces at once. From frames without a face,
+    such as a title, it is the beginning of the shot that it leads to.
+    """
     waiting: deque[tuple[np.ndarray, bool]] = deque()
+    had_face = in_dissolve = shows_two = False
+
+    def split(points: np.ndarray, jumped: bool, state: FrameState) -> tuple[np.ndarray, bool]:
+        nonlocal had_face, in_dissolve, shows_two
+        starts = (state.starts or jumped) and not (in_dissolve and not shows_two)
+        if state.blended and not in_dissolve:
+            starts, shows_two = True, had_face
+        in_dissolve = state.blended
+        if not in_dissolve:
+            had_face = not np.isnan(points).any()
+        return (MISSING, starts) if in_dissolve and shows_two else (points, starts)
+
     for result in tracked:
         waiting.append(result)
         for state in islice(shots.decide(), len(waiting)):
-            points, jumped = waiting.popleft()
-            yield (MISSING, state.starts) if state.blended else (points, state.starts or jumped)
-    for (points, jumped), state in zip(waiting, shots.decide(ended=True), strict=True):
-        yield (MISSING, state.starts) if state.blended else (points, state.starts or jumped)
+            yield split(*waiting.popleft(), state)
+    for result, state in zip(waiting, shots.decide(ended=True), strict=True):
+        yield split(*result, state)
 
 
 @cache

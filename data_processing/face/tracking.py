@@ -95,8 +95,8 @@ def find_jumps(raw: np.ndarray, fps: Fraction | float = FPS) -> set[int]:
         for index in np.flatnonzero(steps > limit * np.sqrt(duration)):
             before = steps[max(0, index - JUMP_REACH) : index].max(initial=0)
             after = steps[index + 1 : index + 1 + JUMP_REACH].max(initial=0)
-            # the landmarks may need two frames to follow a jump
-            if before < 0.5 * steps[index] and after < 0.8 * steps[index]:
+            # the landmarks may need two frames to follow a jump; a first step cannot be told from a bad first frame
+            if index > 0 and before < 0.5 * steps[index] and after < 0.8 * steps[index]:
                 jumps.add(int(frames[index + 1]))
     return jumps
 

@@ -211,8 +211,8 @@ def read_frames(
 
     Output frame k is the source frame nearest in time to k / fps s after the first frame, so frames of 24, 29.97,
     50 fps and of variable frame rates stay in sync with the audio. They are upright, deinterlaced and SDR (see
-    frame_conversion.py), and all of the size of the first: where the stream changes its size, frames are scaled and,
-    if their aspect ratio differs, centred on black.
+    frame_conversion.py), and all of the size of the first: where the stream changes its size, frames are scaled
+    and, if their aspect ratio differs, centred on black.
 
     Args:
         path: any video file.
@@ -220,7 +220,7 @@ def read_frames(
         stop: frame to stop before; None reads to the end.
         fps: 25, the frame rate of all network input, or the video's own (VideoInfo.fps).
         limits: sanity limits.
-        resized: the number of each frame at which the size of the stream changes is appended, before it is returned.
+        resized: the number of each frame at which the size of the stream changes is appended before it is returned.
 
     Yields:
         (H, W, 3) uint8 RGB.

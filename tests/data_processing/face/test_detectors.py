@@ -105,6 +105,19 @@ def test_dissolve_between_two_faces(tmp_path):
     assert np.ptp(noses[:end]) < 3 and np.ptp(noses[next_start:]) < 3 and abs(noses[0] - noses[-1]) > 10
 
 
+def test_dissolve_from_a_title_to_a_face(tmp_path):
+    """There is only one face in it, which is tracked from where it is detected, in one shot."""
+    face, title = FACE[:256, 96:352].astype(float), np.full((256, 256, 3), 16.0)
+    title[20:50, 40:200:9] = 240
+    weights = np.clip((np.arange(40) - 5) / 20, 0, 1)
+    path = tmp_path / "clip.mp4"
+    write_frames(path, ((title * (1 - w) + face * w).astype(np.uint8) for w in weights))
+    result = find_landmarks(path)
+    ((start, stop),) = result.shots
+    assert start < 18 and stop == 40
+    assert result.usable[start:].all()
+
+
 def test_light_does_not_end_a_shot(tmp_path):
     """A flash of two frames, and then half the light."""
     frames = [FACE[:256, 96:352]] * 40
