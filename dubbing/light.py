@@ -17,6 +17,7 @@ CHEEKS, CHEEKS_SIZE = [1, 2, 31, 33, 35, 14, 15, 29], 0.8
 UPPER_FACE = [0, *range(16, 27), *range(31, 36)]  # from the brows to the end of the nose
 FACTOR_ONLY = 0.25  # logarithm of the change of contrast beyond that of brightness up to which light is a factor
 FACTOR_AND_OFFSET = 0.5  # from here on it also has an offset, like white in front of the face
+IGNORED, FULL = 0.03, 0.08  # logarithm of the change of a colour that is ignored, and from where it counts fully
 MAX_GAIN = 50.0
 RED_TO_GREEN = (1.15, 1.75)  # of skin in natural light
 GREEN_TO_BLUE = (0.92, 2.5)
@@ -76,12 +77,16 @@ class LightChange:
 
         Lamps, and fades to black, multiply: the gain is the ratio of the colours. In fades to white, and in fog,
         contrast and brightness change differently: the gain is that of the contrast, and there is an offset.
+        Small changes, which are those of head poses, are ignored, so that steady light gives a steady output.
         """
         gain = (wanted.colour + 1) / (found.colour + 1)
         excess = np.log((wanted.contrast + 0.5) / (found.contrast + 0.5) / gain.mean())
         weight = np.clip((abs(excess) - FACTOR_ONLY) / (FACTOR_AND_OFFSET - FACTOR_ONLY), 0, 1)
         gain = np.clip(gain * np.exp(weight * excess), 1 / MAX_GAIN, MAX_GAIN)
-        return cls(gain, wanted.colour - gain * found.colour)
+        offset = wanted.colour - gain * found.colour
+        size = np.abs(np.log((wanted.colour + 1) / (found.colour + 1))).max() + weight
+        part = np.clip((size - IGNORED) / (FULL - IGNORED), 0, 1)
+        return cls(1 + part * (gain - 1), part * offset)
 
     def apply(self, image: np.ndarray) -> np.ndarray:
         """(..., 3) -> (..., 3) float32."""
