@@ -215,7 +215,7 @@ def _flag_prefix(
     parameter = getattr(about, "parameter", None)
     name = parameter
     if parameter not in vars(args) and (path := getattr(about, "path", None)) is not None:
-        about_audio = isinstance(about, AudioError) or getattr(about, "module", None) == "audio_io"
+        about_audio = isinstance(about, AudioError) or getattr(about, "module", None) in ("audio_clock", "audio_io")
         name = _argument_with_path(args, path, prefer_audio=about_audio)
     action = next((action for action in _actions(parser) if action.dest == name), None)
     if action is None:
