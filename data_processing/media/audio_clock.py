@@ -259,7 +259,7 @@ class _AudioPackets:
                     elif packet.dts is not None and packet.pts is not None:
                         self._follow_video(packet)
                 return
-            except av.error.FFmpegError as error:
+            except (av.error.FFmpegError, IndexError) as error:  # IndexError: see video_reader.py
                 self._faults.error = error_reason(error)
                 num_failures += 1
         self._faults.truncated_s = 0.0

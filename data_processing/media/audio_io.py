@@ -48,14 +48,17 @@ def read_audio(path: str | Path, limits: Limits = DEFAULT_LIMITS) -> Iterator[np
         if len(tracks) > 1:
             message = "%s: using audio track %d of %d"
             logger.info(message, path, tracks.index(stream) + 1, len(tracks), extra={"path": path})
-    faults = AudioFaults()
+    faults, empty = AudioFaults(), True
     try:
         # 16 bits, as `save_wav` writes them
         for part in resampled(mixed_to_mono(timed_frames(path, limits, faults)), "s16", "mono", SAMPLE_RATE):
             if part.samples:
+                empty = False
                 yield part.to_ndarray().reshape(-1).astype(np.float32) / 32768
     finally:
         faults.log(path)
+    if empty:  # fewer than one at 16 kHz
+        raise AudioError(path, "the audio track has no samples")
 
 
 def media_duration_s(path: Path) -> float:

@@ -195,7 +195,7 @@ def first_frame_time(path: Path) -> float | None:
         with open_media(path) as container:
             stream = moving_stream(container)
             return next((frame.time for frame in container.decode(stream)), None) if stream else None
-    except (av.error.FFmpegError, OSError):
+    except (av.error.FFmpegError, OSError, IndexError):  # IndexError: see `_timed_frames`
         return None
 
 
@@ -331,6 +331,9 @@ def _timed_frames(
     while True:
         try:
             packet = next(packets)
+        except IndexError:  # of PyAV, for a stream that appears only later in the file
+            packets = container.demux(stream)
+            continue
         except (StopIteration, av.error.EOFError, av.error.InvalidDataError):
             return
         except av.error.FFmpegError as error:

@@ -240,3 +240,10 @@ def test_the_first_track_is_used_without_a_default(tmp_path: Path, caplog: pytes
     path = write_video(tmp_path / "clip.ts", blank_frames(25), waveforms=tones)  # which has no default flags
     assert pitch(load_audio(path)) == pytest.approx(440, abs=5)
     assert "using audio track 1 of 2" in caplog.text
+
+
+def test_less_than_one_sample_at_16_khz(tmp_path: Path) -> None:
+    path = tmp_path / "short.wav"
+    write_media(path, np.zeros((1, 1)), rate=192000)
+    with pytest.raises(AudioError, match="the audio track has no samples"):
+        load_audio(path)
