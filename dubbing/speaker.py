@@ -16,7 +16,7 @@ from data_processing.face.tracking import mouth_in_view, track_chunks
 from dubbing.audio_stream import AudioStream
 from dubbing.frame_sources import FrameSource
 from dubbing.generator import GeneratorSession
-from dubbing.light import FaceLight, LightChange, Palette, face_levels, to_uint8
+from dubbing.light import FaceLight, LightChange, Tint, face_levels, to_uint8
 from dubbing.placements import NO_SHOT, FacePlacement
 from dubbing.references import ReferenceCrop, choose_references
 from dubbing.sharpening import sharpening_amount, unsharp_mask
@@ -31,13 +31,13 @@ class _Appearance:
 
     light: their median.
     to_natural: the change from it to the light in which the generator sees all crops of the shot.
-    palette: their colours.
+    tint: of monochrome video, else None.
     crops: (13S/8, 5S/4, 3) uint8 RGB each, as the generator sees them.
     """
 
     light: FaceLight
     to_natural: LightChange
-    palette: Palette
+    tint: Tint | None
     crops: list[np.ndarray]
 
 
@@ -78,9 +78,8 @@ class Speaker:
         self.sharpening: dict[int, float] | None = {} if sharpen else None
         self.cancelled = threading.Event()
         self._fixed_crops = reference_crops
-        self._levels: dict[
-            int, tuple[float, float]
-        ] = {}  # brightness of the face in tracked frames, by frame index
+        # brightness and contrast of the face in tracked frames, by frame index
+        self._levels: dict[int, tuple[float, float]] = {}
         self._appearance = lru_cache(CACHED_SHOTS)(self._measure_references)
         self._encoded = lru_cache(CACHED_SHOTS)(
             lambda shot: generator.encode_references(self._appearance(shot).crops)
@@ -149,7 +148,9 @@ class Speaker:
             if shot not in self.sharpening:  # one amount for the whole shot, so that it does not flicker
                 self.sharpening[shot] = sharpening_amount(generated, appearance.crops)
             generated = unsharp_mask(generated, self.sharpening[shot])
-        generated = appearance.palette.limit(appearance.to_natural.revert(generated))
+        generated = appearance.to_natural.revert(generated)
+        if appearance.tint:
+            generated = appearance.tint.apply(generated)
         return [
             crop.paste(frame, change.revert(image).clip(0, 255), one.points, one.strength, 1 / change.gain.mean())
             for crop, frame, change, image, one in zip(crops, frames, changes, generated, placements, strict=True)
@@ -175,7 +176,7 @@ class Speaker:
         ]
         to_natural = LightChange.between(median, median.natural())
         crops = [to_uint8(to_natural.apply(image)) for image in changed]
-        return _Appearance(median, to_natural, Palette.of(changed), crops)
+        return _Appearance(median, to_natural, Tint.of(changed), crops)
 
     def _landmarks(self) -> Iterator[tuple[np.ndarray, bool]]:
         """Landmarks (68, 2) and shot cut of every frame; NaN also where the face is turned away or its mouth is

@@ -11,7 +11,7 @@ from dubbing.light import (
     RED_TO_GREEN,
     FaceLight,
     LightChange,
-    Palette,
+    Tint,
     to_uint8,
     visibility,
 )
@@ -68,22 +68,22 @@ def test_other_colours_become_natural_at_the_same_brightness(colour: tuple[int, 
     assert natural.contrast == pytest.approx(MIN_CONTRAST * np.mean(colour))
 
 
-def test_palette_of_a_grey_face_has_no_hue() -> None:
+def test_grey_faces_have_no_hue() -> None:
     grey = np.repeat(FACE.mean(axis=2, keepdims=True).round().astype(np.uint8), 3, axis=2)
-    limited = Palette.of([grey]).limit(FACE.astype(np.float32))
-    assert np.abs(limited - FACE.mean(axis=2, keepdims=True)).max() < 1e-3
+    toned = Tint.of([grey]).apply(FACE.astype(np.float32))
+    assert np.abs(toned - FACE.mean(axis=2, keepdims=True)).max() < 1e-3
 
 
-def test_palette_of_a_tinted_face_has_its_tint() -> None:
+def test_tint_of_toned_video() -> None:
     """Also where a colour is clipped."""
     colourful = to_uint8(FACE + rng.normal(0, 25, FACE.shape))
-    tinted = to_uint8(colourful @ SEPIA.T)
-    limited = Palette.of([tinted]).limit(colourful.astype(np.float32))
+    sepia = to_uint8(colourful @ SEPIA.T)
+    toned = Tint.of([sepia]).apply(colourful.astype(np.float32))
     brightness = colourful.mean(axis=2)
     known = (brightness > 60) & (brightness < 200)
     for first, second in ((0, 1), (1, 2)):
-        expected = np.interp(brightness, *_mean_hue(tinted, first, second))
-        error = np.abs(limited[..., first] - limited[..., second] - expected)[known]
+        expected = np.interp(brightness, *_mean_hue(sepia, first, second))
+        error = np.abs(toned[..., first] - toned[..., second] - expected)[known]
         assert np.percentile(error, 99) < 15
 
 
@@ -99,10 +99,11 @@ def _mean_hue(image: np.ndarray, first: int, second: int) -> tuple[np.ndarray, n
     )
 
 
-def test_palette_leaves_the_colours_of_the_references() -> None:
-    colourful = to_uint8(FACE + rng.normal(0, 15, FACE.shape))
-    change = np.abs(Palette.of([colourful]).limit(colourful.astype(np.float32)) - colourful)
-    assert np.mean(change.max(axis=2) > 1) < 0.1
+def test_colour_video_has_no_tint() -> None:
+    """Skin, lips and hair of one brightness differ in hue; also in coloured light and in flat video."""
+    colourful = FACE + rng.normal(0, 10, FACE.shape)
+    for image in (colourful, colourful * [0.3, 0.6, 1.0], 60 + 0.4 * colourful):
+        assert Tint.of([to_uint8(image)]) is None
 
 
 def test_visibility() -> None:
