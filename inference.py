@@ -13,6 +13,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from data_processing.face.detectors import BACKENDS
+from data_processing.media.video_reader import check_readable
+from data_processing.media.video_writer import check_writable
 from dubbing.generator import DTYPES
 from dubbing.pipeline import DubbingPipeline, DubResult
 from dubbing.segments import segments_folder
@@ -36,6 +38,9 @@ def run(args: argparse.Namespace) -> None:
         resume=args.resume,
         limits=NO_LIMITS if args.no_limits else DEFAULT_LIMITS,
     )
+    for path in (args.video, *args.audio):  # before the generator is loaded
+        check_readable(path)
+    check_writable(args.output)
     pipeline = DubbingPipeline(
         args.checkpoint, device=args.device, precision=args.precision, landmarks=args.landmarks
     )

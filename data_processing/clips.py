@@ -3,6 +3,7 @@
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 
@@ -18,7 +19,7 @@ from data_processing.media.video_writer import VideoWriter
 from data_processing.sources import Source
 from models.crop_layout import crop_size
 from utils.errors import MediaError
-from utils.files import cut_name, partial_path, write_atomically
+from utils.files import cut_name, write_atomically
 
 MIN_FRAMES = 20  # a shorter shot has no five reference frames at a distance from the target frame
 MIN_RADIUS_PX = 24  # too few pixels to resolve teeth
@@ -173,15 +174,13 @@ def _write_video(
     There is one frame for each row of `points` (T, 68, 2) and `radii` (T,).
     """
     height, width = crop_size(mouth_size)
-    wav = partial_path(path.with_suffix(".wav"))
-    try:
+    with TemporaryDirectory() as folder:
+        wav = Path(folder) / "audio.wav"
         save_wav(wav, audio)
         with VideoWriter(path, width, height, crf=CROP_CRF, audio_paths=[wav]) as writer:
             frames = read_frames(video, start, start + len(points))
             for frame, frame_points, radius_px in zip(frames, points, radii, strict=True):
                 writer.write(FaceCrop.from_landmarks(frame_points, radius_px, mouth_size).extract(frame))
-    finally:
-        wav.unlink(missing_ok=True)
 
 
 def _write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:

@@ -173,7 +173,7 @@ class DubbingPipeline:
         settings = job.settings
         source = VideoFileSource(job.video, job.info.fps, settings.limits)
         speakers = []
-        selectors = [face_selector(face) for face in settings.faces]
+        selectors = [face_selector(face, settings.limits) for face in settings.faces]
         for path, select_face in zip(job.audio_paths, selectors, strict=True):
             blocks = read_audio(path, settings.limits)
             audio = AudioStream(blocks, self.generator.audio_features, level_s=LEVEL_S)

@@ -163,8 +163,8 @@ def _interrupted_by_signals(received: list[int]) -> Iterator[None]:
     try:
         yield
     finally:
-        for number in numbers:
-            signal.signal(number, signal.SIG_DFL)
+        for number in numbers:  # after the first signal the command ends by itself
+            signal.signal(number, signal.SIG_IGN if received else signal.SIG_DFL)
 
 
 def _fail(message: str) -> Never:

@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -19,8 +20,10 @@ except ImportError:  # Windows, which does not delete files that are open
     fcntl = None
 
 STEM_BYTES = 100  # of a temporary name; file systems allow 143 (eCryptfs) or 255 bytes for the whole name
+MAX_SEARCHES = 100  # of a folder for leftovers, by one process; `prepare` writes many files, and cleans up itself
 LEFTOVER = re.compile(r"\..*\.\d+\.partial(\.\w+)?")  # every temporary name
 logger = logging.getLogger(__name__)
+_num_searches: Counter[Path] = Counter()
 
 
 def cut_name(name: str, num_bytes: int) -> str:
@@ -82,7 +85,9 @@ class PartialFile:
         self.target = follow_link(target)
         named = self.target.with_suffix(target.suffix)  # FFmpeg chooses the container by the suffix
         self.path = partial_path(named)
-        remove_leftovers(self.target.parent, re.compile(r"\d+".join(map(re.escape, _around_pid(named)))))
+        _num_searches[self.target.parent] += 1
+        if _num_searches[self.target.parent] <= MAX_SEARCHES:
+            remove_leftovers(self.target.parent, re.compile(r"\d+".join(map(re.escape, _around_pid(named)))))
         self._file = self.path.open("ab")
         try:
             if fcntl:

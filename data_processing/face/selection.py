@@ -9,18 +9,21 @@ import numpy as np
 from data_processing.face.detectors import FaceSelector, largest_face, no_face_reason, track_landmarks
 from data_processing.face.identity import SAME_IDENTITY, IdentityEncoder
 from data_processing.media.video_reader import read_frames
-from utils.errors import MediaError, NoFaceError, ParameterError
+from utils.errors import LimitError, MediaError, NoFaceError, ParameterError
+from utils.limits import DEFAULT_LIMITS, Limits
 
 
-def face_selector(text: str) -> FaceSelector:
+def face_selector(text: str, limits: Limits = DEFAULT_LIMITS) -> FaceSelector:
     """The selector for the parameter `face`.
 
     Args:
         text: "largest", "left", "right", a position in source pixels as "X,Y", or the path of a photo of the face.
+        limits: sanity limits of the photo.
 
     Raises:
         ParameterError: it is none of these, or the file cannot be read.
         NoFaceError: no face detected in the photo.
+        LimitError: the photo exceeds `limits.max_side_px`.
     """
     if text == "largest":
         return largest_face
@@ -32,16 +35,18 @@ def face_selector(text: str) -> FaceSelector:
         return lambda boxes, fit, frame: int(
             np.argmin(np.linalg.norm((boxes[:, :2] + boxes[:, 2:]) / 2 - position, axis=1))
         )
-    return _photo_selector(Path(text))
+    return _photo_selector(Path(text), limits)
 
 
-def _photo_selector(path: Path) -> FaceSelector:
+def _photo_selector(path: Path, limits: Limits) -> FaceSelector:
     """Selects the face with the identity of the largest face on a photo."""
     if not path.exists():
         reason = f"expected largest, left, right, X,Y or an image file, found {str(path)!r}"
         raise ParameterError("face", reason)
     try:
-        photo = next(read_frames(path))
+        photo = next(read_frames(path, limits=limits))
+    except LimitError:
+        raise
     except MediaError as error:
         raise ParameterError("face", str(error)) from None
     points, _ = next(track_landmarks(iter([photo]), "dlib"))

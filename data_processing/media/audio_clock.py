@@ -33,6 +33,7 @@ HOLE_S = 0.03  # a time stamp this far from the end of the audio so far is a hol
 DRIFT_S = 0.01  # a time stamp this far from it is approached, by one sample a frame
 OVERLAP_S = 0.5  # time stamps that go back further than this have restarted
 RESTART_S = 1.0  # seconds of audio within which the video stream has restarted too
+MIN_PACKET_S = 0.02  # of a packet that does not say how long it is
 MAX_FAILURES = 100  # errors of a container in a row after which reading ends
 logger = logging.getLogger(__name__)
 
@@ -156,7 +157,8 @@ def timed_frames(
             gap = part.time - origin - end
             if form is None and gap > limits.max_delay_s:
                 raise LimitError(path, f"the audio track starts {gap:.0f} s after the video stream")
-            if form and (gap < -RESTART_S or gap > limits.max_delay_s or end + gap > limits.max_duration_s):
+            is_too_long = gap > HOLE_S and (gap > limits.max_delay_s or end + gap > limits.max_duration_s)
+            if form and (gap < -RESTART_S or is_too_long):
                 origin, gap = origin + gap, 0.0
                 faults.joined = True
             exact |= part.exact or abs(gap) > HOLE_S
@@ -244,7 +246,7 @@ class _AudioPackets:
             if packet is None:
                 break
             self._ahead.append(packet)
-            ahead_s += _duration_s(packet)
+            ahead_s += _duration_s(packet) or MIN_PACKET_S
         return self._ahead
 
     def _read(self) -> Iterator[av.Packet]:

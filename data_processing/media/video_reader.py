@@ -19,7 +19,7 @@ from av.stream import Disposition
 from data_processing.media.frame_conversion import deinterlace, describe_conversions, is_transposed, to_rgb
 from data_processing.media.heif import TileGrid, assemble, read_tile_grid
 from utils.errors import GapError, LimitError, MediaError, TruncatedMediaError, error_reason
-from utils.limits import DEFAULT_LIMITS, Limits
+from utils.limits import DEFAULT_LIMITS, NO_LIMITS, Limits
 
 FPS = 25  # frames per second of all network input
 STANDARD_RATES = [
@@ -194,8 +194,9 @@ def first_frame_time(path: Path) -> float | None:
     try:
         with open_media(path) as container:
             stream = moving_stream(container)
-            return next((frame.time for frame in container.decode(stream)), None) if stream else None
-    except (av.error.FFmpegError, OSError, IndexError):  # IndexError: see `_timed_frames`
+            frames = _timed_frames(container, stream, path, NO_LIMITS) if stream else iter(())
+            return next((time for time, _ in frames), None)
+    except (av.error.FFmpegError, OSError, MediaError):
         return None
 
 
@@ -247,14 +248,19 @@ def read_frames(
             first, frames = landed
         index, (time, frame) = start, first
         stored_size = (frame.width, frame.height)
+
+        def image_of(frame: av.VideoFrame) -> np.ndarray:
+            nonlocal stored_size
+            if resized is not None and stored_size != (frame.width, frame.height):
+                resized.append(index)
+            stored_size = (frame.width, frame.height)
+            return _fit_into(to_rgb(frame), size)
+
         for next_time, next_frame in frames:
             # `frame` is the nearest one for all output times before the midpoint of the two
             middle = (time + next_time) / 2
             if origin + index / rate < middle:
-                if resized is not None and stored_size != (frame.width, frame.height):
-                    resized.append(index)
-                stored_size = (frame.width, frame.height)
-                image = _fit_into(to_rgb(frame), size)
+                image = image_of(frame)
                 while origin + index / rate < middle:
                     if stop is not None and index >= stop:
                         return
@@ -266,7 +272,7 @@ def read_frames(
         # the last frame is shown for its own duration
         duration = float(frame.duration * stream.time_base) if frame.duration else 1 / rate
         end = time + min(duration, limits.max_gap_s)
-        image = _fit_into(to_rgb(frame), size)
+        image = image_of(frame)
         while origin + index / rate < end - 0.5 / rate or index == 0:
             if stop is not None and index >= stop:
                 return

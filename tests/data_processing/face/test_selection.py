@@ -10,7 +10,8 @@ from data_processing.face.detectors import largest_face, track_landmarks
 from data_processing.face.selection import face_selector
 from data_processing.media.video_reader import read_frames
 from tests.support.heif import tiled_photo
-from utils.errors import NoFaceError, ParameterError
+from utils.errors import LimitError, NoFaceError, ParameterError
+from utils.limits import Limits
 
 BOXES = np.array([[200.0, 10, 240, 50], [0, 0, 60, 60], [90, 100, 170, 180]])
 
@@ -74,3 +75,10 @@ def test_pipe_in_place_of_a_photo_is_refused_at_once(tmp_path) -> None:
     with pytest.raises(ParameterError, match=r"photo\.png: is a pipe") as error:
         face_selector(str(tmp_path / "photo.png"))
     assert error.value.parameter == "face"
+
+
+def test_size_of_the_photo_is_limited(portrait_clip, tmp_path) -> None:
+    path = tmp_path / "photo.png"
+    cv2.imwrite(str(path), next(read_frames(portrait_clip))[..., ::-1])
+    with pytest.raises(LimitError, match="at most 200 pixels a side"):
+        face_selector(str(path), Limits(max_side_px=200))

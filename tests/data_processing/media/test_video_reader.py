@@ -4,7 +4,7 @@ import gc
 import os
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
@@ -18,7 +18,13 @@ from PIL import ExifTags, Image, ImageOps
 
 from data_processing.media.audio_io import load_audio
 from data_processing.media.frame_conversion import to_rgb
-from data_processing.media.video_reader import check_readable, probe, read_frames, read_frames_backward
+from data_processing.media.video_reader import (
+    check_readable,
+    first_frame_time,
+    probe,
+    read_frames,
+    read_frames_backward,
+)
 from tests.support.media import text_file, truncated_mp4, video_without_audio, write_video
 from tests.support.numbered_media import SIZE, numbered, numbers, write_audio, write_numbered
 from utils.errors import MediaError
@@ -148,9 +154,9 @@ def test_untagged_colours(size, tag, red):
     assert np.abs(to_rgb(frame).reshape(-1, 3).astype(int) - (255, 0, 0)).max() <= 3
 
 
-def test_damaged_frames_in_the_middle_are_replaced(tmp_path):
-    path = tmp_path / "clip.mov"
-    with av.open(str(path), "w") as container:  # PNG: intra-coded and with checksums
+def damaged_frames(path: Path, damaged: Collection[int]) -> Path:
+    """A numbered video of 40 frames, some of which cannot be decoded: PNG, intra-coded and with checksums."""
+    with av.open(str(path), "w") as container:
         stream = container.add_stream("png", rate=25)
         stream.width, stream.height = SIZE
         stream.pix_fmt = "rgb24"
@@ -159,18 +165,25 @@ def test_damaged_frames_in_the_middle_are_replaced(tmp_path):
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
     with av.open(str(path)) as container:
-        sizes = {
-            packet.pts * 25 * packet.time_base: (packet.pos, packet.size)
-            for packet in container.demux(video=0)
-            if packet.size
-        }
+        packets = [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.size]
     data = bytearray(path.read_bytes())
-    for damaged in (20, 21):
-        position, size = sizes[damaged]
+    for index in damaged:
+        position, size = packets[index]
         data[position : position + size] = bytes(size)
     path.write_bytes(data)
-    shown = numbers(read_frames(path))
-    assert shown == [*range(20), 19, 22, *range(22, 40)]  # the two damaged frames are replaced by their neighbours
+    return path
+
+
+def test_damaged_frames_in_the_middle_are_replaced(tmp_path):
+    """By their neighbours."""
+    shown = numbers(read_frames(damaged_frames(tmp_path / "clip.mov", (20, 21))))
+    assert shown == [*range(20), 19, 22, *range(22, 40)]
+
+
+def test_time_0_is_that_of_the_first_frame_that_can_be_decoded(tmp_path):
+    path = damaged_frames(tmp_path / "clip.mov", range(5))
+    assert numbers(read_frames(path)) == list(range(5, 40))
+    assert first_frame_time(path) == 0.2
 
 
 def test_truncated_recording(tmp_path):
