@@ -14,8 +14,8 @@ import numpy as np
 # The hull of these landmarks is skin that speech does not move. It is shrunk, to leave out hair and background.
 CHEEKS, CHEEKS_SIZE = [1, 2, 31, 33, 35, 14, 15, 29], 0.8
 UPPER_FACE = [0, *range(16, 27), *range(31, 36)]  # from the brows to the end of the nose
-FACTOR_ONLY = 0.25  # logarithm of the change of contrast beyond that of brightness up to which light is a factor
-FACTOR_AND_OFFSET = 0.5  # from here on it also has an offset, like white in front of the face
+FACTOR_ONLY = 0.2  # logarithm of the change of contrast beyond that of brightness up to which light is a factor
+FACTOR_AND_OFFSET = 0.4  # from here on it also has an offset, like white in front of the face
 IGNORED, FULL = 0.03, 0.08  # logarithm of the change of a colour that is ignored, and from where it counts fully
 MAX_GAIN = 50.0
 LIGHT_HEIGHT = 104  # rows of a face crop in which light is measured
