@@ -23,7 +23,7 @@ from utils.files import cut_name, write_atomically
 
 MIN_FRAMES = 20  # a shorter shot has no five reference frames at a distance from the target frame
 MIN_RADIUS_PX = 24  # too few pixels to resolve teeth
-MAX_RADIUS_RATIO = 1.5  # the authors' limit on how much a face may grow within one shot
+MAX_RADIUS_RATIO = 1.5  # of a face to its crop within one shot; the authors' limit, whose crops do not follow zooms
 MIN_FOUND = 0.8  # fraction of frames in which the face is detected rather than interpolated
 CROP_CRF = 12  # nearly lossless, because the clips are training data
 # On held-out speakers SyncNet was within 42 ms of the known offset for all clips of 2.4 s or more, with confidences
@@ -151,12 +151,14 @@ def rejection_reason(landmarks: Landmarks, start: int, stop: int) -> str | None:
         return f"shot shorter than {MIN_FRAMES} frames"
     if landmarks.found[start:stop].mean() < MIN_FOUND:
         return f"face detected in less than {MIN_FOUND:.0%} of the shot"
-    # not the extremes, which are those of badly detected frames
-    smallest, largest = np.percentile(frame_radii(landmarks.points[start:stop]), [5, 95])
-    if largest < MIN_RADIUS_PX:
+    points = landmarks.points[start:stop]
+    radii = crop_radii(points)
+    if radii.max() < MIN_RADIUS_PX:
         return f"face radius below {MIN_RADIUS_PX} px"
+    # not the extremes, which are those of badly detected frames
+    smallest, largest = np.percentile(frame_radii(points) / radii, [5, 95])
     if largest > MAX_RADIUS_RATIO * smallest:
-        return f"face size changes by more than a factor of {MAX_RADIUS_RATIO} within the shot"
+        return f"face size changes by more than a factor of {MAX_RADIUS_RATIO} within its crop"
     return None
 
 
