@@ -19,8 +19,9 @@ from torch.utils.tensorboard import SummaryWriter  # noqa: E402
 
 
 def _report_thread_error(args: threading.ExceptHookArgs, report=threading.excepthook) -> None:
-    # an error of TensorBoard's writing thread is raised again by the next call of its writer
-    if not type(args.thread).__module__.startswith("tensorboard."):
+    # an OSError of TensorBoard's writing thread, as on a full disk, is raised again by the next call of its writer
+    from_tensorboard = type(args.thread).__module__.startswith("tensorboard.")
+    if not (from_tensorboard and issubclass(args.exc_type, OSError)):
         report(args)
 
 

@@ -71,15 +71,21 @@ def test_errors_of_other_threads_are_reported(monkeypatch):
     reported = []
     monkeypatch.setattr(log._report_thread_error, "__defaults__", (reported.append,))
 
-    def fail():
-        raise ZeroDivisionError
+    def fail(error):
+        raise error
 
-    for name, count in [("training.log", 1), ("tensorboard.summary.writer", 1), ("tensorboardish", 2)]:
-        thread = type("Writer", (threading.Thread,), {"__module__": name})(target=fail)
+    for module, error, is_reported in [
+        ("training.log", OSError, True),
+        ("tensorboardish", OSError, True),
+        ("tensorboard.summary.writer", ZeroDivisionError, True),
+        ("tensorboard.summary.writer", PermissionError, False),
+    ]:
+        thread = type("Writer", (threading.Thread,), {"__module__": module})(target=fail, args=(error,))
         monkeypatch.setattr(threading, "excepthook", log._report_thread_error)
         thread.start()
         thread.join()
-        assert len(reported) == count
+        assert [args.exc_type for args in reported] == [error] * is_reported
+        reported.clear()
 
 
 @pytest.mark.slow
