@@ -3,8 +3,9 @@
     python inference.py --video speaker.mp4 --audio speech.wav --output dubbed.mp4
     python inference.py --video photo.jpg --audio speech.wav --output dubbed.mp4
 
-Without arguments the bundled example is dubbed. The output has the resolution and frame rate of the video and the
-length of the longest audio; a shorter video is played forward and backward. Frames without a face are unchanged.
+Without arguments the bundled example is dubbed. The output has the resolution and frame rate of the video; photos
+and videos slower than 12 fps come out at 25 fps. It is as long as the longest audio; a shorter video is played
+forward and backward. Frames without a face are unchanged.
 """
 
 import argparse

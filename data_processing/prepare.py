@@ -6,7 +6,9 @@ The prepared dataset is a folder:
     rejected.jsonl   one line per video without a usable clip, with the reason
     dataset.json     the settings that all clips share
     clips/ID.mp4     face crops at 25 fps with synchronised audio
-    clips/ID.npz     landmarks (T, 68, 2) in source pixels, features (T, D), found (T,)
+    clips/ID.npz     landmarks (T, 68, 2) and crop radii (T,) in source pixels, features (T, D), found (T,)
+
+With landmarks and radius of a frame, `FaceCrop.from_landmarks` finds its crop in the source video.
 
 A second run with the same folder continues where the first one stopped, by an interruption or an error that is not
 the fault of a video, such as a full disk. The bundled SyncNet measures the A/V offset of every video, which is then

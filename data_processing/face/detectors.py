@@ -82,7 +82,7 @@ def track_landmarks(
         frames: (H, W, 3) uint8 RGB.
         backend: one of BACKENDS.
         path: the video file; required by openface only.
-        fps: frame rate of the frames; used by openface only.
+        fps: frame rate of the frames.
         first: index of the first frame in the video; used by openface only.
         choose: selects the face at every detection; openface has already selected one.
         resized: numbers of frames at which the stream changes its size, as `read_frames` collects them.
