@@ -2,7 +2,7 @@
 
 Thumbnails are compared block by block and whatever their brightness and contrast, so that a change of light is no
 cut, and at the best shift, so that a moving camera is none. A change is a cut if it is large beside those around it
-and lasts longer than a flash.
+and lasts longer than a flash. The thresholds were chosen on real videos, with `tests/tools/shot_table.py`.
 """
 
 from collections.abc import Iterator
@@ -17,6 +17,7 @@ import numpy as np
 
 from data_processing.media.video_reader import FPS
 
+LUMA = (0.299, 0.587, 0.114)  # weights of red, green and blue in brightness (BT.601)
 SIDE = 48  # pixels of a thumbnail
 MARGIN = 12  # pixels by which two thumbnails are shifted against each other
 NOISE = 0.3  # grey levels², variance that sensor and codec leave in a block
@@ -166,7 +167,7 @@ class ShotDetector:
         return False
 
     def _is_wipe(self, index: int) -> bool:
-        """Whether one picture replaces another part by part around the frame."""
+        """Whether one image replaces another part by part around the frame."""
         oldest, newest = min(self._frames), self._num_added - 1
         indices = [min(max(index + offset, oldest), newest) for offset in self._wipe_offsets]
         frames = [self._frames[i] for i in indices]
@@ -196,7 +197,7 @@ def _reduce(image: np.ndarray) -> _Frame:
     """Thumbnails and colour of a frame (H, W, 3) uint8 RGB."""
     step = max(1, min(image.shape[:2]) // (3 * SIDE))  # resizing all pixels of a large frame would cost 7 ms
     rgb = cv2.resize(image[::step, ::step], (SIDE, SIDE), interpolation=cv2.INTER_AREA).astype(np.float32)
-    gray = rgb @ np.float32([0.299, 0.587, 0.114])
+    gray = rgb @ np.float32(LUMA)
     small = cv2.resize(gray, (SIDE // 2, SIDE // 2), interpolation=cv2.INTER_AREA)
     contrast = float(_blocks(small, SIDE // 6).std(axis=-1).mean())
     luma = gray.ravel() - gray.mean()
@@ -265,5 +266,5 @@ def _blends(first: _Frame, middle: _Frame, last: _Frame) -> bool:
         return False
     error = xx - weights[0] * ax - weights[1] * bx
     alone = xx - max(ax * ax / (aa + 1e-3), bx * bx / (bb + 1e-3))
-    floor = 0.3 * len(x)  # grey levels², of rounding
+    floor = NOISE * len(x)
     return bool(error + floor < MAX_BLEND_ERROR * (alone + floor))

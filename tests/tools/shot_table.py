@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from data_processing.media.shots import ShotDetector
+from data_processing.media.shots import LUMA, ShotDetector
 from data_processing.media.video_reader import FPS, VIDEO_SUFFIXES, read_frames
 from utils.command_line import run_command
 from utils.errors import FileError
@@ -162,7 +162,7 @@ def dip(level: int, length: int) -> Callable[[Material], Example]:
 def colour(length: int, arrives: bool) -> Callable[[Material], Example]:
     def make(material: Material) -> Example:
         clip = material.one(2 * BEFORE + length)
-        gray = clip @ np.array([0.299, 0.587, 0.114])
+        gray = clip @ np.array(LUMA)
         weight = ramp(len(clip), BEFORE, BEFORE + length) if length else np.arange(len(clip)) >= BEFORE
         weight = (weight if arrives else 1 - weight)[:, None, None, None]
         return Example(
@@ -273,7 +273,7 @@ def tint(material: Material) -> Example:
     """The colours of the light change within a second; the clip is sepia in every second example."""
     clip = material.one().astype(np.float32)
     if material.rng.random() < 0.5:
-        clip = (clip @ np.float32([0.299, 0.587, 0.114]))[..., None] * np.float32([1.05, 0.95, 0.75])
+        clip = (clip @ np.float32(LUMA))[..., None] * np.float32([1.05, 0.95, 0.75])
     gains = material.rng.uniform(0.6, 1.2, 3)
     weight = ramp(len(clip), BEFORE, BEFORE + material.rng.integers(1, 25))[:, None, None, None]
     return Example(np.clip(clip * (1 - weight + gains * weight), 0, 255).astype(np.uint8))

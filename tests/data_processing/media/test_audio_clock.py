@@ -36,18 +36,18 @@ def write_clapper(
 ) -> Path:
     """`clapper` with a 25 fps video that is bright during the tones."""
     with av.open(str(path), "w") as container:
-        picture = container.add_stream("libx264", rate=25) if video else None
+        images = container.add_stream("libx264", rate=25) if video else None
         audio = container.add_stream(codec, rate=rate, layout=layout)
         packets = []
-        if picture:
-            picture.width = picture.height = 32
-            picture.pix_fmt = "yuv420p"
+        if images:
+            images.width = images.height = 32
+            images.pix_fmt = "yuv420p"
             for index in range(round(seconds * 25)):
                 grey = 235 if 0.5 <= index / 25 % 1 < 0.6 else 20
                 image = av.VideoFrame.from_ndarray(np.full((32, 32, 3), grey, np.uint8), format="rgb24")
                 image.pts, image.time_base = index, Fraction(1, 25)
-                packets += picture.encode(image)
-            packets += picture.encode(None)
+                packets += images.encode(image)
+            packets += images.encode(None)
         frame = av.AudioFrame.from_ndarray(clapper(seconds, rate)[None], format="fltp", layout="mono")
         frame.sample_rate, frame.pts, frame.time_base = rate, 0, Fraction(1, rate)
         resampler = av.AudioResampler(audio.format.name, layout, rate)

@@ -1,4 +1,4 @@
-"""Shot boundaries of made frames: two pictures joined, mixed, lit, moved and coloured in known ways."""
+"""Shot boundaries of made frames: two images joined, mixed, lit, moved and coloured in known ways."""
 
 from functools import cache
 
@@ -39,7 +39,7 @@ def moving(second: bool) -> np.ndarray:
 
 
 def talking(second: bool = False) -> np.ndarray:
-    """(T, H, W, 3) float32: one of two pictures with noise, in which a small part moves up and down."""
+    """(T, H, W, 3) float32: one of two images with noise, in which a small part moves up and down."""
     return moving(second).copy()
 
 
@@ -79,8 +79,8 @@ def test_cut_to_equal_brightness():
 
 def test_cut_in_camera_movement():
     """The camera moves by one pixel of 96 in each frame, before the cut and after it."""
-    pictures = [np.hstack([picture, picture[:, ::-1]]) for picture in (FIRST, SECOND)]
-    frames = [pictures[index // 30][:, index : index + 96] for index in range(NUM_FRAMES)]
+    images = [np.hstack([image, image[:, ::-1]]) for image in (FIRST, SECOND)]
+    frames = [images[index // 30][:, index : index + 96] for index in range(NUM_FRAMES)]
     assert detect(frames)[0] == [30]
 
 
@@ -104,7 +104,7 @@ def test_dissolve(length):
 
 @pytest.mark.parametrize("direction", [-1, 1])
 def test_wipe(direction):
-    """The second picture replaces the first from one side within half a second."""
+    """The second image replaces the first from one side within half a second."""
     replaced = np.linspace(0, 1, 96)[::direction, None] < ramp(25, 12)
     starts, blended = detect(to_uint8(np.where(replaced, talking(second=True), talking())))
     assert starts == [blended[0], blended[-1] + 1]
@@ -121,7 +121,7 @@ def test_slow_dissolve():
 
 @pytest.mark.parametrize("level", [0, 255])
 @pytest.mark.parametrize("length", [3, 10])
-def test_dip_to_one_colour_and_another_picture(level, length):
+def test_dip_to_one_colour_and_another_image(level, length):
     away = per_frame(np.clip(1.2 - np.abs(INDEX - 29.5) / length, 0, 1))
     frames = np.where(per_frame(INDEX < 30), talking(), talking(second=True))
     (start,), _ = detect(to_uint8(frames * (1 - away) + level * away))
