@@ -9,10 +9,10 @@ def _check_names() -> None:
     root = Path(__file__).resolve().parents[1]
     for name in ("data_processing", "models", "utils"):
         spec = find_spec(name)
-        places = spec.submodule_search_locations or [spec.origin] if spec else []
-        if root / name not in [Path(place).resolve() for place in places]:
+        locations = spec.submodule_search_locations or [spec.origin] if spec else []
+        if root / name not in [Path(path).resolve() for path in locations]:
             needed = f"dubbing needs the package {name} in {root}"
-            found = ", ".join(places) or "none"
+            found = ", ".join(locations) or "none"
             raise ImportError(f"{needed}, but Python finds {found}; rename that, or dub in a process of its own")
 
 

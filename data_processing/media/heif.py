@@ -74,8 +74,8 @@ def assemble(container: av.container.InputContainer, grid: TileGrid, path: Path)
             for index, number in enumerate(grid.tiles):  # one tile may occur several times
                 if number == packet.stream.id:
                     row, column = divmod(index, grid.num_columns)
-                    place = image[row * height :, column * width :][:height, :width]
-                    place[...] = tile[: place.shape[0], : place.shape[1]]
+                    region = image[row * height :, column * width :][:height, :width]
+                    region[...] = tile[: region.shape[0], : region.shape[1]]
             found.add(packet.stream.id)
     if missing := len(set(grid.tiles) - found):
         reason = f"{missing} of the {len(set(grid.tiles))} tiles of this photo cannot be decoded"

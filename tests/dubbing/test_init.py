@@ -27,11 +27,11 @@ def test_clash_is_said_in_one_line(clash, tmp_path):
     path.parent.mkdir(exist_ok=True)
     path.write_text("")
     name = clash.split("/")[0].removesuffix(".py")
-    place = path.parent if path.name == "__init__.py" else path
+    found = path.parent if path.name == "__init__.py" else path
     for statements in ("import dubbing", f"import {name}; import dubbing"):
         result = imported(tmp_path, statements)
         assert result.returncode == 1
-        expected = f"ImportError: dubbing needs the package {name} in {ROOT}, but Python finds {place}; rename that"
+        expected = f"ImportError: dubbing needs the package {name} in {ROOT}, but Python finds {found}; rename that"
         assert result.stderr.splitlines()[-1].startswith(expected)
 
 
