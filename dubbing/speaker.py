@@ -108,12 +108,12 @@ class Speaker:
                 if starts_shot:
                     levels = np.array([self._levels.get(chunk.offset + row, (0, 0)) for row in range(start, last)])
                     chosen = choose_references(chunk.landmarks, start, last, num_references, levels)
-                    places = [
+                    chosen_placements = [
                         FacePlacement(chunk.landmarks.points[row], float(radii[row - start]), number, 1.0)
                         for row in chosen
                     ]
                     self.references.append(
-                        [(chunk.offset + row, one) for row, one in zip(chosen, places, strict=True)]
+                        [(chunk.offset + row, one) for row, one in zip(chosen, chosen_placements, strict=True)]
                     )
                     self._appearance(number)  # now, while live frames are still held
                 for frame, radius_px in zip(frames, radii, strict=False):
