@@ -17,7 +17,7 @@ UPPER_FACE = [0, *range(16, 27), *range(31, 36)]  # from the brows to the end of
 FACTOR_ONLY = 0.2  # logarithm of the change of contrast beyond that of brightness up to which light is a factor
 FACTOR_AND_OFFSET = 0.4  # from here on it also has an offset, like white in front of the face
 IGNORED, FULL = 0.03, 0.08  # logarithm of the change of a colour that is ignored, and from where it counts fully
-MAX_GAIN = 50.0
+MAX_GAIN = 50.0  # of an almost black face, which is hardly visible
 LIGHT_HEIGHT = 104  # rows of a face crop in which light is measured
 # of skin in natural light; real videos of 60 people: 1.19 to 1.67, 0.92 to 2.5, and a contrast of 0.14 and more
 RED_TO_GREEN, GREEN_TO_BLUE = (1.15, 1.75), (0.92, 2.5)
@@ -92,19 +92,19 @@ class LightChange:
         return cls(1 + part * (gain - 1), part * offset)
 
     @property
-    def is_none(self) -> bool:
+    def is_identity(self) -> bool:
         """Whether it changes nothing."""
         return bool((self.gain == 1).all() and (self.offset == 0).all())
 
     def apply(self, image: np.ndarray) -> np.ndarray:
         """(..., 3) -> (..., 3), float32 unless nothing changes."""
-        if self.is_none:
+        if self.is_identity:
             return image
         return image * self.gain.astype(np.float32) + self.offset.astype(np.float32)
 
     def revert(self, image: np.ndarray) -> np.ndarray:
         """The inverse of `apply`."""
-        if self.is_none:
+        if self.is_identity:
             return image
         return (image - self.offset.astype(np.float32)) / self.gain.astype(np.float32)
 

@@ -353,7 +353,7 @@ def _cells(line: str) -> list[str]:
 
 
 def _number(cell: str) -> float:
-    """NaN if it is none."""
+    """The number in a cell; NaN if it is not a number."""
     try:
         return float(cell)
     except ValueError:

@@ -93,7 +93,7 @@ class AudioFaults:
 
 
 class _Part(NamedTuple):
-    """Decoded samples (n, C) float32 at a time of the file in seconds. `exact`: there is none before them."""
+    """Decoded samples (n, C) float32 at a time of the file in seconds. `exact`: they start there to the sample."""
 
     time: float
     samples: np.ndarray
