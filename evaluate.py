@@ -17,7 +17,7 @@ from evaluation import reports
 from evaluation.clips import AUDIO_SHIFT, SYNC_FRAMES, evaluate_generator, sync_check
 from evaluation.dubs import dub_folder
 from evaluation.metrics import image_metrics
-from evaluation.videos import compare_folders, score_synchrony
+from evaluation.videos import compare_folders, score_leakage, score_synchrony
 from models.checkpoint import SYNCNET, load_model
 from utils.bundled import BUNDLED_SYNCNET
 from utils.command_line import print_result, run_command
@@ -53,6 +53,7 @@ def run(args: argparse.Namespace) -> None:
         ("size", args.size, "data"),
         ("precision", args.precision != "fp32", "data"),
         ("cross", args.cross, "videos"),
+        ("silent", args.silent, "videos"),
         ("own_crops", args.own_crops, "generated"),
     ):
         if is_set and needed not in given:
@@ -95,35 +96,48 @@ def evaluate_clips(args: argparse.Namespace, device: torch.device) -> None:
 def evaluate_videos(args: argparse.Namespace, device: torch.device) -> None:
     folders = (args.generated, args.ground_truth)
     report, strips = compare_folders(*folders, args.frames_per_clip, device, own_crops=args.own_crops)
-    _print_and_write(report, strips, args)
+    columns = reports.OWN_CROPS_COLUMNS if args.own_crops else tuple(reports.COLUMNS)
+    _print_and_write(report, strips, columns, args, artifacts=not args.own_crops)
 
 
 def evaluate_dubs(args: argparse.Namespace, device: torch.device) -> None:
+    if args.cross and args.silent:
+        raise ParameterError("silent", "expected without --cross")
     pipeline = DubbingPipeline(args.checkpoint, device=args.device)
+    driven_by = "next" if args.cross else "silence" if args.silent else "own"
     strips: dict[str, np.ndarray] = {}
     with nullcontext(args.output) if args.output else TemporaryDirectory() as folder:
         dubbed = Path(folder) / "dubbed"
         if dubbed.resolve() == args.videos.resolve():
             raise ParameterError("output", f"{folder}: the dubs would replace the videos; choose another folder")
-        failed = dub_folder(
-            partial(pipeline.dub, settings=DubSettings(crf=DUB_CRF)), args.videos, dubbed, cross=args.cross
-        )
+        dub = partial(pipeline.dub, settings=DubSettings(crf=DUB_CRF))
+        failed = dub_folder(dub, args.videos, dubbed, driven_by)
         if args.cross:
-            report = score_synchrony(dubbed, device)
+            report, columns = score_synchrony(dubbed, device), reports.SYNC_COLUMNS
+        elif args.silent:
+            report, columns = score_leakage(dubbed, args.videos), reports.LEAKAGE_COLUMNS
         else:
             report, strips = compare_folders(dubbed, args.videos, args.frames_per_clip, device)
+            columns = tuple(reports.COLUMNS)
     report["unmatched"] = [path for path in report["unmatched"] if Path(path).stem not in failed]
     report["failed"] = failed | report["failed"]
     report["checkpoint"] = reports.checkpoint_identity(args.checkpoint)
     report["generator_mouth_size"] = pipeline.generator.mouth_size
-    report["driven_by"] = "mismatched audio" if args.cross else "matched audio"
-    _print_and_write(report, strips, args)
+    report["driven_by"] = {"own": "matched audio", "next": "mismatched audio", "silence": "silence"}[driven_by]
+    _print_and_write(report, strips, columns, args, artifacts=driven_by == "own")
 
 
-def _print_and_write(report: dict, strips: dict[str, np.ndarray], args: argparse.Namespace) -> None:
-    tables = reports.video_tables(report, sync_only=args.cross, own_crops=args.own_crops)
+def _print_and_write(
+    report: dict,
+    strips: dict[str, np.ndarray],
+    columns: tuple[str, ...],
+    args: argparse.Namespace,
+    *,
+    artifacts: bool,
+) -> None:
+    tables = reports.video_tables(report, columns, artifacts=artifacts)
     show = print if args.output else print_result
-    show(f"\n{tables}\n{reports.video_summary(report, sync_only=args.cross)}")
+    show(f"\n{tables}\n{reports.video_summary(report, columns)}")
     if args.output:
         reports.write_report(args.output, report)
         reports.write_video_tables(args.output, report, tables, strips)
@@ -152,11 +166,12 @@ def _parser() -> argparse.ArgumentParser:
     ).add_argument
     add("--videos", type=Path, metavar="DIR", help="videos to dub")
     add("--cross", action="store_true", help="dub each with the audio of the next one; scores only the A/V sync")
+    add("--silent", action="store_true", help="dub each with silence; scores only how far the source's lips leak")
     add = parser.add_argument_group(
         "the videos of any method (--generated and --ground-truth)",
         "Compares videos of any method with the real videos of the same names: PSNR, SSIM and LPIPS of full frame, "
         "face crop and mouth box, LMD, CSIM, FID, LSE-D, LSE-C, A/V sync, and dubbing artifacts (seam, colour "
-        "shift, jitter, flicker, sharpness, opening in silence). Both are read at 25 fps; generated frames are "
+        "shift, jitter, flicker, sharpness, mouth opening). Both are read at 25 fps; generated frames are "
         "resized to the real ones. FID and LSE need weights from scripts.download_weights.",
     ).add_argument
     add("--generated", type=Path, metavar="DIR", help="videos to score")

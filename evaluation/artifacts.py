@@ -1,8 +1,8 @@
-"""Dubbing-artifact metrics: seam, colour shift, jitter, flicker, sharpness and mouth opening in silence.
+"""Dubbing-artifact metrics: seam, colour shift, jitter, flicker, sharpness and mouth opening.
 
 Each compares a dubbed video with its source. Both must show the same frames in the same framing. Face crops have
-one mouth size S (a multiple of 64) and are extracted by the source's landmarks. Equal videos score 0, in sharpness
-1.
+one mouth size S (a multiple of 64) and are extracted by the source's landmarks. Equal videos score 0; in sharpness,
+opening range and opening correlation 1.
 """
 
 import cv2
@@ -12,6 +12,7 @@ from skimage.color import deltaE_ciede2000, rgb2lab
 
 from data_processing.audio.silence import MIN_SILENCE
 from data_processing.face.crop import FaceCrop
+from data_processing.media.video_reader import FPS
 from models.crop_layout import mouth_box, mouth_size_of
 
 NUM_BLOCKS = 8  # blocks per side of the mouth box; averaging over them cancels skin texture but not a seam
@@ -19,6 +20,10 @@ RING_SIZE = 64  # mouth size at which flicker is measured: fine enough for skin,
 HEAD = [27, 28, 29, *range(36, 48)]  # landmarks outside the mouth box: eyes and upper nose
 LOWER_FACE = [*range(6, 11), *range(48, 68)]  # landmarks of chin and lips
 OPENING_PERCENTILES = (5, 95)  # of the source's mouth openings: closed and open mouth
+MIN_OPENING_FRAMES = FPS  # with a face, for opening range and correlation: one second
+# Standard deviation of the openings below which a mouth does not move: that of landmarks on a still face is 0.002,
+# of speech 0.015 and more.
+MIN_MOVEMENT = 0.004
 MEDIAN_DIFFERENCE = 0.6745 * 6**0.5  # median absolute second difference of normal noise with standard deviation 1
 # Column name: label, number of decimals, whether higher is better (None: neither).
 ARTIFACTS = {
@@ -27,6 +32,8 @@ ARTIFACTS = {
     "jitter": ("jitter of lips and chin, face-crop pixels", 2, False),
     "flicker": ("flicker, grey levels", 2, False),
     "sharpness": ("lip sharpness, 1: as the source", 2, None),
+    "opening_range": ("mouth opening range, 1: as the source", 2, None),
+    "opening_correlation": ("mouth opening correlation", 2, True),
     "opening_in_silence": ("mouth opening in silence, 0: closed mouth of the source, 1: open mouth", 2, None),
     "opening_in_silence_source": ("mouth opening of the source in silence", 2, None),
     "silent_frames": ("silent frames", 1, None),
@@ -159,6 +166,27 @@ def flicker(dubbed: list[np.ndarray], source: list[np.ndarray]) -> float:
         for segments in (dubbed, source)
     ]
     return float(np.sqrt(np.square(np.maximum(variation[0] - variation[1], 0)).mean()))
+
+
+def opening_agreement(dubbed: np.ndarray, source: np.ndarray) -> dict[str, float | None]:
+    """How far and how alike the mouths of a dub and its source open, over the frames in which both show a face.
+
+    Args:
+        dubbed, source: (T,) mouth openings, NaN without a face.
+
+    Returns:
+        'opening_range', the standard deviation of the dub's openings divided by that of the source's, and
+        'opening_correlation', Pearson's. Both are None if there are less than MIN_OPENING_FRAMES frames or the
+        source's mouth does not move; the correlation also if the dub's mouth stands still.
+    """
+    scores: dict[str, float | None] = {"opening_range": None, "opening_correlation": None}
+    has_face = ~np.isnan(dubbed + source)
+    if has_face.sum() < MIN_OPENING_FRAMES or source[has_face].std() < MIN_MOVEMENT:
+        return scores
+    scores["opening_range"] = float(dubbed[has_face].std() / source[has_face].std())
+    if scores["opening_range"] > 1e-6:
+        scores["opening_correlation"] = float(np.corrcoef(dubbed[has_face], source[has_face])[0, 1])
+    return scores
 
 
 def opening_in_silence(dubbed: np.ndarray, source: np.ndarray, silent: np.ndarray) -> dict[str, float | None]:

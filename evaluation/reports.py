@@ -41,19 +41,27 @@ COLUMNS = {
     "sync_confidence": ("bundled SyncNet's confidence (not LSE)", 3, True),
     "sync_offset_ms": ("bundled SyncNet's A/V offset, absolute, ms", 0, None),
 }
+LEAKAGE = {
+    "leakage": ("leakage, 0: none, 1: the source's lips", 2, False),
+    "confidence_with_source_audio": ("bundled SyncNet's confidence with the source's audio", 3, False),
+    "confidence_of_source": ("the same of the source", 3, None),
+}
+OWN_CROPS_COLUMNS = tuple(column for column in COLUMNS if not column.endswith("_frame"))
+LABELS = COLUMNS | ARTIFACTS | LEAKAGE
+LEAKAGE_COLUMNS = ("opening_range", "opening_correlation", *LEAKAGE, "opening_in_silence")
 # A/V offsets have a sign per video (late audio: lse_offset < 0, sync_offset_ms > 0); means are of absolute values.
 OFFSET_COLUMNS = ("lse_offset", "sync_offset_ms")
 CLIP_DIGITS = {"psnr": 2, "ssim": 4, "lpips": 4, "lpips_vgg": 4}  # decimals of the metrics of evaluation.clips
 
 
 def means_over(videos: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Means of COLUMNS and ARTIFACTS over the videos that have a value.
+    """Means of LABELS over the videos that have a value.
 
     Returns:
         Per column 'mean', bootstrap 'interval' and the number of 'videos'; no entry for a column without values.
     """
     means = {}
-    for column in (*COLUMNS, *ARTIFACTS):
+    for column in LABELS:
         names = [name for name, scores in videos.items() if scores.get(column) is not None]
         values = np.array([videos[name][column] for name in names])
         values = np.abs(values) if column in OFFSET_COLUMNS else values
@@ -63,11 +71,11 @@ def means_over(videos: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     return means
 
 
-def markdown_table(report: dict[str, Any], columns: Iterable[str] = tuple(COLUMNS)) -> str:
-    """The means of a report of `evaluation.videos` as a Markdown table of COLUMNS or ARTIFACTS."""
+def markdown_table(report: dict[str, Any], columns: Iterable[str]) -> str:
+    """The means of a report of `evaluation.videos` as a Markdown table with these columns of LABELS."""
     heads, cells = ["videos"], [str(len(report["videos"]))]
     for column in columns:
-        label, digits, higher = (COLUMNS | ARTIFACTS)[column]
+        label, digits, higher = LABELS[column]
         heads.append(label if higher is None else f"{label} {'↑' if higher else '↓'}")
         mean = report["means"].get(column)
         cells.append(with_interval(mean["mean"], mean["interval"], digits) if mean else "missing")
@@ -80,24 +88,16 @@ def with_interval(mean: float, interval: tuple[float, float] | None, digits: int
     return f"{mean:.{digits}f}{bounds}"
 
 
-def video_tables(report: dict[str, Any], *, sync_only: bool = False, own_crops: bool = False) -> str:
-    """The Markdown tables of a report of `evaluation.videos`: metrics and, where measured, dubbing artifacts.
-
-    sync_only: the report is of `score_synchrony`.
-    own_crops: faces were cropped by their own landmarks, without full frames and dubbing artifacts.
-    """
-    columns = SYNC_COLUMNS if sync_only else tuple(COLUMNS)
-    if own_crops:
-        columns = tuple(column for column in columns if not column.endswith("_frame"))
+def video_tables(report: dict[str, Any], columns: Iterable[str], *, artifacts: bool) -> str:
+    """The Markdown tables of a report of `evaluation.videos`: `columns` and, if measured, dubbing artifacts."""
     tables = markdown_table(report, columns)
-    if sync_only or own_crops:
-        return tables
-    return f"{tables}\nDubbing artifacts:\n\n{markdown_table(report, ARTIFACTS)}"
+    return f"{tables}\nDubbing artifacts:\n\n{markdown_table(report, ARTIFACTS)}" if artifacts else tables
 
 
-def video_summary(report: dict[str, Any], *, sync_only: bool = False) -> str:
-    """What was scored, what failed and why, what is unmatched, and which weights are missing; one line each."""
-    frames = "" if sync_only else f", up to {report['frames_per_video']} frames each"
+def video_summary(report: dict[str, Any], columns: Iterable[str]) -> str:
+    """What was scored, what failed and why, what is unmatched, and which weights `columns` miss; one line each."""
+    per_video = report.get("frames_per_video")
+    frames = f", up to {per_video} frames each" if per_video else ""
     lines = [
         f"{len(report['videos'])} videos scored at {FPS} fps{frames}; {len(report['failed'])} failed, "
         f"{len(report['unmatched'])} unmatched"
@@ -105,11 +105,12 @@ def video_summary(report: dict[str, Any], *, sync_only: bool = False) -> str:
     lines += [f"failed: {name}: {reason}" for name, reason in report["failed"].items()]
     lines += [f"unmatched: {path}" for path in report["unmatched"]]
     download = "python -m scripts.download_weights"
-    if not is_cached("syncnet_v2"):
+    without = [name for name, scores in report["videos"].items() if scores.get("lse_d") is None]
+    if "lse_d" in columns and not is_cached("syncnet_v2"):
         lines.append(f"LSE-D and LSE-C are missing: they need the official SyncNet ({download} syncnet_v2)")
-    elif without := [name for name, scores in report["videos"].items() if scores.get("lse_d") is None]:
+    elif "lse_d" in columns and without:
         lines.append(f"no LSE-D and LSE-C: the audio track or every shot is too short in {', '.join(without)}")
-    if not sync_only and not is_cached("fid_inception"):
+    if "fid" in columns and not is_cached("fid_inception"):
         lines.append(f"FID is missing: it needs Inception ({download} fid_inception)")
     return "\n".join(lines)
 

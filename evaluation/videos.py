@@ -6,6 +6,7 @@ for training. The output of a talking-head method in another framing can only be
 `own_crops` each face is cropped by its own landmarks, and full frames and dubbing artifacts are not scored.
 """
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ from evaluation.artifacts import (
     colour_shift,
     flicker,
     jitter,
+    opening_agreement,
     opening_in_silence,
     ring_levels,
     seam,
@@ -43,7 +45,7 @@ from evaluation.artifacts import (
 )
 from evaluation.clips import evenly_spaced
 from evaluation.metrics import FID, ImageMetric, image_metrics, landmark_distance, lip_sync_error
-from evaluation.reports import COLUMNS, SYNC_COLUMNS, means_over
+from evaluation.reports import COLUMNS, LEAKAGE_COLUMNS, SYNC_COLUMNS, means_over
 from models.crop_layout import mouth_box
 from models.syncnet_v2 import SyncNetV2, load_syncnet_v2
 from utils.errors import FileError, MediaError, NoFaceError, UserError
@@ -256,12 +258,22 @@ def _temporal_artifacts(
         "flicker": flicker([level[:, 0] for level in levels], [level[:, 1] for level in levels]),
     }
     scores: dict[str, float | None] = {name: None if np.isnan(value) else value for name, value in values.items()}
-    if waveform is None:
-        return scores
-    silent = silent_frames(waveform)
-    length = min(len(silent), len(output.points), len(target.points))
+    return scores | _opening_scores(output, target, waveform)
+
+
+def _opening_scores(output: Landmarks, target: Landmarks, waveform: np.ndarray | None) -> dict[str, float | None]:
+    """Those of ARTIFACTS that compare mouth openings.
+
+    Args:
+        waveform: (N,) the audio track of the dub at 16 kHz; None if it has none.
+    """
+    length = min(len(output.points), len(target.points))
     openings = [mouth_opening(landmarks.points[:length]) for landmarks in (output, target)]
-    return scores | opening_in_silence(*openings, silent[:length])
+    scores = opening_agreement(*openings)
+    if waveform is not None:
+        silent = silent_frames(waveform)[:length]
+        scores |= opening_in_silence(*(opening[: len(silent)] for opening in openings), silent)
+    return scores
 
 
 def _audio_track(video: Path) -> np.ndarray | None:
@@ -288,12 +300,9 @@ def _sync_scores(
     All are None without an audio track or if the shot or the track is too short; LSE is None without `syncnet_v2`.
     """
     scores: dict[str, float | None] = dict.fromkeys(SYNC_COLUMNS)
-    if waveform is None:
+    if waveform is None or (shot := _longest_shot(landmarks, waveform)) is None:
         return scores
-    start, stop = max(landmarks.shots, key=lambda shot: shot[1] - shot[0])
-    stop = min(stop, start + LSE_FRAMES, len(waveform) // SAMPLES_PER_FRAME)
-    if stop - start < MIN_SYNC_FRAMES:
-        return scores
+    start, stop = shot
     points = landmarks.points[start:stop]
     offset = measure_offset(video, [(start, points)], waveform)
     scores |= {"sync_confidence": offset.confidence, "sync_offset_ms": float(offset.audio_delay_ms)}
@@ -304,6 +313,13 @@ def _sync_scores(
         lse = lip_sync_error(syncnet_v2, faces, segment)
         scores |= {"lse_d": lse.distance, "lse_c": lse.confidence, "lse_offset": float(lse.offset)}
     return scores
+
+
+def _longest_shot(landmarks: Landmarks, waveform: np.ndarray) -> tuple[int, int] | None:
+    """Frames [start, stop) of the longest shot, as far as there is audio (N,) at 16 kHz; None if too short."""
+    start, stop = max(landmarks.shots, key=lambda shot: shot[1] - shot[0])
+    stop = min(stop, start + LSE_FRAMES, len(waveform) // SAMPLES_PER_FRAME)
+    return (start, stop) if stop - start >= MIN_SYNC_FRAMES else None
 
 
 def compare_folders(
@@ -322,23 +338,17 @@ def compare_folders(
     """
     pairs, unmatched = find_pairs(generated, ground_truth)
     networks = MetricNetworks(device)
-    videos, failed, strips = {}, {}, {}
-    for name, output, target in tqdm(pairs, unit="video", disable=None):
-        try:
-            result = compare_videos(output, target, networks, count, own_crops=own_crops)
-        except UserError as error:
-            failed[name] = str(error)
-            continue
-        videos[name] = {
-            "frames": result.faces.shape[1],
-            "unpaired_frames": result.unpaired_frames,
-            **result.scores,
-        }
-        strips[name] = result.strip()
+    strips = {}
+
+    def score(output: Path, target: Path) -> dict[str, float | None]:
+        result = compare_videos(output, target, networks, count, own_crops=own_crops)
+        strips[output.stem] = result.strip()
         if networks.fid:
             networks.fid.add(*(torch.from_numpy(result.faces).permute(0, 1, 4, 2, 3) / 255))
-    if not videos:
-        raise MediaError(generated, f"no video could be scored ({next(iter(failed.values()))})")
+        frames = {"frames": result.faces.shape[1], "unpaired_frames": result.unpaired_frames}
+        return frames | result.scores
+
+    videos, failed = _score_each(generated, pairs, score)
     means = means_over(videos)
     if networks.fid and (distance := networks.fid.value()) is not None:
         means["fid"] = {"mean": distance, "interval": None, "videos": len(videos)}
@@ -364,14 +374,11 @@ def score_synchrony(folder: Path, device: torch.device) -> dict[str, Any]:
         MediaError: see `find_videos`; or no video could be scored.
     """
     syncnet_v2 = official_syncnet(device)
-    videos, failed = {}, {}
-    for name, path in tqdm(find_videos(folder).items(), unit="video", disable=None):
-        try:
-            videos[name] = _sync_scores(path, find_landmarks(path), _audio_track(path), syncnet_v2)
-        except UserError as error:
-            failed[name] = str(error)
-    if not videos:
-        raise MediaError(folder, f"no video could be scored ({next(iter(failed.values()))})")
+
+    def score(path: Path) -> dict[str, float | None]:
+        return _sync_scores(path, find_landmarks(path), _audio_track(path), syncnet_v2)
+
+    videos, failed = _score_each(folder, find_videos(folder).items(), score)
     return {
         "generated": str(folder),
         "means": means_over(videos),
@@ -379,3 +386,64 @@ def score_synchrony(folder: Path, device: torch.device) -> dict[str, Any]:
         "failed": failed,
         "unmatched": [],
     }
+
+
+def score_leakage(silent_dubs: Path, sources: Path) -> dict[str, Any]:
+    """How far the lips of dubs that are driven by silence still move and follow their source's own speech.
+
+    Returns:
+        A report like that of `compare_folders` with LEAKAGE_COLUMNS.
+
+    Raises:
+        FileError: a folder does not exist.
+        MediaError: see `find_pairs`; or no video could be scored.
+    """
+    pairs, unmatched = find_pairs(silent_dubs, sources)
+    videos, failed = _score_each(silent_dubs, pairs, _leakage)
+    return {
+        "generated": str(silent_dubs),
+        "ground_truth": str(sources),
+        "means": means_over(videos),
+        "videos": videos,
+        "failed": failed,
+        "unmatched": unmatched,
+    }
+
+
+def _leakage(dub: Path, source: Path) -> dict[str, float | None]:
+    """LEAKAGE_COLUMNS of a dub that is driven by silence."""
+    scores: dict[str, float | None] = dict.fromkeys(LEAKAGE_COLUMNS)
+    dub_landmarks, landmarks = find_landmarks(dub), find_landmarks(source)
+    openings = _opening_scores(dub_landmarks, landmarks, _audio_track(dub))
+    scores |= {name: openings[name] for name in LEAKAGE_COLUMNS if name in openings}
+    if scores["opening_range"] is not None:
+        scores["leakage"] = scores["opening_range"] * (scores["opening_correlation"] or 0.0)
+    waveform = _audio_track(source)
+    if waveform is not None and (shot := _longest_shot(landmarks, waveform)):
+        start, stop = shot
+        for name, video in (("confidence_with_source_audio", dub), ("confidence_of_source", source)):
+            # the source's landmarks for both, so that only the pixels of the mouth box differ
+            scores[name] = measure_offset(video, [(start, landmarks.points[start:stop])], waveform).confidence
+    return scores
+
+
+def _score_each(
+    folder: Path, videos: Iterable[tuple[Any, ...]], score: Callable[..., dict[str, float | None]]
+) -> tuple[dict[str, dict[str, float | None]], dict[str, str]]:
+    """Score videos, given as name and arguments of `score`. One that fails is reported and skipped.
+
+    Returns:
+        The scores of each video, and the reason of each failure, by name.
+
+    Raises:
+        MediaError: no video of this folder could be scored.
+    """
+    scores, failed = {}, {}
+    for name, *paths in tqdm(list(videos), unit="video", disable=None):
+        try:
+            scores[name] = score(*paths)
+        except UserError as error:
+            failed[name] = str(error)
+    if not scores:
+        raise MediaError(folder, f"no video could be scored ({next(iter(failed.values()))})")
+    return scores, failed

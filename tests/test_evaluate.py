@@ -10,6 +10,7 @@ import torch
 import evaluate
 from data_processing.media.video_writer import VideoWriter
 from evaluation import videos
+from evaluation.reports import LEAKAGE_COLUMNS
 from models.checkpoint import save_model
 from models.crop_layout import crop_size
 from models.dinet import DINet, DINetConfig
@@ -124,7 +125,7 @@ def test_a_checkpoint_on_videos(portrait_clip: Path, tmp_path: Path, capsys: pyt
     """Videos are dubbed with their own audio and compared with themselves, or dubbed with the audio of the next."""
     real = tmp_path / "real"
     real.mkdir()
-    talking_portrait(real / "ann.mp4", num_frames=24)
+    talking_portrait(real / "ann.mp4", num_frames=26)
     (real / "bob.mp4").write_bytes((real / "ann.mp4").read_bytes())
     (real / "broken.mp4").write_text("no video")
     video_with_late_last_frame(
@@ -156,6 +157,13 @@ def test_a_checkpoint_on_videos(portrait_clip: Path, tmp_path: Path, capsys: pyt
     report = json.loads((tmp_path / "cross" / "evaluation.json").read_text())
     assert report["driven_by"] == "mismatched audio"
     assert report["means"].keys() == {"sync_confidence", "sync_offset_ms"}
+    run(*flags, "--silent", "--output", tmp_path / "silent")
+    report = json.loads((tmp_path / "silent" / "evaluation.json").read_text())
+    assert report["driven_by"] == "silence"
+    assert report["videos"]["ann"].keys() == set(LEAKAGE_COLUMNS)
+    scores = report["videos"]["ann"]
+    assert abs(scores["leakage"]) <= scores["opening_range"] < 0.8  # the mouth moves less than it speaks
+    assert "leakage, 0: none" in (tmp_path / "silent" / "table.md").read_text()
     flags = ("--checkpoint", BUNDLED_GENERATOR, "--videos")
     with pytest.raises(SystemExit):
         run(*flags, tmp_path / "self" / "dubbed", "--output", tmp_path / "self")
@@ -179,6 +187,8 @@ def test_a_checkpoint_on_videos(portrait_clip: Path, tmp_path: Path, capsys: pyt
         (["--checkpoint", "a", "--videos", "b", "--sync"], "--sync: needs --data"),
         (["--checkpoint", "a", "--videos", "b", "--precision", "bf16"], "--precision: needs --data"),
         (["--checkpoint", "a", "--data", "b", "--own-crops"], "--own-crops: needs --generated"),
+        (["--generated", "a", "--ground-truth", "b", "--silent"], "--silent: needs --videos"),
+        (["--checkpoint", "a", "--videos", "b", "--silent", "--cross"], "--silent: expected without --cross"),
         (["--generated", "absent", "--ground-truth", "b"], "--generated: absent: no such folder"),
         (["--generated", "a", "--reference", "b"], "error: unrecognized arguments: --reference b"),
     ],

@@ -12,6 +12,7 @@ from evaluation.artifacts import (
     colour_shift,
     flicker,
     jitter,
+    opening_agreement,
     opening_in_silence,
     ring_levels,
     seam,
@@ -174,3 +175,30 @@ def test_opening_in_silence() -> None:
     assert opening_in_silence(dubbed, np.full(61, np.nan), silent) == nothing
     still = opening_in_silence(dubbed, np.full(61, 0.2), silent)
     assert still == nothing | {"silent_frames": 5}
+
+
+def test_opening_range_and_correlation() -> None:
+    """A part `a` of the source's openings and a part `b` of others that are as large and uncorrelated with them."""
+    times = np.arange(100) * 2 * np.pi / 25
+    source, other = 0.05 * np.sin(times), 0.05 * np.cos(times)
+    scores = opening_agreement(0.1 + 0.6 * source + 0.3 * other, source)
+    assert scores["opening_range"] == pytest.approx((0.6**2 + 0.3**2) ** 0.5)
+    assert scores["opening_correlation"] == pytest.approx(0.6 / (0.6**2 + 0.3**2) ** 0.5)
+    assert opening_agreement(source, source) == pytest.approx({"opening_range": 1, "opening_correlation": 1})
+    assert opening_agreement(-source, source)["opening_correlation"] == pytest.approx(-1)
+    still = opening_agreement(np.full(100, 0.2), source)
+    assert still == {"opening_range": pytest.approx(0), "opening_correlation": None}
+
+
+def test_opening_range_needs_a_moving_source_and_a_second_of_both_faces() -> None:
+    nothing = {"opening_range": None, "opening_correlation": None}
+    openings = np.resize([0.1, 0.2], 40)
+    assert opening_agreement(openings, np.resize([0.1, 0.104], 40)) == nothing  # of landmarks on a still face
+    assert opening_agreement(openings[:24], openings[:24]) == nothing
+    with_gaps = openings.copy()
+    with_gaps[:5] = np.nan
+    dubbed = openings.copy()
+    dubbed[-11:] = np.nan
+    assert opening_agreement(dubbed, with_gaps) == nothing
+    dubbed[-11] = openings[-11]
+    assert opening_agreement(dubbed, with_gaps)["opening_range"] == pytest.approx(1)

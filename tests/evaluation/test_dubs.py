@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from data_processing.media.audio_io import SAMPLE_RATE, load_audio
 from evaluation.dubs import dub_folder
+from tests.support.media import no_face_video
 from utils.errors import MediaError, OutputError, ParameterError
 
 
@@ -41,15 +43,27 @@ def test_each_video_is_dubbed_with_its_own_audio(folder: Path, tmp_path: Path) -
     assert not (output / "old.mp4").exists()
 
 
-def test_cross_takes_the_audio_of_the_next_video(folder: Path, tmp_path: Path) -> None:
+def test_the_audio_of_the_next_video(folder: Path, tmp_path: Path) -> None:
     dub = Recorder()
-    assert dub_folder(dub, folder, tmp_path / "dubbed", cross=True) == {}
+    assert dub_folder(dub, folder, tmp_path / "dubbed", "next") == {}
     assert [audio for _, audio, _ in dub.calls] == ["b.mov", "c.mkv", "a.mp4"]
     for name in ("b.mov", "c.mkv"):
         (folder / name).unlink()
     with pytest.raises(ParameterError, match="expected two videos or more") as caught:
-        dub_folder(dub, folder, tmp_path / "dubbed", cross=True)
+        dub_folder(dub, folder, tmp_path / "dubbed", "next")
     assert caught.value.parameter == "cross"
+
+
+def test_silence_is_digital_and_as_long_as_the_video(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    no_face_video(tmp_path / "real" / "a.mp4", num_frames=30)
+    heard = []
+
+    def dub(video: Path, audio: Path, output: Path) -> None:
+        heard.append(load_audio(audio))
+
+    assert dub_folder(dub, tmp_path / "real", tmp_path / "dubbed", "silence") == {}
+    assert [(len(waveform), float(abs(waveform).max())) for waveform in heard] == [(1.2 * SAMPLE_RATE, 0)]
 
 
 def test_output_that_cannot_be_written_stops_at_once(folder: Path, tmp_path: Path) -> None:

@@ -8,6 +8,10 @@ import pytest
 
 from evaluation import reports
 from evaluation.reports import (
+    COLUMNS,
+    LEAKAGE_COLUMNS,
+    OWN_CROPS_COLUMNS,
+    SYNC_COLUMNS,
     checkpoint_identity,
     clip_summary,
     create_folder,
@@ -45,38 +49,40 @@ def test_means_are_over_the_videos_with_a_value() -> None:
 
 def test_tables_have_the_columns_of_the_mode() -> None:
     report = video_report()
-    both = video_tables(report)
+    both = video_tables(report, COLUMNS, artifacts=True)
     assert "| 31.00 [30.00, 32.00] |" in both
     assert "PSNR, full frame ↑" in both
     assert "\nDubbing artifacts:\n" in both
-    own_crops = video_tables(report, own_crops=True)
+    own_crops = video_tables(report, OWN_CROPS_COLUMNS, artifacts=False)
     assert "PSNR, face crop ↑" in own_crops
     assert "full frame" not in own_crops and "artifacts" not in own_crops
-    head, _, row = video_tables(report, sync_only=True).splitlines()
+    head, _, row = video_tables(report, SYNC_COLUMNS, artifacts=False).splitlines()
     assert head.count("|") == row.count("|") == 7  # number of videos and five columns
     assert row == "| 2 | missing | missing | 1.5 [1.0, 2.0] | missing | missing |"
 
 
 def test_the_summary_names_failed_and_unmatched_videos_and_missing_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reports, "is_cached", lambda name: False)
-    lines = video_summary(video_report()).splitlines()
+    lines = video_summary(video_report(), COLUMNS).splitlines()
     assert lines[:3] == [
         "2 videos scored at 25 fps, up to 3 frames each; 1 failed, 1 unmatched",
         "failed: bad: folder/bad.mp4: no video stream",
         "unmatched: folder/alone.mp4",
     ]
     assert [line.split(":")[0] for line in lines[3:]] == ["LSE-D and LSE-C are missing", "FID is missing"]
-    sync_only = video_summary(video_report(), sync_only=True).splitlines()
+    sync_report = {name: part for name, part in video_report().items() if name != "frames_per_video"}
+    sync_only = video_summary(sync_report, SYNC_COLUMNS).splitlines()
     assert sync_only[0] == "2 videos scored at 25 fps; 1 failed, 1 unmatched"
     assert len(sync_only) == 4
+    assert len(video_summary(sync_report, LEAKAGE_COLUMNS).splitlines()) == 3
     monkeypatch.setattr(reports, "is_cached", lambda name: True)
     report = video_report()
     report["videos"]["one"]["lse_d"] = 8.0
-    lines = video_summary(report).splitlines()
+    lines = video_summary(report, COLUMNS).splitlines()
     assert len(lines) == 4
     assert lines[3].endswith("every shot is too short in two")  # "one" has a value
     report["videos"]["two"]["lse_d"] = 9.0
-    assert len(video_summary(report).splitlines()) == 3
+    assert len(video_summary(report, COLUMNS).splitlines()) == 3
 
 
 def test_the_summary_of_clips_has_the_sync_scores_and_the_speakers() -> None:

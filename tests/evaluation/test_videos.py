@@ -10,7 +10,8 @@ import pytest
 import torch
 
 import evaluate
-from data_processing.face.tracking import find_landmarks
+from data_processing.av_sync import AVOffset
+from data_processing.face.tracking import Landmarks, find_landmarks
 from data_processing.media.video_reader import read_frames
 from data_processing.media.video_writer import VideoWriter
 from evaluation import videos
@@ -75,6 +76,7 @@ def test_equal_videos_have_perfect_scores(output: Path) -> None:
     assert abs(scores["lse_offset"]) <= 15
     assert scores["sync_confidence"] >= 0
     assert [scores[name] for name in ("seam", "colour_shift", "jitter", "flicker", "sharpness")] == [0, 0, 0, 0, 1]
+    assert (scores["opening_range"], scores["opening_correlation"]) == (pytest.approx(1), pytest.approx(1))
     assert scores["opening_in_silence"] == scores["opening_in_silence_source"]
 
 
@@ -120,7 +122,7 @@ def test_output_files(output: Path) -> None:
     ]
     assert row.startswith(f"| 2 | {report['means']['ssim_face']['mean']:.4f} [")
     del report["means"]["csim"]
-    assert markdown_table(report).splitlines()[2].count("missing") == 1
+    assert markdown_table(report, COLUMNS).splitlines()[2].count("missing") == 1
     assert report["means"]["fid"]["mean"] > 0
     with (output / "videos.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -185,3 +187,42 @@ def test_folders_without_a_common_name(folders: tuple[Path, Path], tmp_path: Pat
     (tmp_path / "other.mov").write_text("")
     with pytest.raises(MediaError, match=r"two videos are named other"):
         find_pairs(tmp_path, folders[1])
+
+
+def opening_mouth(openings: np.ndarray) -> Landmarks:
+    """Landmarks with these mouth openings, and eyes and chin at distance 1."""
+    points = np.zeros((len(openings), 68, 2))
+    points[:, 8, 1] = 1
+    points[:, 66, 1] = openings
+    return Landmarks(points, np.ones(len(openings), bool), [(0, len(openings))])
+
+
+def test_leakage_is_the_part_of_the_movement_that_follows_the_source(
+    folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Regression of the dub's mouth opening on the source's. The audio of "worse" is missing in the dubs."""
+    times = np.arange(100) * 2 * np.pi / 25
+    source = opening_mouth(0.1 + 0.05 * np.sin(times))
+    dub = opening_mouth(0.1 + 0.3 * 0.05 * np.sin(times) + 0.4 * 0.05 * np.cos(times))
+    still = opening_mouth(np.full(100, 0.1))
+    found = {"generated": {"same": dub, "worse": still}, "ground_truth": {"same": source, "worse": source}}
+    monkeypatch.setattr(videos, "find_landmarks", lambda path: found[path.parent.name][path.stem])
+    pairs = [(name, *(folder / f"{name}.mp4" for folder in folders)) for name in ("same", "worse")]
+    monkeypatch.setattr(videos, "find_pairs", lambda *_: (pairs, []))
+    offsets = []
+
+    def offset(video: Path, shots: list, waveform: np.ndarray) -> AVOffset:
+        offsets.append((video, len(shots[0][1])))
+        return AVOffset(0, {"generated": 0.1, "ground_truth": 0.6}[video.parent.name])
+
+    monkeypatch.setattr(videos, "measure_offset", offset)
+    monkeypatch.setattr(videos, "MIN_SYNC_FRAMES", 20)
+    scores = videos.score_leakage(*folders)["videos"]
+    assert scores["same"]["opening_range"] == pytest.approx(0.5)
+    assert scores["same"]["opening_correlation"] == pytest.approx(0.6)
+    assert scores["same"]["leakage"] == pytest.approx(0.3)
+    assert scores["same"]["confidence_with_source_audio"] == 0.1
+    assert scores["same"]["confidence_of_source"] == 0.6
+    assert offsets[0] == (folders[0] / "same.mp4", 40)  # of the source's audio, 40 frames
+    assert scores["worse"]["leakage"] == 0
+    assert scores["worse"]["opening_correlation"] is scores["worse"]["opening_in_silence"] is None
