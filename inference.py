@@ -9,6 +9,7 @@ forward and backward. Frames without a face are unchanged.
 """
 
 import argparse
+from math import inf
 from pathlib import Path
 
 from tqdm import tqdm
@@ -23,6 +24,7 @@ from dubbing.settings import WHEN_SHORT, DubSettings, parse_references
 from utils.bundled import BUNDLED_GENERATOR, EXAMPLE_AUDIO, EXAMPLE_VIDEO
 from utils.command_line import run_command
 from utils.device import limit_malloc_arenas
+from utils.errors import ParameterError
 from utils.limits import DEFAULT_LIMITS, NO_LIMITS
 
 
@@ -33,7 +35,7 @@ def run(args: argparse.Namespace) -> None:
         faces=tuple(args.face),
         references=None if args.references is None else parse_references(args.references),
         when_short=args.when_short,
-        sharpen=args.sharpen,
+        texture=args.texture,
         side_by_side=args.side_by_side,
         crf=args.crf,
         resume=args.resume,
@@ -42,9 +44,10 @@ def run(args: argparse.Namespace) -> None:
     for path in (args.video, *args.audio):  # before the generator is loaded
         check_readable(path)
     check_writable(args.output)
-    pipeline = DubbingPipeline(
-        args.checkpoint, device=args.device, precision=args.precision, landmarks=args.landmarks
-    )
+    checkpoint = args.checkpoint
+    if args.adapt is not None or args.adapted is not None:
+        checkpoint = adapted_checkpoint(args, settings)
+    pipeline = DubbingPipeline(checkpoint, device=args.device, precision=args.precision, landmarks=args.landmarks)
     with tqdm(unit="frame", desc="dubbing", delay=2) as bar:
 
         def progress(done: int, expected: int) -> None:
@@ -59,6 +62,29 @@ def run(args: argparse.Namespace) -> None:
                 raise KeyboardInterrupt(f"completed segments are in {folder}; the same command continues") from None
             raise
     print(summary(args.output, result))
+
+
+def adapted_checkpoint(args: argparse.Namespace, settings: DubSettings) -> Path:
+    """The generator adapted to the video: from the cache or --adapted, or adapted now."""
+    from training.adapt import AdaptationBar, adapted_generator  # whose libraries a dub without it does not need
+
+    if len(settings.faces) > 1:
+        raise ParameterError("adapt", f"expected one --face to adapt to, found {len(settings.faces)}")
+    minutes = None if args.adapt is True else args.adapt
+    if minutes is not None and not 0 < minutes < inf:
+        raise ParameterError("adapt", f"expected a number of minutes above 0, found {minutes:g}")
+    with AdaptationBar() as bar:
+        return adapted_generator(
+            args.video,
+            args.adapted,
+            checkpoint=args.checkpoint,
+            minutes=minutes,
+            device=args.device,
+            landmarks=args.landmarks,
+            face=settings.faces[0],
+            limits=settings.limits,
+            progress=bar,
+        )
 
 
 def summary(output: Path, result: DubResult) -> str:
@@ -84,6 +110,15 @@ def main() -> None:
     )
     add("--output", type=Path, default=Path("dubbed.mp4"), help=".mp4, .mov or .mkv to write (default dubbed.mp4)")
     add("--checkpoint", type=Path, default=BUNDLED_GENERATOR, help="generator (default: the bundled one)")
+    add(
+        "--adapt",
+        nargs="?",
+        type=float,
+        const=True,
+        metavar="MINUTES",
+        help="first adapt the generator to the video, for MINUTES (default 5, on a GPU 1); the result is cached",
+    )
+    add("--adapted", type=Path, metavar="FILE", help="as --adapt, but the result is FILE; used if it exists")
     add("--landmarks", choices=BACKENDS, default="dlib", help="landmark detector (default dlib)")
     add(
         "--face",
@@ -99,7 +134,12 @@ def main() -> None:
         default="stop",
         help="if the audio is shorter than the video: stop with it (default) or keep the rest unchanged and silent",
     )
-    add("--sharpen", action="store_true", help="sharpen the lips to the detail of the reference frames")
+    add(
+        "--no-texture",
+        dest="texture",
+        action="store_false",
+        help="leave the mouth as generated, without texture from other frames of the shot",
+    )
     add("--side-by-side", action="store_true", help="write source and dubbed frames beside each other")
     add("--device", default="auto", help="auto (default), cpu, cuda, cuda:1, …")
     add("--precision", choices=["auto", *DTYPES], default="auto", help="default: the fastest the device supports")

@@ -89,7 +89,7 @@ class Compositor:
                     for index in active:
                         self.num_dubbed_of[index] += len(batch)
                     self.num_dubbed += len(batch) * bool(active)
-                    if batch[-1].number < first and not self._sets_sharpening(shots):
+                    if batch[-1].number < first:
                         continue
                     numbers, times_s, placements, frames = map(list, zip(*batch, strict=True))
                     dubbed = frames
@@ -98,13 +98,6 @@ class Compositor:
                         dubbed = self.speakers[index].render(shots[index], times_s, own, dubbed)
                     num_skipped = sum(number < first for number in numbers)
                     yield from map(FramePair, frames[num_skipped:], dubbed[num_skipped:])
-
-    def _sets_sharpening(self, shots: tuple[int, ...]) -> bool:
-        """Whether the sharpening amount of one of these shots is still to be measured on its first batch."""
-        return any(
-            shot >= 0 and speaker.sharpening is not None and shot not in speaker.sharpening
-            for speaker, shot in zip(self.speakers, shots, strict=True)
-        )
 
     def _output_frames(self, keep_rest: bool) -> Iterator[OutputFrame]:
         """All output frames. Placements end with their speaker's audio, fading out if others go on."""

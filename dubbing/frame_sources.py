@@ -2,7 +2,7 @@
 
 import logging
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from fractions import Fraction
 from itertools import repeat
@@ -33,8 +33,8 @@ class FrameSource(Protocol):
     def second_pass(self) -> Iterator[np.ndarray]:
         """All frames once more, for generation; never ahead of `first_pass`."""
 
-    def frame(self, index: int) -> np.ndarray:
-        """A frame that `first_pass` has returned and `second_pass` has not."""
+    def frames(self, indices: Sequence[int]) -> Iterator[np.ndarray]:
+        """Frames, by rising indices, that `first_pass` has returned and `second_pass` has not."""
 
 
 class VideoFileSource:
@@ -63,13 +63,13 @@ class VideoFileSource:
         with suppress(TruncatedMediaError):
             yield from self._read(0, None)
 
-    def frame(self, index: int) -> np.ndarray:
-        return next(self._read(index, index + 1))
+    def frames(self, indices: Sequence[int]) -> Iterator[np.ndarray]:
+        return read_frames(self.path, indices[0], indices[-1] + 1, self.fps, self.limits, only=frozenset(indices))
 
     def back_and_forth(self, num_frames: int) -> Iterator[tuple[int, np.ndarray]]:
         """(index, frame) of the first `num_frames` frames backward, forward, backward, … endlessly."""
         if num_frames == 1:  # a photo, which takes longer to decode than a frame of a video
-            yield from repeat((0, self.frame(0)))
+            yield from repeat((0, next(self.frames([0]))))
         while True:
             backward = read_frames_backward(self.path, num_frames, fps=self.fps, limits=self.limits)
             yield from zip(reversed(range(num_frames)), backward, strict=True)
@@ -110,5 +110,5 @@ class LiveFrameSource:
             self._num_released += 1
             yield self._held.popleft()
 
-    def frame(self, index: int) -> np.ndarray:
-        return self._held[index - self._num_released]
+    def frames(self, indices: Sequence[int]) -> Iterator[np.ndarray]:
+        return (self._held[index - self._num_released] for index in indices)

@@ -189,7 +189,7 @@ class DubbingPipeline:
                     select_face,
                     LOOK_AHEAD_S,
                     reference_crops=crops,
-                    sharpen=settings.sharpen,
+                    texture=settings.texture,
                 )
             )
         return Compositor(source, speakers)
@@ -251,7 +251,7 @@ class DubbingPipeline:
             "precision": self.precision,
             "references": str(settings.references),
             "when_short": settings.when_short,
-            "sharpen": str(settings.sharpen),
+            "texture": str(settings.texture),
             "side_by_side": str(settings.side_by_side),
         }
 

@@ -1,4 +1,4 @@
-"""Selection of the reference frames of a shot."""
+"""Selection of the reference frames of a shot, and of the frames that texture is taken from."""
 
 from typing import NamedTuple
 
@@ -34,11 +34,11 @@ def choose_references(
     Args:
         landmarks: of the video.
         start, stop: the frames [start, stop) of the shot, at least one with a detected face.
-        count: number of reference frames N.
+        count: number of frames: N reference frames, or the candidates for texture.
         levels: (stop - start, 2) brightness and contrast of the face in each frame, None to ignore the light.
 
     Returns:
-        N frame indices; some repeat if the shot has fewer frames.
+        `count` frame indices; some repeat if the shot has fewer frames.
     """
     frames = start + np.flatnonzero(landmarks.found[start:stop])
     if levels is not None:
@@ -62,7 +62,7 @@ def choose_references(
     inliers = ((descriptors >= low) & (descriptors <= high)).all(axis=1)
     if inliers.sum() >= count:
         frames, descriptors = frames[inliers], descriptors[inliers]
-    chosen = [int(np.argmin(np.linalg.norm(descriptors - np.median(descriptors, axis=0), axis=1)))]
+    chosen = [int(np.argmin(np.linalg.norm(descriptors - np.median(descriptors, axis=0), axis=1)))][:count]
     while len(chosen) < count:
         distance = np.linalg.norm(descriptors[:, None] - descriptors[chosen], axis=2).min(axis=1)
         chosen.append(int(np.argmax(distance)))

@@ -21,7 +21,7 @@ class DubSettings:
     references: indices of the frames to use as reference frames in all shots; None chooses them in each shot.
     when_short: what happens if the audio is shorter than the video: "stop" ends the output with the audio, "keep"
         appends the rest of the video unchanged and silent.
-    sharpen: sharpen the lips to the detail of the reference frames.
+    texture: give the generated mouth the texture of frames of the shot.
     side_by_side: write source and dubbed frame beside each other.
     crf: x264 quality, 0 (lossless) to 51.
     resume: keep completed segments when interrupted, and continue from those of an earlier run.
@@ -34,7 +34,7 @@ class DubSettings:
     faces: tuple[str, ...] = ("largest",)
     references: tuple[int, ...] | None = None
     when_short: str = "stop"
-    sharpen: bool = False
+    texture: bool = True
     side_by_side: bool = False
     crf: int = 16
     resume: bool = False
@@ -52,7 +52,7 @@ class DubSettings:
         check_choice("when_short", self.when_short, WHEN_SHORT)
         if not isinstance(self.crf, Integral) or not 0 <= self.crf <= 51:
             raise ParameterError("crf", f"expected a whole number from 0 to 51, found {self.crf!r}")
-        for name in ("sharpen", "side_by_side", "resume"):
+        for name in ("texture", "side_by_side", "resume"):
             if not isinstance(getattr(self, name), bool):
                 raise ParameterError(name, f"expected True or False, found {getattr(self, name)!r}")
         if not isinstance(self.limits, Limits):

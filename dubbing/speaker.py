@@ -19,26 +19,28 @@ from dubbing.generator import GeneratorSession
 from dubbing.light import FaceLight, LightChange, Tint, face_levels, to_uint8
 from dubbing.placements import NO_SHOT, FacePlacement
 from dubbing.references import ReferenceCrop, choose_references
-from dubbing.sharpening import sharpening_amount, unsharp_mask
+from dubbing.texture import NUM_CANDIDATES, Candidate, ShotTexture
 
 SMALL_SIDE = 270  # pixels: shorter side of the frames in which brightness is measured
-CACHED_SHOTS = 16  # shots whose reference frames stay in memory
+CACHED_SHOTS = 8  # shots whose reference frames and texture stay in memory: about 5 MB each at 1080 lines
 
 
 @dataclass(frozen=True)
 class _Appearance:
-    """How a face looks in the reference frames of a shot.
+    """How a face looks in a shot.
 
-    light: their median.
+    light: median of the reference frames.
     to_natural: the change from it to the light in which the generator sees all crops of the shot.
     tint: of monochrome video, else None.
-    crops: (13S/8, 5S/4, 3) uint8 RGB each, as the generator sees them.
+    crops: (13S/8, 5S/4, 3) uint8 RGB each, the reference crops as the generator sees them.
+    texture: of frames of the shot; None if it is not used.
     """
 
     light: FaceLight
     to_natural: LightChange
     tint: Tint | None
     crops: list[np.ndarray]
+    texture: ShotTexture | None
 
 
 class Speaker:
@@ -52,11 +54,11 @@ class Speaker:
         select_face: which of several faces.
         look_ahead_s: seconds of a shot that are tracked before its first frame is generated.
         reference_crops: N reference crops to use for all shots; chosen in each shot if None.
-        sharpen: sharpen the lips to the detail of the reference frames.
+        texture: give the generated mouth the texture of frames of the shot.
 
     Attributes:
         references: (frame index, placement) of the N reference frames of every shot so far.
-        sharpening: amount for every shot so far, None without `sharpen`.
+        candidates: the same of the frames that texture is taken from.
         cancelled: set it to end `placements` soon.
     """
 
@@ -69,18 +71,19 @@ class Speaker:
         select_face: FaceSelector = largest_face,
         look_ahead_s: float = 1.0,
         reference_crops: list[ReferenceCrop] | None = None,
-        sharpen: bool = False,
+        texture: bool = True,
     ) -> None:
         self.generator, self.source, self.audio = generator, source, audio
         self.detector, self.select_face = detector, select_face
         self.look_ahead_frames = max(1, round(look_ahead_s * source.fps))
         self.references: list[list[tuple[int, FacePlacement]]] = []
-        self.sharpening: dict[int, float] | None = {} if sharpen else None
+        self.candidates: list[list[tuple[int, FacePlacement]]] = []
         self.cancelled = threading.Event()
         self._fixed_crops = reference_crops
+        self._num_candidates = NUM_CANDIDATES if texture else 0
         # brightness and contrast of the face in tracked frames, by frame index
         self._levels: dict[int, tuple[float, float]] = {}
-        self._appearance = lru_cache(CACHED_SHOTS)(self._measure_references)
+        self._appearance = lru_cache(CACHED_SHOTS)(self._measure_appearance)
         self._encoded = lru_cache(CACHED_SHOTS)(
             lambda shot: generator.encode_references(self._appearance(shot).crops)
         )
@@ -107,14 +110,14 @@ class Speaker:
                 )
                 if starts_shot:
                     levels = np.array([self._levels.get(chunk.offset + row, (0, 0)) for row in range(start, last)])
-                    chosen = choose_references(chunk.landmarks, start, last, num_references, levels)
-                    chosen_placements = [
-                        FacePlacement(chunk.landmarks.points[row], float(radii[row - start]), number, 1.0)
-                        for row in chosen
-                    ]
-                    self.references.append(
-                        [(chunk.offset + row, one) for row, one in zip(chosen, chosen_placements, strict=True)]
-                    )
+                    placed = {
+                        row: FacePlacement(chunk.landmarks.points[row], float(radii[row - start]), number, 1.0)
+                        for row in range(start, last)
+                    }
+                    num_candidates = min(self._num_candidates, int(chunk.landmarks.found[start:last].sum()))
+                    for chosen, count in (self.references, num_references), (self.candidates, num_candidates):
+                        rows = choose_references(chunk.landmarks, start, last, count, levels)
+                        chosen.append([(chunk.offset + row, placed[row]) for row in rows])
                     self._appearance(number)  # now, while live frames are still held
                 for frame, radius_px in zip(frames, radii, strict=False):
                     strength = float(chunk.strengths[frame - chunk.start])
@@ -144,39 +147,51 @@ class Speaker:
             source_crops.append(to_uint8(appearance.to_natural.apply(changes[-1].apply(image))))
         windows = self.audio.windows(np.array(times_s))
         generated = self.generator.generate(source_crops, self._encoded(shot), windows)
-        if self.sharpening is not None:
-            if shot not in self.sharpening:  # one amount for the whole shot, so that it does not flicker
-                self.sharpening[shot] = sharpening_amount(generated, appearance.crops)
-            generated = unsharp_mask(generated, self.sharpening[shot])
-        generated = appearance.to_natural.revert(generated)
-        if appearance.tint:
-            generated = appearance.tint.apply(generated)
-        return [
-            crop.paste(frame, change.revert(image).clip(0, 255), one.points, one.strength, 1 / change.gain.mean())
-            for crop, frame, change, image, one in zip(crops, frames, changes, generated, placements, strict=True)
-        ]
+        dubbed = []
+        for crop, frame, change, image, one in zip(crops, frames, changes, generated, placements, strict=True):
+            detail = None
+            if appearance.texture:
+                image, brightness = appearance.texture.transfer(image, crop, crop.paste_bounds(frame))
+                # texture is shading, so it has the colour of the face
+                colour = appearance.light.colour / (max(appearance.light.colour.mean(), 1) * change.gain)
+                detail = brightness[..., None] * colour.astype(np.float32)
+            image = appearance.to_natural.revert(image)
+            if appearance.tint:
+                image = appearance.tint.apply(image)
+            image = change.revert(image).clip(0, 255)
+            contrast = 1 / change.gain.mean()
+            dubbed.append(crop.paste(frame, image, one.points, one.strength, contrast, detail=detail))
+        return dubbed
 
     def _crop(self, placement: FacePlacement) -> FaceCrop:
         return FaceCrop.from_landmarks(placement.points, placement.radius_px, self.generator.mouth_size)
 
-    def _measure_references(self, shot: int) -> _Appearance:
-        references = self._fixed_crops
-        if references is None:
-            references = []
-            for index, placement in self.references[shot]:
-                crop = self._crop(placement)
-                image = crop.extract(self.source.frame(index))
-                references.append(ReferenceCrop(image, crop.to_crop(placement.points)))
-        images = [one.image for one in references]
+    def _measure_appearance(self, shot: int) -> _Appearance:
+        placements = dict(self.references[shot] + self.candidates[shot])
+        own_crops: dict[int, ReferenceCrop] = {}
+        candidates: dict[int, Candidate] = {}
+        indices = sorted(placements)
+        for index, frame in zip(indices, self.source.frames(indices), strict=True):
+            crop = self._crop(placements[index])
+            own_crops[index] = ReferenceCrop(crop.extract(frame), crop.to_crop(placements[index].points))
+            if any(index == candidate for candidate, _ in self.candidates[shot]):
+                candidates[index] = Candidate.of(frame, crop)
+        references = self._fixed_crops or [own_crops[index] for index, _ in self.references[shot]]
         lights = [FaceLight.of(*reference) for reference in references]
         colour = np.median([light.colour for light in lights], axis=0)
         median = FaceLight(colour, float(np.median([light.contrast for light in lights])))
         changed = [
-            LightChange.between(light, median).apply(image) for light, image in zip(lights, images, strict=True)
+            LightChange.between(light, median).apply(one.image)
+            for light, one in zip(lights, references, strict=True)
         ]
         to_natural = LightChange.between(median, median.natural())
         crops = [to_uint8(to_natural.apply(image)) for image in changed]
-        return _Appearance(median, to_natural, Tint.of(changed), crops)
+        texture = None
+        if candidates:
+            changes = (LightChange.between(FaceLight.of(*own_crops[index]), median) for index in candidates)
+            pairs = zip(candidates.values(), changes, strict=True)
+            texture = ShotTexture([candidate.in_light(change, to_natural) for candidate, change in pairs])
+        return _Appearance(median, to_natural, Tint.of(changed), crops, texture)
 
     def _landmarks(self) -> Iterator[tuple[np.ndarray, bool]]:
         """Landmarks (68, 2) and shot cut of every frame; NaN also where the face is turned away or its mouth is

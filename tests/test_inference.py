@@ -397,7 +397,7 @@ def test_resumed_dub(portrait_clip, speech, checkpoint, tmp_path, monkeypatch, c
     """51 frames in segments of 16, interrupted after 37: the first 32 are not generated again."""
     monkeypatch.setattr("dubbing.segments.SEGMENT_FRAMES", 16)
     whole, output = tmp_path / "whole.mp4", tmp_path / "dubbed.mp4"
-    given = ("--video", portrait_clip, "--audio", speech, "--checkpoint", checkpoint, "--resume", "--sharpen")
+    given = ("--video", portrait_clip, "--audio", speech, "--checkpoint", checkpoint, "--resume")
     dub(*given, "--output", whole)
 
     stopping, writing = 37, SegmentedWriter.write
@@ -432,4 +432,4 @@ def test_resumed_dub(portrait_clip, speech, checkpoint, tmp_path, monkeypatch, c
     assert not folder.exists()
     for found, expected in zip(read_frames(output), read_frames(whole), strict=True):
         assert np.abs(found.astype(int) - expected).mean() < 0.5  # x264 is not deterministic for such small frames
-    assert sum(batch_sizes) < 51 - 32 + 2 * 8 + 8  # the batch with frame 32, and one to measure the sharpening
+    assert sum(batch_sizes) < 51 - 32 + 2 * 8 + 8  # and the batch with frame 32

@@ -111,6 +111,24 @@ class FaceCrop:
         height, width = (max(3, round((box.stop - box.start) * self.pixel_size)) for box in (rows, columns))
         return sample_region(frame, left, top, 1.0, (height, width))
 
+    def detail(self, frame: np.ndarray, bounds: tuple[int, int, int, int]) -> np.ndarray:
+        """What a frame (H, W, 3) uint8 has in its pixels `bounds` (x0, y0, x1, y1) that is too fine for the crop:
+        (y1 − y0, x1 − x0, 3) float32."""
+        x0, y0, x1, y1 = bounds
+        return frame[y0:y1, x0:x1] - self._to_source(self.extract(frame).astype(np.float32), bounds)
+
+    def paste_bounds(self, frame: np.ndarray) -> tuple[int, int, int, int]:
+        """The pixels (x0, y0, x1, y1) of a frame (H, W, 3) that `paste` can change; x0 ≥ x1 or y0 ≥ y1 if none."""
+        left, top, right, bottom = self.mouth_bounds()
+        x0, x1 = max(0, floor(left - self._margin)), min(frame.shape[1], ceil(right + self._margin))
+        y0, y1 = max(0, floor(top - self._margin)), min(frame.shape[0], ceil(bottom + self._margin))
+        return x0, y0, x1, y1
+
+    @property
+    def _margin(self) -> float:
+        """Half the width of the blended border of the mouth box in source pixels."""
+        return self.mouth_size / 16 * self.pixel_size
+
     def paste(
         self,
         frame: np.ndarray,
@@ -118,6 +136,8 @@ class FaceCrop:
         landmarks: np.ndarray | None = None,
         strength: float = 1.0,
         contrast: float = 1.0,
+        covers: np.ndarray | None = None,
+        detail: np.ndarray | None = None,
     ) -> np.ndarray:
         """Blend the mouth box of a generated crop into its frame.
 
@@ -129,7 +149,7 @@ class FaceCrop:
            folds and nostrils do not change, and pixels outside the face are masked out.
         3. The change is upsampled and added to the frame through a mask that falls from 1 to 0 across the border of
            the mouth box. Source texture that is too fine for the crop stays where the change is small, and fades
-           out where it is large.
+           out where it is large, or gives way to `detail`.
 
         Args:
             frame: (H, W, 3) uint8 RGB.
@@ -137,6 +157,10 @@ class FaceCrop:
             landmarks: (68, 2), those of the frame; None to paste the whole mouth box.
             strength: weight of the change, from 0 (the frame stays as it is) to 1.
             contrast: of the frame's light, 1 is usual; less in a dark frame, in which all changes are small.
+            covers: face crop (13s/8, 5s/4) float32 of any mouth size s: 1 where something covers the face and the
+                frame stays as it is, 0 elsewhere; None for a face that nothing covers.
+            detail: (h, w, 3) float32 for the pixels of `paste_bounds`: texture that is too fine for the crop and
+                takes the place of the frame's own where that fades out.
 
         Returns:
             A new (H, W, 3) uint8 RGB frame.
@@ -146,14 +170,12 @@ class FaceCrop:
         """
         if generated.shape != (*crop_size(self.mouth_size), 3):
             raise ValueError(f"expected {(*crop_size(self.mouth_size), 3)}, found {generated.shape}")
-        left, top, right, bottom = self.mouth_bounds()
-        margin = self.mouth_size / 16 * self.pixel_size
-        x0, x1 = max(0, floor(left - margin)), min(frame.shape[1], ceil(right + margin))
-        y0, y1 = max(0, floor(top - margin)), min(frame.shape[0], ceil(bottom + margin))
+        bounds = x0, y0, x1, y1 = self.paste_bounds(frame)
         pasted = frame.copy()
         if x0 >= x1 or y0 >= y1:  # the mouth box lies outside the frame
             return pasted
-        bounds = (x0, y0, x1, y1)
+        left, top, right, bottom = self.mouth_bounds()
+        margin = self._margin
         mask = self._feather(y0, y1, top, bottom, margin)[:, None] * self._feather(x0, x1, left, right, margin)
         region = frame[y0:y1, x0:x1].astype(np.float32)
         source = self.extract(frame).astype(np.float32)
@@ -167,8 +189,13 @@ class FaceCrop:
             speech_weight = self._to_source(speech_mask, bounds)
             face_mask = self._hull_mask(landmarks[LOWER_FACE_LANDMARKS], grow=1 / 32, softness=1 / 48)
             mask *= self._to_source(face_mask, bounds)
+        if covers is not None:
+            covers = cv2.resize(covers, crop_size(self.mouth_size)[::-1], interpolation=cv2.INTER_LINEAR)
+            mask *= 1 - self._to_source(covers, bounds).clip(0, 1)
         change = self._to_source(change, bounds)
         texture = region - self._to_source(source, bounds)
+        if detail is not None:
+            texture -= detail
         amount = cv2.GaussianBlur(np.abs(change).max(axis=2), (0, 0), max(1.0, 1.5 * self.pixel_size))
         fading = speech_weight * (1 - np.exp(-((amount / (contrast * DETAIL_TOLERANCE)) ** 2)))
         region += (strength * mask)[..., None] * (change - fading[..., None] * texture)

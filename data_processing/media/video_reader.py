@@ -5,7 +5,8 @@ Frames are (H, W, 3) uint8 RGB arrays and are streamed: no function here holds a
 
 import itertools
 import stat
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
@@ -207,6 +208,7 @@ def read_frames(
     fps: Fraction | int = FPS,
     limits: Limits = DEFAULT_LIMITS,
     resized: list[int] | None = None,
+    only: Collection[int] | None = None,
 ) -> Iterator[np.ndarray]:
     """Frames `start` to `stop` (exclusive) of a video, sampled at `fps` frames per second.
 
@@ -222,6 +224,7 @@ def read_frames(
         fps: 25, the frame rate of all network input, or the video's own (VideoInfo.fps).
         limits: sanity limits.
         resized: the number of each frame at which the size of the stream changes is appended before it is returned.
+        only: numbers of the frames to return; the others are decoded, which takes less time than converting them.
 
     Yields:
         (H, W, 3) uint8 RGB.
@@ -243,7 +246,10 @@ def read_frames(
         if start > 0:
             landed = _seek(container, stream, path, limits, origin + start / rate, 1 / rate)
             if landed is None:  # some containers cannot seek: read from the beginning
-                yield from itertools.islice(read_frames(path, 0, stop, fps, limits, resized), start, None)
+                following = (
+                    range(start, sys.maxsize) if only is None else [index for index in only if index >= start]
+                )
+                yield from read_frames(path, 0, stop, fps, limits, resized, following)
                 return
             first, frames = landed
         index, (time, frame) = start, first
@@ -259,13 +265,14 @@ def read_frames(
         for next_time, next_frame in frames:
             # `frame` is the nearest one for all output times before the midpoint of the two
             middle = (time + next_time) / 2
-            if origin + index / rate < middle:
-                image = image_of(frame)
-                while origin + index / rate < middle:
-                    if stop is not None and index >= stop:
-                        return
+            image = None
+            while origin + index / rate < middle:
+                if stop is not None and index >= stop:
+                    return
+                if only is None or index in only:
+                    image = image_of(frame) if image is None else image
                     yield image
-                    index += 1
+                index += 1
             time, frame = next_time, next_frame
             if stop is not None and index >= stop:  # before the next frame is decoded: it may be damaged
                 return
@@ -276,7 +283,8 @@ def read_frames(
         while origin + index / rate < end - 0.5 / rate or index == 0:
             if stop is not None and index >= stop:
                 return
-            yield image
+            if only is None or index in only:
+                yield image
             index += 1
 
 

@@ -22,7 +22,7 @@ from utils.errors import UserError
 
 NUM_FRAMES = 34
 SIZE = (128, 96)
-JOB = {"video": "speaker.mp4, 1234 bytes, 2026-11-23 06:00:00", "sharpen": "False"}
+JOB = {"video": "speaker.mp4, 1234 bytes, 2026-11-23 06:00:00", "texture": "True"}
 
 
 @pytest.fixture(autouse=True)
@@ -172,9 +172,9 @@ def test_another_job(tmp_path):
     interrupt(output, 25)
     before = left(output)
     for change, words in [
-        ({"job": JOB | {"sharpen": "True"}}, "sharpen was False and is True"),
+        ({"job": JOB | {"texture": "False"}}, "texture was True and is False"),
         ({"job": JOB | {"face": "left"}}, "face was not given and is left"),
-        ({"job": {"sharpen": "False"}}, "video was speaker.mp4, .* and is not given"),
+        ({"job": {"texture": "True"}}, "video was speaker.mp4, .* and is not given"),
         ({"crf": 20}, "crf was 16 and is 20"),
     ]:
         with pytest.raises(UserError, match=f"{output}.segments belongs to .*{words}.*delete the folder") as error:

@@ -49,7 +49,7 @@ def test_values_out_of_range(options: dict, parameter: str) -> None:
         ({"references": (0.5, 1, 2, 3, 4)}, "references"),
         ({"references": (-1, 2, 3, 4, 5)}, "references"),
         ({"references": 3}, "references"),
-        ({"sharpen": "no"}, "sharpen"),
+        ({"texture": "no"}, "texture"),
         ({"side_by_side": None}, "side_by_side"),
         ({"resume": 2}, "resume"),
         ({"limits": None}, "limits"),

@@ -41,6 +41,7 @@ def test_frames_nearest_in_time(tmp_path, fps, suffix):
     nearest = [int(np.argmin(np.abs(times - k / 25))) for k in range(50)]
     assert numbers(read_frames(path)) == nearest
     assert numbers(read_frames(path, 17, 23)) == nearest[17:23]
+    assert numbers(read_frames(path, only={3, 17, 49})) == [nearest[k] for k in (3, 17, 49)]
 
 
 @pytest.mark.parametrize("suffix", ["mp4", "mkv"])
