@@ -54,6 +54,7 @@ def run(args: argparse.Namespace) -> None:
         ("precision", args.precision != "fp32", "data"),
         ("cross", args.cross, "videos"),
         ("silent", args.silent, "videos"),
+        ("no_texture", not args.texture, "videos"),
         ("own_crops", args.own_crops, "generated"),
     ):
         if is_set and needed not in given:
@@ -110,7 +111,8 @@ def evaluate_dubs(args: argparse.Namespace, device: torch.device) -> None:
         dubbed = Path(folder) / "dubbed"
         if dubbed.resolve() == args.videos.resolve():
             raise ParameterError("output", f"{folder}: the dubs would replace the videos; choose another folder")
-        dub = partial(pipeline.dub, settings=DubSettings(crf=DUB_CRF))
+        settings = DubSettings(texture=args.texture, crf=DUB_CRF)
+        dub = partial(pipeline.dub, settings=settings)
         failed = dub_folder(dub, args.videos, dubbed, driven_by)
         if args.cross:
             report, columns = score_synchrony(dubbed, device), reports.SYNC_COLUMNS
@@ -123,6 +125,7 @@ def evaluate_dubs(args: argparse.Namespace, device: torch.device) -> None:
     report["failed"] = failed | report["failed"]
     report["checkpoint"] = reports.checkpoint_identity(args.checkpoint)
     report["generator_mouth_size"] = pipeline.generator.mouth_size
+    report["texture"] = settings.texture
     report["driven_by"] = {"own": "matched audio", "next": "mismatched audio", "silence": "silence"}[driven_by]
     _print_and_write(report, strips, columns, args, artifacts=driven_by == "own")
 
@@ -167,6 +170,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--videos", type=Path, metavar="DIR", help="videos to dub")
     add("--cross", action="store_true", help="dub each with the audio of the next one; scores only the A/V sync")
     add("--silent", action="store_true", help="dub each with silence; scores only how far the source's lips leak")
+    add("--no-texture", dest="texture", action="store_false", help="as inference.py --no-texture")
     add = parser.add_argument_group(
         "the videos of any method (--generated and --ground-truth)",
         "Compares videos of any method with the real videos of the same names: PSNR, SSIM and LPIPS of full frame, "

@@ -142,6 +142,7 @@ def test_a_checkpoint_on_videos(portrait_clip: Path, tmp_path: Path, capsys: pyt
     )
     assert report["unmatched"] == []
     assert report["driven_by"] == "matched audio"
+    assert report["texture"]
     means = {name: column["mean"] for name, column in report["means"].items()}
     assert means["psnr_frame"] > means["psnr_mouth"] + 3  # only mouths are generated
     assert 15 < means["psnr_mouth"] < 40
@@ -157,8 +158,9 @@ def test_a_checkpoint_on_videos(portrait_clip: Path, tmp_path: Path, capsys: pyt
     report = json.loads((tmp_path / "cross" / "evaluation.json").read_text())
     assert report["driven_by"] == "mismatched audio"
     assert report["means"].keys() == {"sync_confidence", "sync_offset_ms"}
-    run(*flags, "--silent", "--output", tmp_path / "silent")
+    run(*flags, "--silent", "--no-texture", "--output", tmp_path / "silent")
     report = json.loads((tmp_path / "silent" / "evaluation.json").read_text())
+    assert not report["texture"]
     assert report["driven_by"] == "silence"
     assert report["videos"]["ann"].keys() == set(LEAKAGE_COLUMNS)
     scores = report["videos"]["ann"]
@@ -188,6 +190,7 @@ def test_a_checkpoint_on_videos(portrait_clip: Path, tmp_path: Path, capsys: pyt
         (["--checkpoint", "a", "--videos", "b", "--precision", "bf16"], "--precision: needs --data"),
         (["--checkpoint", "a", "--data", "b", "--own-crops"], "--own-crops: needs --generated"),
         (["--generated", "a", "--ground-truth", "b", "--silent"], "--silent: needs --videos"),
+        (["--generated", "a", "--ground-truth", "b", "--no-texture"], "--no-texture: needs --videos"),
         (["--checkpoint", "a", "--videos", "b", "--silent", "--cross"], "--silent: expected without --cross"),
         (["--generated", "absent", "--ground-truth", "b"], "--generated: absent: no such folder"),
         (["--generated", "a", "--reference", "b"], "error: unrecognized arguments: --reference b"),
