@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> None:
         ("own_crops", args.own_crops, "generated"),
     ):
         if is_set and needed not in given:
-            raise ParameterError(option, f"needs {_flag(needed)}")
+            raise UserError(f"{_flag(option)}: needs {_flag(needed)}")
     device = choose_device(args.device)
     if args.output:
         reports.create_folder(args.output)
