@@ -242,9 +242,13 @@ def is_cached(name: str) -> bool:
 
 def cached_path(name: str) -> Path:
     """The path of the weight `name` in the cache folder, whether the file exists or not."""
+    return cache_folder() / _entry(name).file
+
+
+def cache_folder() -> Path:
+    """The cache folder, whether it exists or not."""
     cache_home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = Path(os.environ.get("DINET_CACHE") or cache_home / "dinet")
-    return folder.expanduser() / _entry(name).file
+    return Path(os.environ.get("DINET_CACHE") or cache_home / "dinet").expanduser()
 
 
 def _entry(name: str) -> Weight:

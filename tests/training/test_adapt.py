@@ -1,0 +1,276 @@
+"""Adaptation to a speaker: what is trained, what is kept, where the result goes, and what is refused."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from torch import nn
+
+from configs.schema import load_config
+from data_processing.dataset import Clip
+from data_processing.face.detectors import largest_face
+from models.checkpoint import LoadedModel, load_model, save_model
+from models.dinet import DINet, DINetConfig
+from models.wav2lip import Wav2Lip, Wav2LipConfig
+from tests.conftest import MOUTH
+from tests.support.commands import run_command_line
+from tests.support.media import talking_portrait
+from training import adapt as command
+from training import adaptation, video_clips
+from training.adapt import adapted_generator
+from training.adaptation import CONFIG, AdaptResult, adapt
+from utils.errors import CheckpointError, MediaError, OutputError, ParameterError
+
+TINY = replace(load_config(CONFIG), max_steps=3, batch_size=2, val_frames=2, validate_every=1, warmup_steps=1)
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory) -> Path:
+    return talking_portrait(tmp_path_factory.mktemp("video") / "speaker.mp4", 60)
+
+
+@pytest.fixture(scope="module")
+def in_sync():
+    """Takes the audio of all videos to be in sync: it is noise, in which SyncNet finds no speech."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(video_clips, "_audio_delay_ms", lambda *_: 0.0)
+        yield
+
+
+@pytest.fixture
+def tracked(video, in_sync, clips_of_video, monkeypatch) -> None:
+    """`read_clips` returns what it returned for `video` before."""
+    monkeypatch.setattr(adaptation, "read_clips", lambda *_: clips_of_video)
+
+
+@pytest.fixture(scope="module")
+def clips_of_video(video, in_sync) -> video_clips.VideoClips:
+    return video_clips.read_clips(video, MOUTH, "whisper", "dlib", largest_face)
+
+
+def tensors(path: Path) -> dict[str, torch.Tensor]:
+    return safetensors.torch.load_file(path)
+
+
+def test_adaptation_lowers_the_error_on_held_out_frames(video, checkpoint, in_sync, tmp_path):
+    config = replace(TINY, max_steps=12, learning_rate=1e-4, batch_size=4, validate_every=6)
+    calls = []
+    output = tmp_path / "adapted.safetensors"
+    result = adapt([video], output, checkpoint=checkpoint, config=config, progress=lambda *call: calls.append(call))
+    assert result.num_frames == 60
+    assert result.steps == 12 and result.best_step in (6, 12)
+    assert result.after["lpips"] < result.before["lpips"]
+    assert result.after["psnr"] > result.before["psnr"] + 1
+    assert calls[0][0] == "tracking the face" and calls[-1] == ("adapting", 12, 12)
+    assert "12 steps on 2 s of video" in result.summary()
+    before, after = tensors(checkpoint), tensors(output)
+    changed = {name.split(".")[0] for name, tensor in after.items() if not torch.equal(tensor, before[name])}
+    assert {"decoder", "deformation", "reference_encoder"} <= changed
+    assert "audio_encoder" not in changed
+    statistics = [name for name in before if name.endswith(("running_mean", "running_var"))]
+    assert statistics and all(torch.equal(before[name], after[name]) for name in statistics)
+
+
+def test_the_best_weights_are_kept_and_runs_repeat(video, checkpoint, tracked, tmp_path, monkeypatch):
+    monkeypatch.setattr(adaptation, "LPIPS", nn.Identity)
+
+    def run(name: str, *lpips: float) -> tuple[AdaptResult, Path]:
+        scores = iter(lpips)
+        monkeypatch.setattr(adaptation, "_score", lambda *_: {"lpips": next(scores), "psnr": 20.0})
+        return adapt([video], tmp_path / name, checkpoint=checkpoint, config=TINY), tmp_path / name
+
+    first, first_file = run("first", 0.5, 0.4, 0.6, 0.7)
+    again, again_file = run("again", 0.5, 0.4, 0.6, 0.7)
+    later, later_file = run("later", 0.5, 0.4, 0.3, 0.7)
+    none, none_file = run("none", 0.5, 0.6, 0.6, 0.6)
+    assert (first.best_step, later.best_step, none.best_step) == (1, 2, 0)
+    assert again == replace(first, path=again_file)
+    assert first_file.read_bytes() == again_file.read_bytes()
+    assert first_file.read_bytes() != later_file.read_bytes()
+    name = "decoder.4.weight"
+    first_kernel, later_kernel = (tensors(file)[name] for file in (first_file, later_file))
+    assert not torch.equal(first_kernel, later_kernel)
+    base, kept = tensors(checkpoint), tensors(none_file)
+    assert all(torch.equal(base[name], kept[name]) for name in base)
+    assert "found nothing better" in none.summary()
+
+
+def test_training_stops_at_the_time_limit(video, checkpoint, tracked, tmp_path, monkeypatch):
+    monkeypatch.setattr(adaptation, "LPIPS", nn.Identity)
+    monkeypatch.setattr(adaptation, "_score", lambda *_: {"lpips": 0.5, "psnr": 20.0})
+    monkeypatch.setattr(adaptation, "STEP_UNIT", 6)
+    config = replace(TINY, max_steps=1000, validate_every=1000)
+    result = adapt([video], tmp_path / "short", checkpoint=checkpoint, config=config, minutes=1e-3)
+    assert result.steps == 6
+
+
+class _Stripes(nn.Module):
+    """Draws stripes as strong as the mean of the audio window; its audio code is that mean."""
+
+    def audio_encoder(self, windows: torch.Tensor) -> torch.Tensor:
+        return windows.mean(dim=(1, 2))[:, None]
+
+    mask = staticmethod(DINet.mask)
+
+    def forward(self, masked: torch.Tensor, references: torch.Tensor, windows: torch.Tensor) -> torch.Tensor:
+        stripes = torch.arange(masked.shape[3]) % 2 - 0.5
+        return 0.5 + stripes * self.audio_encoder(windows)[:, :, None, None].expand_as(masked)
+
+
+def test_frames_without_fitting_audio_get_the_window_that_draws_them_best():
+    strengths = np.linspace(0.05, 0.85, 9, dtype=np.float32)  # of the speech, constant around each candidate
+    shown = np.array([0.1, 0.45, 0.8, 0.3, 0.6, 0.2, 0.7])
+    stripes = np.arange(40) % 2 - 0.5
+    frames = 0.3 + shown[:, None, None] * stripes + np.zeros((1, 52, 1))  # darker than drawn, which does not count
+    images = np.repeat((255 * frames.clip(0, 1))[..., None], 3, axis=3).astype(np.uint8)
+    clip = Clip("clip", "speaker", images, np.zeros((7, 1), np.float32), np.zeros((7, 68, 2), np.float32))
+    loaded = LoadedModel(_Stripes(), "whisper", 32, {})
+    config = replace(TINY, precision="fp32")
+    used = np.arange(6)
+    speech = np.repeat(strengths, 5)[:, None]
+    windows = adaptation._fitting_windows(loaded, clip, used, speech, config, torch.device("cpu"))
+    assert windows.shape == (7, 1, 5)
+    assert (windows[6] == 0).all()  # a frame that is not used
+    drawn = windows[:6].mean(axis=(1, 2))
+    order = np.argsort(np.abs(frames.clip(0, 1)[:6].std(axis=(1, 2))))
+    assert (np.diff(drawn[order]) >= 0).all()
+    assert drawn[2] > drawn[1] > drawn[0]
+
+
+def test_targets_and_held_out_frames_are_apart():
+    clip = Clip("c", "s", np.zeros((100, 52, 40, 3), np.uint8), np.zeros((100, 1), np.float32), np.zeros(0))
+    clip.frames[:] = np.arange(100, dtype=np.uint8)[:, None, None, None]
+    windows = np.zeros((100, 1, 5), np.float32)
+    windows[:] = np.arange(100)[:, None, None]
+    shot = adaptation._Shot(clip, windows, np.arange(85), np.arange(85, 100))
+    for step in range(5):
+        batch = adaptation._training_batch([shot], replace(TINY, batch_size=8), step)
+        targets = batch.audio_window[:, 0, 0].numpy()
+        assert batch.target.shape[0] == 8 and batch.references.shape == (2, 15, 52, 40)
+        assert targets.max() < 85
+    held_out = adaptation._held_out_batch([shot], replace(TINY, val_frames=5))
+    assert held_out.audio_window[:, 0, 0].tolist() == [86, 89, 92, 95, 98]
+    assert (255 * held_out.target[:, 0, 0, 0]).round().tolist() == [86, 89, 92, 95, 98]
+    assert (255 * held_out.references).max() < 84.5
+
+
+def test_every_fourth_step_is_for_the_sync_of_other_speech(checkpoint, monkeypatch):
+    steps = []
+    monkeypatch.setattr(adaptation, "train_step", lambda trainer, batch: steps.append((trainer, batch)))
+    clip = Clip("c", "s", np.zeros((40, 52, 40, 3), np.uint8), np.zeros((40, 384)), np.zeros(0))
+    shot = adaptation._Shot(clip, np.zeros((40, 384, 5), np.float32), np.arange(34), np.arange(34, 40))
+    rows = np.arange(30, dtype=np.float32)[:, None]
+    speech = adaptation._Speech(rows.repeat(384, 1), 100 + rows)
+    trainer = adaptation._new_trainer(load_model(checkpoint).model, TINY, torch.device("cpu"))
+    for trainer.step in range(4):
+        adaptation._step(trainer, [shot], speech, "syncnet")
+    assert [used.syncnet for used, _ in steps] == [None, None, None, "syncnet"]
+    used, batch = steps[3]
+    assert {name for name, weight in used.config.loss_weights.items() if weight} == {"sync"}
+    assert used.generator_optimizer is trainer.generator_optimizer and trainer.config == TINY
+    middles = batch.audio_window[:, 0, 2]
+    assert (middles.diff() == 1).all() and len(middles) == 5
+    assert batch.sync_audio.shape == (1, 1, 9)
+    assert batch.sync_audio[0, 0, 4] == 100 + middles[2]
+
+
+def test_wrong_generators_and_options_are_refused(video, checkpoint, tmp_path):
+    output = tmp_path / "out.safetensors"
+    wav2lip, lips = tmp_path / "wav2lip", tmp_path / "lips"
+    save_model(wav2lip, Wav2Lip(Wav2LipConfig()), audio_features="mel", mouth_size=64, info={})
+    save_model(lips, DINet(DINetConfig(29)), audio_features="lips", mouth_size=32, info={})
+    with pytest.raises(CheckpointError, match="only a DINet"):
+        adapt([video], output, checkpoint=wav2lip)
+    with pytest.raises(CheckpointError, match="driven by lips"):
+        adapt([video], output, checkpoint=lips)
+    for minutes in (0, -1, float("nan"), "5"):
+        with pytest.raises(ParameterError, match="minutes above 0"):
+            adapt([video], output, checkpoint=checkpoint, minutes=minutes)
+    with pytest.raises(OutputError, match="no such folder"):
+        adapt([video], tmp_path / "missing" / "out", checkpoint=checkpoint)
+    for taken in (video, checkpoint):
+        with pytest.raises(OutputError, match="is also an input"):
+            adapt([video], taken, checkpoint=checkpoint)
+    with pytest.raises(MediaError, match=r"expected 2 s of a face or more.*found 1\.2 s"):
+        adapt([talking_portrait(tmp_path / "short.mp4", 30)], output, checkpoint=checkpoint, config=TINY)
+    assert not output.exists()
+
+
+@pytest.fixture
+def counted(monkeypatch, tmp_path) -> list[Path]:
+    """The files that a stand-in for `adapt` wrote; the cache is in a temporary folder."""
+    written: list[Path] = []
+
+    def write(videos: list[Path], output: Path, *, checkpoint: Path, **_: object) -> AdaptResult:
+        written.append(output)
+        origin = adaptation.describe_origin(videos, checkpoint)
+        save_model(
+            output, DINet(DINetConfig(384)), audio_features="whisper", mouth_size=32, info={"adapted": origin}
+        )
+        return AdaptResult(output, 60, 3, 1, {"lpips": 1, "psnr": 1}, {"lpips": 1, "psnr": 1})
+
+    monkeypatch.setattr(command, "adapt", write)
+    monkeypatch.setenv("DINET_CACHE", str(tmp_path / "cache"))
+    return written
+
+
+def test_the_cache_depends_on_contents_and_options(counted, tmp_path):
+    video, base, photo = tmp_path / "a.mp4", tmp_path / "base", tmp_path / "photo.png"
+    for path in (video, base, photo):
+        path.write_bytes(path.name.encode())
+    first = adapted_generator(video, checkpoint=base)
+    assert first.parent == tmp_path / "cache" / "adapted" and first.exists()
+    assert adapted_generator(video, checkpoint=base, minutes=5) == first  # the default
+    copied = tmp_path / "a.mov"
+    copied.write_bytes(video.read_bytes())
+    assert adapted_generator(copied, checkpoint=base).name.split("-")[1] == first.name.split("-")[1]
+    assert counted == [first]
+    for options in ({"minutes": 3}, {"face": "left"}, {"face": str(photo)}, {"landmarks": "face_alignment"}):
+        assert adapted_generator(video, checkpoint=base, **options) == counted[-1] != first
+    photo.write_bytes(b"another face")
+    adapted_generator(video, checkpoint=base, face=str(photo))
+    base.write_bytes(b"another base")
+    adapted_generator(video, checkpoint=base)
+    video.write_bytes(b"another video")
+    adapted_generator(video, checkpoint=base)
+    assert len(counted) == len(set(counted)) == 8
+
+
+def test_a_named_file_is_reused_or_refused(counted, tmp_path):
+    video, base, file = tmp_path / "a.mp4", tmp_path / "base", tmp_path / "adapted.safetensors"
+    video.write_bytes(b"video")
+    base.write_bytes(b"base")
+    for _ in range(2):
+        assert adapted_generator(video, file, checkpoint=base) == file
+    assert counted == [file]
+    other = tmp_path / "other"
+    other.write_bytes(b"other")
+    with pytest.raises(CheckpointError, match=r"another checkpoint \(base\)"):
+        adapted_generator(video, file, checkpoint=other)
+    with pytest.raises(CheckpointError, match=r"another video \(a\.mp4\)"):
+        adapted_generator(other, file, checkpoint=base)
+    with pytest.raises(CheckpointError, match="not a valid checkpoint"):
+        adapted_generator(video, other, checkpoint=base)
+    save_model(other, DINet(DINetConfig(384)), audio_features="whisper", mouth_size=32, info={})
+    with pytest.raises(CheckpointError, match="not adapted to a video"):
+        adapted_generator(video, other, checkpoint=base)
+    assert counted == [file]
+
+
+def test_the_command_writes_a_generator(video, checkpoint, tracked, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(adaptation, "load_config", lambda path: TINY)
+    output = tmp_path / "adapted.safetensors"
+    flags = (video, "--output", output, "--checkpoint", checkpoint, "--device", "cpu")
+    run_command_line(command.main, *flags)
+    assert f"{output}: " in capsys.readouterr().out
+    notes = load_model(output).info["adapted"]
+    assert notes["videos"][0]["name"] == "speaker.mp4"
+    assert notes["checkpoint"]["name"] == checkpoint.name
+    for extra, reason in (("--minutes=0", "--minutes: expected a number"), ("--device=x", "--device: expected")):
+        with pytest.raises(SystemExit) as caught:
+            run_command_line(command.main, *flags, extra)
+        assert caught.value.code == 2
+        assert capsys.readouterr().err.startswith(f"error: {reason}")

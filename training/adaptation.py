@@ -1,0 +1,451 @@
+"""Adaptation of a generator to one speaker, on minutes of video: batches, training, the best weights."""
+
+import copy
+import hashlib
+import logging
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from numbers import Real
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import nn
+
+from configs.schema import FOLDER, TrainConfig, load_config
+from data_processing.audio.features import FEATURE_DIMS, extract_features
+from data_processing.audio.framing import audio_windows
+from data_processing.batches import REFERENCE_GAP, Batch, make_batch, sample_augmentation
+from data_processing.clips import MIN_FRAMES as MIN_SHOT_FRAMES
+from data_processing.dataset import Clip
+from data_processing.face.selection import face_selector
+from data_processing.media.audio_io import load_audio
+from data_processing.media.video_reader import FPS, check_readable
+from evaluation.clips import evenly_spaced, mouth_boxes
+from evaluation.metrics import LPIPS, psnr
+from losses.perceptual import PerceptualLoss
+from models.checkpoint import SYNCNET, LoadedModel, load_model, save_model
+from models.crop_layout import lips_box
+from models.dinet import DINet
+from models.syncnet import CLIP_LENGTH, SYNC_WINDOW
+from training.dinet_trainer import Trainer, train_step
+from training.run import autocast
+from training.video_clips import VideoClips, read_clips
+from utils.bundled import BUNDLED_GENERATOR, BUNDLED_SYNCNET, EXAMPLE_AUDIO
+from utils.device import choose_device, choose_precision
+from utils.errors import CheckpointError, FileError, MediaError, OutputError, ParameterError, error_reason
+from utils.files import PartialFile, output_errors
+from utils.limits import DEFAULT_LIMITS, Limits
+from utils.weights import weight_path
+
+CONFIG = FOLDER / "bundled" / "adapt.yaml"
+MINUTES_CPU, MINUTES_GPU = 5.0, 1.0  # default time
+HELD_OUT = 0.15  # of every shot, its end, to find the best step
+MIN_FRAMES = 2 * FPS  # in usable shots
+REFERENCE_SETS = 2  # per batch: to encode reference frames for every sample would take a sixth of the time
+TIMED_STEPS = 5  # after which the number of steps is chosen; the first one is not typical
+STEP_UNIT = 25  # the number of steps is a multiple of it, so that it hardly depends on chance
+VALIDATION_TIME = 1.1  # factor by which validation makes training longer
+PATIENCE = 3  # validations without improvement after which training stops
+SYNC_EVERY = 4  # every such step has the sync loss alone, with other speech
+SYNC_WEIGHT = 3.0
+CANDIDATES = 8  # audio windows among which that of a frame without fitting audio is chosen
+CANDIDATE_FRAMES = 240  # frames for which one is chosen
+Progress = Callable[[str, int, int], None]
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class AdaptResult:
+    """An adapted generator.
+
+    path: its file.
+    num_frames: frames in the usable shots of the videos.
+    steps: training steps.
+    best_step: the step whose weights are in the file; 0 if they are those of the base.
+    before, after: mean "lpips" and "psnr" of the mouth box on held-out frames, of the base and of the file.
+    """
+
+    path: Path
+    num_frames: int
+    steps: int
+    best_step: int
+    before: dict[str, float]
+    after: dict[str, float]
+
+    def summary(self) -> str:
+        """One line about the result."""
+        seconds = f"{self.num_frames / FPS:.0f} s of video"
+        if not self.best_step:
+            return f"{self.path}: {self.steps} steps on {seconds} found nothing better than the generator as it was"
+        return (
+            f"{self.path}: {self.best_step} of {self.steps} steps on {seconds}; held-out frames: LPIPS "
+            f"{self.before['lpips']:.4f} -> {self.after['lpips']:.4f}, PSNR {self.before['psnr']:.2f} -> "
+            f"{self.after['psnr']:.2f} dB"
+        )
+
+
+def adapt(
+    videos: Sequence[str | Path],
+    output: str | Path,
+    *,
+    checkpoint: str | Path = BUNDLED_GENERATOR,
+    minutes: float | None = None,
+    device: str = "auto",
+    landmarks: str = "dlib",
+    face: str = "largest",
+    limits: Limits = DEFAULT_LIMITS,
+    config: TrainConfig | None = None,
+    progress: Progress = lambda stage, done, expected: None,
+) -> AdaptResult:
+    """Fine-tune a generator on videos of one speaker, and save the weights that are best on held-out frames.
+
+    The audio encoder is kept, so that other voices and languages drive the lips as before. If the audio of a video
+    does not fit its lips (no audio track, no sync, or too short to tell), each frame gets the audio window of other
+    speech with which the generator draws it best.
+
+    The same inputs and number of steps give the same file on the same machine. The number of steps, a multiple of
+    STEP_UNIT, follows from the duration of the first steps.
+
+    Args:
+        videos: of the speaker; a minute of each is read at most (`read_clips`).
+        output: the file to write.
+        checkpoint: the generator to adapt, a DINet driven by audio.
+        minutes: time for everything, tracking of the face included; None for the default of the device. At least
+            STEP_UNIT steps are taken.
+        device: auto, cpu, cuda, …
+        landmarks, face, limits: as for dubbing.
+        config: of the training; None for configs/bundled/adapt.yaml. `max_steps` is the largest number of steps.
+        progress: called with the name of a stage, the units of it that are done, and the units expected.
+
+    Raises:
+        ParameterError: an option is not valid.
+        CheckpointError: `checkpoint` cannot be adapted.
+        MediaError: a video cannot be read or has no usable shot, or all are too short; NoFaceError: it shows no
+            face.
+        OutputError: `output` cannot be written.
+    """
+    started = time.monotonic()
+    videos, output, checkpoint = [Path(video) for video in videos], Path(output), Path(checkpoint)
+    torch_device = choose_device(device)
+    deadline = started + 60 * resolved_minutes(minutes, torch_device)
+    for video in videos:
+        check_readable(video)
+    _check_output(output, [checkpoint, *videos])
+    origin = describe_origin(videos, checkpoint)
+    loaded = _load_adaptable(checkpoint, torch_device)
+    config = _resolved(config or load_config(CONFIG), loaded, torch_device)
+    syncnet = load_model(BUNDLED_SYNCNET, torch_device, kinds=SYNCNET)
+    syncnet.model.requires_grad_(False)
+    speech = _Speech.load(loaded.audio_features, syncnet.audio_features)
+    select_face = face_selector(face, limits)
+    shots = []
+    for video in videos:
+        options = (loaded.mouth_size, loaded.audio_features, landmarks, select_face, limits, progress)
+        found = read_clips(video, *options)
+        if found.no_audio_reason:
+            message = "%s: %s; adapting without its audio"
+            logger.info(message, video, found.no_audio_reason, extra={"path": video})
+        shots += _make_shots(loaded, found, speech.features, config, torch_device)
+    num_frames = sum(len(shot.clip.frames) for shot in shots)
+    if num_frames < MIN_FRAMES:
+        reason = f"expected {MIN_FRAMES / FPS:g} s of a face or more to adapt to, found {num_frames / FPS:.1f} s"
+        raise MediaError(videos[0], reason)
+
+    trainer = _new_trainer(loaded.model, config, torch_device)
+    best_step, before, after = _train(trainer, shots, speech, syncnet, deadline, progress)
+    notes = origin | {"steps": best_step, "held_out": {"before": before, "after": after}}
+    save_model(
+        output,
+        loaded.model,
+        audio_features=loaded.audio_features,
+        mouth_size=loaded.mouth_size,
+        info=loaded.info | {"adapted": notes},
+    )
+    return AdaptResult(output, num_frames, trainer.step, best_step, before, after)
+
+
+def resolved_minutes(minutes: float | None, device: torch.device) -> float:
+    """The time of an adaptation, by default that of the device.
+
+    Raises:
+        ParameterError: it is not a number above 0.
+    """
+    if minutes is None:
+        return MINUTES_CPU if device.type == "cpu" else MINUTES_GPU
+    if not isinstance(minutes, Real) or not 0 < minutes < math.inf:
+        raise ParameterError("minutes", f"expected a number of minutes above 0, found {minutes}")
+    return float(minutes)
+
+
+def describe_origin(videos: Sequence[Path], checkpoint: Path) -> dict[str, Any]:
+    """What a generator is adapted from: name and sha256 of the "checkpoint" and of each of the "videos".
+
+    Raises:
+        FileError: a file cannot be read.
+    """
+
+    def identity(path: Path) -> dict[str, str]:
+        return {"name": path.name, "sha256": file_sha256(path)}
+
+    return {"checkpoint": identity(checkpoint), "videos": [identity(video) for video in videos]}
+
+
+def file_sha256(path: Path) -> str:
+    """The sha256 of a file. Raises FileError if it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise FileError(path, f"cannot be read: {error_reason(error)}") from None
+
+
+def _check_output(output: Path, inputs: list[Path]) -> None:
+    """Raise OutputError now, not after minutes, if the file cannot be written or is one of the inputs."""
+    if output.is_dir():
+        raise OutputError(output, "is a folder, not a file name")
+    if not output.parent.is_dir():
+        raise OutputError(output, f"no such folder: {output.parent}")
+    if output.exists() and any(path.exists() and output.samefile(path) for path in inputs):
+        raise OutputError(output, "is also an input; choose another name")
+    with output_errors(output):
+        PartialFile(output).discard()
+
+
+def _load_adaptable(checkpoint: Path, device: torch.device) -> LoadedModel:
+    loaded = load_model(checkpoint, device)
+    if not isinstance(loaded.model, DINet):
+        raise CheckpointError(checkpoint, "is a Wav2Lip generator; only a DINet generator can be adapted")
+    if loaded.audio_features not in FEATURE_DIMS:
+        reason = f"is driven by {loaded.audio_features} features; only one driven by audio can be adapted"
+        raise CheckpointError(checkpoint, reason)
+    return loaded
+
+
+def _resolved(config: TrainConfig, loaded: LoadedModel, device: torch.device) -> TrainConfig:
+    """The configuration with the properties of the generator, in a precision that is fast on the device."""
+    return replace(
+        config,
+        mouth_size=loaded.mouth_size,
+        num_references=loaded.model.config.num_references,
+        audio_features=loaded.audio_features,
+        precision="fp32" if choose_precision("auto", device) == "fp32" else "bf16",
+    )
+
+
+@dataclass(frozen=True)
+class _Shot:
+    """A clip and the frames of it that are used.
+
+    windows: (T, D, 5), the audio window of each frame; zeros for frames that are not used.
+    train, held_out: indices of frames.
+    """
+
+    clip: Clip
+    windows: np.ndarray
+    train: np.ndarray
+    held_out: np.ndarray
+
+
+def _make_shots(
+    loaded: LoadedModel, found: VideoClips, speech: np.ndarray, config: TrainConfig, device: torch.device
+) -> list[_Shot]:
+    """The clips of a video, with audio windows that fit the frames."""
+    total = sum(len(clip.frames) for clip in found.clips)
+    shots = []
+    for clip in found.clips:
+        used = np.arange(len(clip.frames))
+        if found.no_audio_reason:
+            used = evenly_spaced(len(used), max(MIN_SHOT_FRAMES, CANDIDATE_FRAMES * len(used) // total))
+            windows = _fitting_windows(loaded, clip, used, speech, config, device)
+        else:
+            windows = audio_windows(clip.features, used)
+        num_train = round(len(used) * (1 - HELD_OUT))
+        shots.append(_Shot(clip, windows, used[:num_train], used[num_train:]))
+    return shots
+
+
+@dataclass(frozen=True)
+class _Speech:
+    """The bundled speech: audio features at 25 rows per second for the generator (T, D) and for SyncNet (T, D')."""
+
+    features: np.ndarray
+    sync_features: np.ndarray
+
+    @classmethod
+    def load(cls, features: str, sync_features: str) -> Self:
+        waveform = load_audio(EXAMPLE_AUDIO)
+        rows = extract_features(waveform, features)
+        return cls(
+            rows, rows if sync_features == features else extract_features(waveform, sync_features, len(rows))
+        )
+
+
+@torch.no_grad()
+def _fitting_windows(
+    loaded: LoadedModel,
+    clip: Clip,
+    used: np.ndarray,
+    speech: np.ndarray,
+    config: TrainConfig,
+    device: torch.device,
+) -> np.ndarray:
+    """For each frame in `used`, the audio window of `speech` (T, D) with which its lips are drawn best.
+
+    CANDIDATES windows are tried, far from each other in the code of the audio encoder. The mean colour of the lips
+    is ignored, since it depends little on the speech.
+
+    Returns:
+        (T, D, 5), zeros for other frames.
+    """
+    generator = loaded.model.eval()
+    candidates = torch.from_numpy(audio_windows(speech, np.arange(len(speech)))).to(device)
+    codes = generator.audio_encoder(candidates)
+    chosen = [int((codes - codes.mean(dim=0)).norm(dim=1).argmin())]
+    while len(chosen) < CANDIDATES:
+        chosen.append(int(torch.cdist(codes, codes[chosen]).amin(dim=1).argmax()))
+    candidates = candidates[chosen]
+    references = np.random.default_rng(config.seed).choice(used, config.num_references, replace=False)
+    rows, columns = lips_box(loaded.mouth_size)
+    windows = np.zeros((len(clip.frames), *candidates.shape[1:]), np.float32)
+    for index in used:
+        batch = make_batch([(clip, index, references, 1.0, 0.0, False)])
+        target = batch.target.to(device).expand(CANDIDATES, -1, -1, -1)
+        with autocast(config.precision, device):
+            output = generator(generator.mask(target), batch.references.to(device), candidates).float()
+        difference = (output - target)[..., rows, columns]
+        errors = (difference - difference.mean(dim=(2, 3), keepdim=True)).abs().mean(dim=(1, 2, 3))
+        windows[index] = candidates[int(errors.argmin())].cpu().numpy()
+    return windows
+
+
+def _training_batch(shots: list[_Shot], config: TrainConfig, step: int) -> Batch:
+    """The batch of one step, a pure function of seed and step.
+
+    It has frames of one shot, in REFERENCE_SETS groups with their own reference frames and augmentation.
+    """
+    rng = np.random.default_rng((config.seed, step))
+    lengths = np.array([len(shot.train) for shot in shots])
+    shot = shots[rng.choice(len(shots), p=lengths / lengths.sum())]
+    samples, windows = [], []
+    for _ in range(REFERENCE_SETS):
+        references = rng.choice(shot.train, config.num_references, replace=False)
+        distances = np.abs(shot.train[:, None] - references).min(axis=1)
+        distant = shot.train[distances >= REFERENCE_GAP]
+        targets = rng.choice(distant if len(distant) else shot.train, config.batch_size // REFERENCE_SETS)
+        samples.append((shot.clip, targets, references, *sample_augmentation(rng)))
+        windows.append(shot.windows[targets])
+    return make_batch(samples)._replace(audio_window=torch.from_numpy(np.concatenate(windows)))
+
+
+def _speech_batch(shots: list[_Shot], speech: _Speech, config: TrainConfig, step: int) -> Batch:
+    """Five consecutive frames of one shot, driven by a part of the bundled speech."""
+    rng = np.random.default_rng((config.seed, step))
+    shot = shots[rng.integers(len(shots))]
+    frames = rng.integers(shot.train[-1] - CLIP_LENGTH + 2) + np.arange(CLIP_LENGTH)
+    references = rng.choice(shot.train, config.num_references, replace=False)
+    rows = rng.integers(len(speech.features) - CLIP_LENGTH + 1) + np.arange(CLIP_LENGTH)
+    batch = make_batch([(shot.clip, frames, references, *sample_augmentation(rng))])
+    return batch._replace(
+        audio_window=torch.from_numpy(audio_windows(speech.features, rows)),
+        sync_audio=torch.from_numpy(audio_windows(speech.sync_features, rows[[2]], SYNC_WINDOW // 2)),
+    )
+
+
+def _held_out_batch(shots: list[_Shot], config: TrainConfig) -> Batch:
+    """Evenly spaced held-out frames, with reference frames from the training part of their shots."""
+    rng = np.random.default_rng(config.seed)
+    frames = [(shot, index) for shot in shots for index in shot.held_out]
+    chosen = [frames[number] for number in evenly_spaced(len(frames), config.val_frames)]
+    samples = [
+        (shot.clip, index, rng.choice(shot.train, config.num_references, replace=False), 1.0, 0.0, False)
+        for shot, index in chosen
+    ]
+    windows = np.stack([shot.windows[index] for shot, index in chosen])
+    return make_batch(samples)._replace(audio_window=torch.from_numpy(windows))
+
+
+def _new_trainer(generator: DINet, config: TrainConfig, device: torch.device) -> Trainer:
+    """A trainer of all parts but the audio encoder. Batch norms and dropout work as in dubbing."""
+    layout = torch.channels_last if config.channels_last else torch.contiguous_format
+    generator.eval().to(device, memory_format=layout)
+    generator.audio_encoder.requires_grad_(False)
+    trained = [{"params": [p for p in generator.parameters() if p.requires_grad], "factor": 1.0}]
+    optimizer = torch.optim.Adam(trained, lr=config.learning_rate, betas=tuple(config.adam_betas))
+    perceptual = PerceptualLoss(weight_path("vgg19")).to(device, memory_format=layout)
+    return Trainer(generator, nn.ModuleDict(), optimizer, None, perceptual, None, config, device)
+
+
+def _step(trainer: Trainer, shots: list[_Shot], speech: _Speech, syncnet: LoadedModel) -> None:
+    """One training step: on the frames of the video, or every SYNC_EVERY steps only for the sync of other speech.
+
+    Without the latter the lips would follow other voices less than before.
+    """
+    config = trainer.config
+    if trainer.step % SYNC_EVERY < SYNC_EVERY - 1:
+        train_step(trainer, _training_batch(shots, config, trainer.step))
+        return
+    weights = dict.fromkeys(config.loss_weights, 0.0) | {"sync": SYNC_WEIGHT}
+    only_sync = replace(config, loss_weights=weights, clip_length=CLIP_LENGTH)
+    train_step(
+        replace(trainer, config=only_sync, syncnet=syncnet), _speech_batch(shots, speech, config, trainer.step)
+    )
+    trainer.step += 1
+
+
+def _train(
+    trainer: Trainer,
+    shots: list[_Shot],
+    speech: _Speech,
+    syncnet: LoadedModel,
+    deadline: float,
+    progress: Progress,
+) -> tuple[int, dict[str, float], dict[str, float]]:
+    """Train until the deadline, a value of time.monotonic(), and leave the best weights in the generator.
+
+    Returns:
+        The best step, and the scores on held-out frames before and after.
+    """
+    config, generator = trainer.config, trainer.generator
+    lpips, held_out = LPIPS().to(trainer.device), _held_out_batch(shots, config)
+    before = best = _score(trainer, held_out, lpips)
+    best_step, weights, num_worse = 0, copy.deepcopy(generator.state_dict()), 0
+    total, timed_from = config.max_steps, 0.0
+    while trainer.step < total:
+        _step(trainer, shots, speech, syncnet)
+        if trainer.step == 1:
+            timed_from = time.monotonic()
+        elif trainer.step == TIMED_STEPS:
+            step_s = VALIDATION_TIME * (time.monotonic() - timed_from) / (TIMED_STEPS - 1)
+            affordable = TIMED_STEPS + int((deadline - time.monotonic()) / step_s)
+            total = min(total, max(STEP_UNIT, affordable // STEP_UNIT * STEP_UNIT))
+            trainer.config = replace(config, max_steps=total)  # the learning rate falls to 0 at the last step
+        progress("adapting", trainer.step, total)
+        if trainer.step % config.validate_every and trainer.step < total:
+            continue
+        scores, num_worse = _score(trainer, held_out, lpips), num_worse + 1
+        if scores["lpips"] < best["lpips"]:
+            best, best_step, num_worse = scores, trainer.step, 0
+            weights = copy.deepcopy(generator.state_dict())
+        if num_worse == PATIENCE or time.monotonic() > deadline:
+            break
+    generator.load_state_dict(weights)
+    return best_step, before, best
+
+
+@torch.no_grad()
+def _score(trainer: Trainer, batch: Batch, lpips: LPIPS) -> dict[str, float]:
+    """Mean LPIPS and PSNR of the mouth boxes."""
+    generator, device = trainer.generator, trainer.device
+    values: dict[str, list[np.ndarray]] = {"lpips": [], "psnr": []}
+    for part in zip(*(tensor.split(8) for tensor in batch[:3]), strict=True):
+        target, references, windows = (tensor.to(device) for tensor in part)
+        with autocast(trainer.config.precision, device):
+            output = generator(generator.mask(target), references, windows).float()
+        output, target = mouth_boxes(output).cpu(), mouth_boxes(target).cpu()
+        values["lpips"].append(lpips(output, target))
+        values["psnr"].append(psnr(output, target))
+    return {name: float(np.concatenate(parts).mean()) for name, parts in values.items()}
