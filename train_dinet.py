@@ -19,7 +19,15 @@ from data_processing.dataset import Clip
 from evaluation.clips import evenly_spaced, validation_samples
 from evaluation.metrics import image_metrics
 from models.checkpoint import load_model
-from training.dinet_trainer import Trainer, image_grid, save_release, train_step, validate, warm_up_audio
+from training.dinet_trainer import (
+    Trainer,
+    fit_whitening,
+    image_grid,
+    save_release,
+    train_step,
+    validate,
+    warm_up_audio,
+)
 from training.run import TrainingRun, batch_shard, load_splits, summarize_clips, training_parser
 from training.schedule import learning_rate
 from utils.command_line import run_command
@@ -37,8 +45,10 @@ def train(run: TrainingRun) -> None:
     samples = validation_samples(val_clips, config.val_frames, config.num_references, config.seed)
     metrics = image_metrics(run.device)
     grid_batch = make_batch([samples[index] for index in evenly_spaced(len(samples), 6)])
+    if trainer.new_audio_encoder and config.audio_encoder == "whitened" and not resumed:
+        fit_whitening(trainer, train_clips)
     if config.audio_warmup_steps and not resumed:
-        warm_up_audio(trainer, load_model(config.init_from).model.to(run.device), train_clips)
+        warm_up_audio(trainer, load_model(config.init_from).model.to(run.device), train_clips, val_clips)
     trainer.distribute()
 
     info = {"data": summarize_clips(train_clips), "held_out": {}}

@@ -12,7 +12,7 @@ import yaml
 
 from data_processing.audio.features import FEATURE_DIMS
 from data_processing.face.lips import LIPS
-from models.dinet import DEFORMATIONS
+from models.dinet import AUDIO_ENCODERS, DEFORMATIONS
 from models.syncnet import CLIP_LENGTH
 from models.wav2lip import DOUBLINGS
 from utils.errors import ConfigError, ParameterError, UserError, error_reason
@@ -32,12 +32,16 @@ class TrainConfig:
     deformation, inpainting: variants of DINet (models.dinet.DINetConfig). All but adaat and true are ablations.
     audio_features: kind of audio features; or lips, to drive the generator with lip features of the target frame.
         Its audio encoder is then replaced in a later run.
+    audio_encoder: paper, or whitened (models.dinet.DINetConfig), of a generator that does not take over that of
+        `init_from`.
     speaker_sampling_exponent: a speaker with n frames is sampled with probability ∝ n ** exponent.
     clip_length: consecutive frames per sample: 1 in the frame stage, 5 in the clip stage.
     freeze_bn: keep the batch norm statistics of `init_from`. With few identities per batch, as in the clip stage,
         the generator would overfit to their statistics.
     audio_warmup_steps: steps that first train only the audio encoder, to reproduce the codes of the lip encoder of
-        `init_from`, which must be a generator driven by lip features.
+        `init_from`, which must be a generator driven by lip features. The encoder of the step with the lowest error
+        on held-out speakers is kept.
+    audio_learning_rate_factor: learning rate of the audio encoder, as a fraction of the generator's. 0 freezes it.
     syncnet: checkpoint of train_syncnet.py for the sync loss, or null.
     sync_target: target of the sync score of generated frames: one (paper), or real, the score of the real frames.
     batch_size: samples per step, over all processes.
@@ -61,10 +65,12 @@ class TrainConfig:
     deformation: str
     inpainting: bool
     audio_features: str
+    audio_encoder: str
     speaker_sampling_exponent: float
     clip_length: int
     freeze_bn: bool
     audio_warmup_steps: int
+    audio_learning_rate_factor: float
     syncnet: str | None
     sync_target: str
     batch_size: int
@@ -141,9 +147,11 @@ MAY_BE_ZERO = ("seed", "warmup_steps", "audio_warmup_steps", "shape_warmup_steps
 WAV2LIP_VALUES = {
     "num_references": 1,
     "audio_features": "mel",
+    "audio_encoder": "paper",
     "deformation": "adaat",
     "inpainting": True,
     "audio_warmup_steps": 0,
+    "audio_learning_rate_factor": 1.0,
 }
 Config = TypeVar("Config", TrainConfig, SyncNetConfig)
 
@@ -306,6 +314,8 @@ def _ranges(config: TrainConfig | SyncNetConfig) -> dict[str, tuple[bool, str]]:
                 "two numbers from 0 to below 1",
             ),
             "generator": (config.generator in GENERATOR_NAMES, f"one of {', '.join(GENERATOR_NAMES)}"),
+            "audio_encoder": (config.audio_encoder in AUDIO_ENCODERS, f"one of {', '.join(AUDIO_ENCODERS)}"),
+            "audio_learning_rate_factor": (0 <= config.audio_learning_rate_factor <= 1, "a number from 0 to 1"),
             "deformation": (config.deformation in DEFORMATIONS, f"one of {', '.join(DEFORMATIONS)}"),
             "sync_target": (config.sync_target in ("one", "real"), "one or real"),
         }

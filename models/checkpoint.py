@@ -82,8 +82,9 @@ def save_model(
         OutputError: the file cannot be written.
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    # Biases and batch norms stay in 32 bits: they are small, and variances can exceed the range of float16.
-    kernels = {name: tensor for name, tensor in tensors.items() if tensor.ndim > 1}
+    # Biases, batch norms and the whitening stay in 32 bits: they are small, and variances can exceed the range of
+    # float16.
+    kernels = {name: tensors[name] for name, parameter in model.named_parameters() if parameter.ndim > 1}
     if bits == 16:
         tensors |= {name: kernel.half() for name, kernel in kernels.items()}
     elif bits == 8:

@@ -14,6 +14,8 @@ from models.crop_layout import mouth_box, mouth_size_of
 
 DEFORMATIONS = {"adaat": AdaAT, "adain": AdaIN, "attention": Attention, "flow": DenseFlow}
 AUDIO_WINDOW = 5  # steps of audio features, at 25 per second, centred on the frame
+AUDIO_ENCODERS = ("paper", "whitened")
+COMPONENTS = 192  # principal components of the audio features that the whitened audio encoder keeps
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,8 @@ class DINetConfig:
         and shifts the map by up to half a sample; only for weights imported from that checkpoint.
     deformation: adaat, or its replacement in one of the paper's ablations (models/ablations.py).
     inpainting: whether F_s is an input of the decoder; False in one of the paper's ablations.
+    audio_encoder: "paper", or "whitened": one hidden layer on whitened features, with dropout. It overfits less to
+        the speakers of a small dataset.
     """
 
     audio_dim: int = 29
@@ -33,6 +37,7 @@ class DINetConfig:
     official_grid: bool = False
     deformation: str = "adaat"
     inpainting: bool = True
+    audio_encoder: str = "paper"
 
 
 class ReferenceFeatures(NamedTuple):
@@ -68,16 +73,8 @@ class DINet(nn.Module):
             nn.AdaptiveAvgPool2d(1),
             nn.Flatten(),
         )
-        self.audio_encoder = nn.Sequential(
-            ConvBlock(config.audio_dim, 128, 5, dims=1),
-            ResBlock(128, dims=1),
-            ConvBlock(128, 128, 3, stride=2, dims=1),
-            ResBlock(128, dims=1),
-            ConvBlock(128, 128, 3, stride=2, dims=1),
-            ConvBlock(128, 128, 3, dims=1),
-            nn.AdaptiveAvgPool1d(1),
-            nn.Flatten(),
-        )
+        encoders = {"paper": _paper_audio_encoder, "whitened": _whitened_audio_encoder}
+        self.audio_encoder = encoders[config.audio_encoder](config.audio_dim)
         uses_references = config.deformation != "adain"  # AdaIN transforms F_s instead
         self.appearance_before = nn.Sequential(*(ResBlock(256) for _ in range(4 if uses_references else 0)))
         options = {"official_grid": True} if config.official_grid else {}
@@ -159,6 +156,58 @@ class DINet(nn.Module):
     def deform(self, source: torch.Tensor, references: ReferenceFeatures, code: torch.Tensor) -> torch.Tensor:
         """F_d (B, 256, H/4, W/4): the appearance features, warped according to the concatenated code (B, 256)."""
         return self.deformation(references.appearance, code, source)
+
+
+class Whitening(nn.Module):
+    """Projection of audio features onto principal components of mean 0 and variance 1: (B, D, T) -> (B, C, T).
+
+    `fit` sets it; before, it keeps the first C features as they are. It is not trained, but saved with the weights.
+    """
+
+    def __init__(self, audio_dim: int, components: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(audio_dim, 1))
+        self.register_buffer("matrix", torch.eye(components, audio_dim))
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return self.matrix @ (features - self.mean)
+
+    def fit(self, features: torch.Tensor) -> None:
+        """Set mean and components to those of audio features (N, D), sorted by decreasing variance."""
+        features = features.double()
+        self.mean.copy_(features.mean(dim=0)[:, None])
+        variances, vectors = torch.linalg.eigh(features.T.cov())
+        components = len(self.matrix)
+        scales = variances.flip(0)[:components].clamp(min=1e-8).rsqrt()
+        self.matrix.copy_(scales[:, None] * vectors.flip(1)[:, :components].T)
+
+
+def _paper_audio_encoder(audio_dim: int) -> nn.Sequential:
+    """(B, audio_dim, 5) -> (B, 128)."""
+    return nn.Sequential(
+        ConvBlock(audio_dim, 128, 5, dims=1),
+        ResBlock(128, dims=1),
+        ConvBlock(128, 128, 3, stride=2, dims=1),
+        ResBlock(128, dims=1),
+        ConvBlock(128, 128, 3, stride=2, dims=1),
+        ConvBlock(128, 128, 3, dims=1),
+        nn.AdaptiveAvgPool1d(1),
+        nn.Flatten(),
+    )
+
+
+def _whitened_audio_encoder(audio_dim: int) -> nn.Sequential:
+    """(B, audio_dim, 5) -> (B, 128)."""
+    components = min(COMPONENTS, audio_dim)
+    return nn.Sequential(
+        Whitening(audio_dim, components),
+        nn.Flatten(),
+        nn.Dropout(0.5),
+        nn.Linear(components * AUDIO_WINDOW, 512),
+        nn.ReLU(),
+        nn.Dropout(0.5),
+        nn.Linear(512, 128),
+    )
 
 
 def _image_encoder(in_channels: int) -> nn.Sequential:

@@ -2,6 +2,8 @@
 
 import logging
 import math
+from collections import defaultdict
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,7 @@ from utils.errors import ParameterError
 from utils.weights import weight_path
 
 logger = logging.getLogger(__name__)
+WARMUP_CHECK_EVERY = 100  # steps of the audio encoder's warm-up between two checks on held-out speakers
 
 
 @dataclass
@@ -44,6 +47,7 @@ class Trainer:
             a weight.
         discriminator_optimizer: None without discriminators.
         syncnet: None if the sync loss has no weight.
+        new_audio_encoder: whether the audio encoder starts from random weights, not from `init_from`.
         parallel: the trained networks for the forward pass of a step: the same modules, or wrappers around them
             when several processes train.
         step: number of training steps taken.
@@ -58,6 +62,7 @@ class Trainer:
     syncnet: LoadedModel | None
     config: TrainConfig
     device: torch.device
+    new_audio_encoder: bool = True
     parallel: dict[str, nn.Module] = field(default_factory=dict)
     step: int = 0
     best: float = math.inf
@@ -84,6 +89,7 @@ class Trainer:
         torch.manual_seed(config.seed)
         layout = torch.channels_last if config.channels_last else torch.contiguous_format
         generator = _new_generator(config)
+        new_encoder = generator.audio_encoder
         if config.init_from:
             generator = _load_initial_generator(config, generator)
         elif config.audio_warmup_steps:
@@ -99,12 +105,13 @@ class Trainer:
         return cls(
             generator,
             discriminators,
-            torch.optim.Adam(generator.parameters(), **adam),
+            torch.optim.Adam(_parameter_groups(generator, config.audio_learning_rate_factor), **adam),
             torch.optim.Adam(discriminators.parameters(), **adam) if discriminators else None,
             PerceptualLoss(weight_path("vgg19")).to(device, memory_format=layout),
             _load_frozen_syncnet(config, device) if config.loss_weights["sync"] else None,
             config,
             device,
+            new_audio_encoder=generator.audio_encoder is new_encoder,
         )
 
     @property
@@ -136,6 +143,17 @@ class Trainer:
         return parts
 
 
+def _parameter_groups(generator: DINet | Wav2Lip, audio_factor: float) -> list[dict[str, Any]]:
+    """Parameters for the optimizer; "factor" multiplies the learning rate of a group. See `TrainConfig`."""
+    if audio_factor == 1:
+        return [{"params": list(generator.parameters()), "factor": 1.0}]
+    if audio_factor == 0:
+        generator.audio_encoder.requires_grad_(False)
+    audio = list(generator.audio_encoder.parameters())
+    rest = [p for name, p in generator.named_parameters() if not name.startswith("audio_encoder.")]
+    return [{"params": rest, "factor": 1.0}, {"params": audio, "factor": audio_factor}]
+
+
 def _new_generator(config: TrainConfig) -> DINet | Wav2Lip:
     if config.generator != "dinet":
         return Wav2Lip(Wav2LipConfig(int(config.generator.removeprefix("wav2lip_"))))
@@ -145,6 +163,7 @@ def _new_generator(config: TrainConfig) -> DINet | Wav2Lip:
             config.num_references,
             deformation=config.deformation,
             inpainting=config.inpainting,
+            audio_encoder=config.audio_encoder,
         )
     )
 
@@ -152,15 +171,16 @@ def _new_generator(config: TrainConfig) -> DINet | Wav2Lip:
 def _load_initial_generator(config: TrainConfig, generator: DINet | Wav2Lip) -> DINet | Wav2Lip:
     """The generator of `init_from`.
 
-    If its audio features differ, it gets the new audio encoder of `generator`. A larger Wav2Lip takes over the
-    stages that both have.
+    If its audio features differ, it gets the new audio encoder of `generator`; otherwise it keeps its own, of
+    whatever kind. A larger Wav2Lip takes over the stages that both have.
     """
     initial = load_model(Path(config.init_from))
     features = LIPS if config.audio_warmup_steps else config.audio_features
     to_lips = config.audio_features == LIPS
     adapted = initial.model.config
-    if isinstance(adapted, DINetConfig):
-        adapted = replace(adapted, audio_dim=generator.config.audio_dim)
+    if isinstance(adapted, DINetConfig) and isinstance(generator, DINet):
+        new = generator.config
+        adapted = replace(adapted, audio_dim=new.audio_dim, audio_encoder=new.audio_encoder)
     elif isinstance(generator, Wav2Lip) and adapted.face_size < generator.config.face_size:
         adapted = replace(adapted, face_size=generator.config.face_size)
     if adapted != generator.config or not (initial.audio_features == features or to_lips):
@@ -190,54 +210,103 @@ def _load_frozen_syncnet(config: TrainConfig, device: torch.device) -> LoadedMod
     return loaded
 
 
-def warm_up_audio(trainer: Trainer, teacher: DINet, clips: list[Clip]) -> None:
+def fit_whitening(trainer: Trainer, clips: list[Clip]) -> None:
+    """Set the whitening in front of a new audio encoder to the audio features of the training clips."""
+    features = np.concatenate([clip.features for clip in clips])
+    trainer.generator.audio_encoder[0].fit(torch.from_numpy(features).to(trainer.device))
+
+
+def warm_up_audio(trainer: Trainer, teacher: DINet, clips: list[Clip], held_out: list[Clip]) -> None:
     """Train the audio encoder alone to predict the codes of a lip-driven generator from the audio.
 
-    The target is what AdaAT's first layer computes from `teacher`'s code of the lip features. A regression predicts
-    the conditional mean, so the predictions vary less than the targets and the lips would move too little. At the
-    end the layer is rescaled so that mean and variance over `clips` equal those of the targets.
+    The target is what AdaAT's first layer computes from `teacher`'s code of the lip features. The weights with the
+    lowest error on held-out speakers are kept. A regression predicts the conditional mean, so the predictions vary
+    less than the targets and the lips would move too little. At the end the layer is rescaled so that mean and
+    variance over `clips` equal those of the targets.
 
     Args:
         trainer: its generator is `init_from` with a new audio encoder.
         teacher: the generator of `init_from`, driven by lip features, on the trainer's device.
         clips: training clips, with the audio features of the trainer's configuration.
+        held_out: validation clips.
     """
-    config, generator = trainer.config, trainer.generator
+    config, encoder = trainer.config, trainer.generator.audio_encoder
+    # The columns of AdaAT's first layer that multiply the audio code; the others multiply the alignment code.
+    layer = trainer.generator.deformation.common
+    weight = layer.weight.detach()[:, 128:].clone()
+
+    def lip_codes(clips: list[Clip]) -> torch.Tensor:
+        windows = _Windows([lip_features(clip.landmarks) for clip in clips], trainer.device)
+        return _encode(teacher.audio_encoder, windows) @ weight.T
+
+    audio, target = _Windows([clip.features for clip in clips], trainer.device), lip_codes(clips)
+    held_out_audio = _Windows([clip.features for clip in held_out], trainer.device)
+    held_out_target = lip_codes(held_out)
+    frames_of_speaker = defaultdict(list)
+    for frame, speaker in enumerate(clip.speaker for clip in held_out for _ in clip.features):
+        frames_of_speaker[speaker].append(frame)
+
+    def held_out_error() -> float:
+        """Unexplained part of the variance within speakers; every held-out speaker counts the same."""
+        errors = (_encode(encoder, held_out_audio) @ weight.T - held_out_target).square()
+        error = sum(errors[frames].mean(dim=0).sum() for frames in frames_of_speaker.values())
+        variances = (held_out_target[frames].var(dim=0, correction=0) for frames in frames_of_speaker.values())
+        return float(error / sum(variance.sum() for variance in variances))
+
     rng = np.random.default_rng(config.seed)
     torch.manual_seed(config.seed)
-    audio = np.concatenate([audio_windows(clip.features, np.arange(len(clip.features))) for clip in clips])
-    lips = [lip_features(clip.landmarks) for clip in clips]
-    lips = np.concatenate([audio_windows(rows, np.arange(len(rows))) for rows in lips])
-    # The columns of AdaAT's first layer that multiply the audio code; the others multiply the alignment code.
-    weight = generator.deformation.common.weight[:, 128:]
-    target = _encode(teacher.audio_encoder, lips) @ weight.detach().T
     variance = target.var(dim=0).mean()
-    optimizer = torch.optim.AdamW(generator.audio_encoder.parameters(), weight_decay=1.0)
-    bar = tqdm(range(config.audio_warmup_steps), unit="step", desc="audio encoder warm-up")
+    optimizer = torch.optim.AdamW(encoder.parameters(), weight_decay=0.2)
+    best_error, best_step, best_state = math.inf, 0, {}
+    bar = tqdm(range(1, config.audio_warmup_steps + 1), unit="step", desc="audio encoder warm-up")
     for step in bar:
-        optimizer.param_groups[0]["lr"] = 1e-3 * cosine_decay(step, config.audio_warmup_steps)
-        indices = rng.integers(len(audio), size=256)
-        predicted = generator.audio_encoder(torch.from_numpy(audio[indices]).to(trainer.device)) @ weight.detach().T
-        loss = (predicted - target[torch.from_numpy(indices)]).square().mean() / variance
+        optimizer.param_groups[0]["lr"] = 2e-3 * cosine_decay(step - 1, config.audio_warmup_steps)
+        indices = torch.from_numpy(rng.integers(len(target), size=256)).to(trainer.device)
+        loss = (encoder(audio[indices]) @ weight.T - target[indices]).square().mean() / variance
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
-        bar.set_postfix(unexplained_variance=f"{loss.item():.3f}")
-    predicted = _encode(generator.audio_encoder, audio) @ weight.detach().T
+        if step % WARMUP_CHECK_EVERY == 0 or step == config.audio_warmup_steps:
+            error = held_out_error()
+            bar.set_postfix(unexplained_variance=f"{loss.item():.3f}", held_out=f"{error:.3f}")
+            if error < best_error:
+                best_error, best_step, best_state = error, step, deepcopy(encoder.state_dict())
+    encoder.load_state_dict(best_state)
+    predicted = _encode(encoder, audio) @ weight.T
     gain = (variance / predicted.var(dim=0).mean()).sqrt()
     with torch.no_grad():
-        generator.deformation.common.bias += target.mean(dim=0) - gain * predicted.mean(dim=0)
-        weight *= gain
-    logger.info("rescaled audio codes by %.2f to match lip-code variance", gain)
+        layer.bias += target.mean(dim=0) - gain * predicted.mean(dim=0)
+        layer.weight[:, 128:] *= gain
+    message = "audio encoder of step %d: %.3f of the held-out variance unexplained; codes rescaled by %.2f"
+    logger.info(message, best_step, best_error, gain)
+
+
+class _Windows:
+    """Windows of rows of features, made on demand: `windows[indices]` is (B, D, 5)."""
+
+    def __init__(self, features: list[np.ndarray], device: torch.device) -> None:
+        """features: (T, D) of each clip."""
+        starts = np.cumsum([0, *map(len, features)])
+        rows = [
+            start + audio_windows(np.arange(len(part))[:, None], np.arange(len(part)))[:, 0]
+            for start, part in zip(starts, features, strict=False)
+        ]
+        self.features = torch.from_numpy(np.concatenate(features)).to(device)
+        self.rows = torch.from_numpy(np.concatenate(rows)).to(device)  # (N, 5)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, indices: torch.Tensor) -> torch.Tensor:
+        return self.features[self.rows[indices]].transpose(1, 2)
 
 
 @torch.no_grad()
-def _encode(encoder: nn.Module, windows: np.ndarray) -> torch.Tensor:
-    """Codes (N, 128) of feature windows (N, D, 5), in evaluation mode."""
-    device = next(encoder.parameters()).device
+def _encode(encoder: nn.Module, windows: _Windows) -> torch.Tensor:
+    """Codes (N, 128) of all windows, in evaluation mode."""
     was_training = encoder.training
     encoder.eval()
-    codes = torch.cat([encoder(torch.from_numpy(part).to(device)) for part in np.array_split(windows, 64)])
+    codes = torch.cat([encoder(windows[indices]) for indices in torch.arange(len(windows)).split(4096)])
     encoder.train(was_training)
     return codes
 
@@ -257,6 +326,8 @@ def train_step(trainer: Trainer, batch: Batch) -> dict[str, float]:
         for module in trainer.generator.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.eval()
+    if config.audio_learning_rate_factor == 0:
+        trainer.generator.audio_encoder.eval()
     target, references, audio_window, sync_audio = (x.to(trainer.device) for x in batch[:4])
 
     with autocast(config.precision, trainer.device):
@@ -304,7 +375,8 @@ def train_step(trainer: Trainer, batch: Batch) -> dict[str, float]:
 
 
 def _optimizer_step(optimizer: torch.optim.Optimizer, loss: torch.Tensor, rate: float) -> None:
-    optimizer.param_groups[0]["lr"] = rate
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group.get("factor", 1.0)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     optimizer.step()

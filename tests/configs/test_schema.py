@@ -173,6 +173,9 @@ def test_numbers_must_be_finite(tmp_path, name, value):
         "mouth_size: -64",
         "num_references: 0",
         "audio_features: mfcc",
+        "audio_encoder: folded",
+        "audio_learning_rate_factor: -0.1",
+        "audio_learning_rate_factor: 1.1",
         "generator: gan",
         "deformation: folding",
         "batch_size: 0",
@@ -300,7 +303,8 @@ def test_an_old_run_can_be_resumed(tmp_path, kind):
 @pytest.mark.parametrize("path", OLD_RUNS, ids=lambda path: path.name)
 def test_configs_of_the_published_runs_load(path):
     stated, config = yaml.safe_load(path.read_text()), asdict(load_config(path))
-    assert {RENAMED.get(name, name): value for name, value in stated.items()} == config
+    added_since = {"audio_encoder": "paper", "audio_learning_rate_factor": 1.0}
+    assert added_since | {RENAMED.get(name, name): value for name, value in stated.items()} == config
 
 
 @pytest.mark.parametrize("old", ["person_power", "frozen_norms"])

@@ -56,7 +56,14 @@ def test_layers_equal_those_they_replace(size: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"official_grid": True}, {"inpainting": False}, {"deformation": "flow"}, {"deformation": "adain"}],
+    [
+        {},
+        {"official_grid": True},
+        {"inpainting": False},
+        {"deformation": "flow"},
+        {"deformation": "adain"},
+        {"audio_encoder": "whitened"},
+    ],
 )
 @pytest.mark.slow
 def test_engine_equals_the_generator(options: dict) -> None:

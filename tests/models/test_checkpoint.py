@@ -1,5 +1,6 @@
 """Saving and loading: round trips, the authors' checkpoints, invalid files."""
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -95,6 +96,30 @@ def test_8_bits_have_a_quarter_of_the_size_and_are_close(tmp_path: Path, model: 
         else:  # half a step of 1/127 of the maximum of each output channel
             step = tensor.abs().amax(dim=tuple(range(1, tensor.ndim)), keepdim=True) / 127
             assert ((loaded[name] - tensor).abs() <= 0.51 * step).all(), name
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_whitening_is_stored_exactly(tmp_path: Path, bits: int) -> None:
+    torch.manual_seed(0)
+    model = DINet(DINetConfig(audio_dim=20, num_references=1, audio_encoder="whitened"))
+    model.audio_encoder[0].fit(torch.randn(100, 20) @ torch.randn(20, 20))
+    save_model(tmp_path / "model", model, **DESCRIPTION, bits=bits)
+    loaded = load_model(tmp_path / "model").model
+    assert loaded.config == model.config
+    for name in ("mean", "matrix"):
+        expected = model.audio_encoder[0].get_buffer(name)
+        assert torch.equal(loaded.audio_encoder[0].get_buffer(name), expected) and expected.any()
+
+
+def test_checkpoint_from_before_whitening_has_the_audio_encoder_of_the_paper(tmp_path: Path) -> None:
+    path = tmp_path / "old.safetensors"
+    old = DINet(DINetConfig(audio_dim=20, num_references=1))
+    config = {"audio_dim": 20, "num_references": 1, "official_grid": False, "deformation": "adaat"}
+    metadata = {"dinet": json.dumps({"config": config, **DESCRIPTION})}
+    safetensors.torch.save_file(old.state_dict(), path, metadata)
+    loaded = load_model(path).model
+    assert loaded.config.audio_encoder == "paper"
+    assert torch.equal(loaded.audio_encoder[0].conv.weight, old.audio_encoder[0].conv.weight)
 
 
 def test_official_checkpoint_needs_no_configuration(tmp_path: Path, official_state: dict) -> None:

@@ -1,10 +1,11 @@
 """DINet against the golden file; masking, shapes and gradients."""
 
+import numpy as np
 import pytest
 import torch
 
 from models.checkpoint import load_model
-from models.dinet import DINet, DINetConfig
+from models.dinet import DINet, DINetConfig, Whitening
 from tests.support.golden import assert_close, golden_arrays, golden_state
 
 
@@ -76,6 +77,35 @@ def test_output_and_gradients() -> None:
     without = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
     # A batch norm subtracts the bias before it, so the gradient of such a bias is (about) zero.
     assert not [name for name in without if not name.endswith("bias")]
+
+
+def test_whitening_gives_uncorrelated_components_of_variance_one() -> None:
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(4000, 6)) * [9, 7, 5, 3, 0.01, 0.01] @ np.linalg.qr(rng.normal(size=(6, 6)))[0] + 50
+    whitening = Whitening(6, 4)
+    whitening.fit(torch.from_numpy(rows).float())
+    components = whitening(torch.from_numpy(rows.T[None]).float())[0].numpy()
+    assert components.shape == (4, 4000)
+    np.testing.assert_allclose(components.mean(axis=1), 0, atol=1e-3)
+    np.testing.assert_allclose(np.cov(components), np.eye(4), atol=1e-3)
+    # the four components of the largest variance: together they give the rows back, but for the noise of 0.01
+    centred = rows - rows.mean(axis=0)
+    rebuilt = components.T @ np.linalg.lstsq(components.T, centred, rcond=None)[0]
+    assert np.abs(rebuilt - centred).max() < 0.1
+
+
+def test_whitened_audio_encoder_drops_out_while_training_only() -> None:
+    torch.manual_seed(0)
+    model = DINet(DINetConfig(audio_dim=384, audio_encoder="whitened"))
+    audio = torch.randn(3, 384, 5)
+    with torch.no_grad():
+        assert not torch.equal(model.audio_encoder(audio), model.audio_encoder(audio))
+        model.eval()
+        codes = model.audio_encoder(audio)
+        assert torch.equal(codes, model.audio_encoder(audio))
+    assert codes.shape == (3, 128)
+    fitted = [name for name, _ in model.named_parameters() if name.startswith("audio_encoder.0.")]
+    assert not fitted  # no gradient changes the whitening
 
 
 SOURCE, REFERENCES, AUDIO = (2, 3, 52, 40), (2, 15, 52, 40), (2, 29, 5)

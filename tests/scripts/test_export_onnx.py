@@ -59,6 +59,12 @@ def test_same_images_as_pytorch(files, batch):
     assert export_onnx.largest_difference(untrained(), files, batch) < 1e-4
 
 
+def test_whitened_audio_encoder_is_exported():
+    loaded = untrained(audio_encoder="whitened")
+    loaded.model.audio_encoder[0].fit(torch.randn(200, 29) * 5 + 20)
+    assert export_onnx.largest_difference(loaded, export_onnx.export(loaded), 3) < 1e-4
+
+
 def test_comparison_detects_other_weights(files):
     other = untrained()
     with torch.no_grad():

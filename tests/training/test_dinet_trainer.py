@@ -3,6 +3,7 @@ audio encoder."""
 
 import logging
 import math
+import re
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -14,14 +15,15 @@ import torch
 from configs.schema import load_config
 from data_processing.audio.framing import audio_windows
 from data_processing.batches import Batch, TrainingBatches
-from data_processing.dataset import load_clips
+from data_processing.dataset import Clip, load_clips
 from data_processing.face.lips import lip_features
 from models.checkpoint import load_model, save_model
 from models.dinet import DINet, DINetConfig
 from models.syncnet import SyncNet
 from models.wav2lip import Wav2Lip, Wav2LipConfig
 from tests.support.training import ADVERSARIAL_BF16, TINY, assert_same, write_recipe
-from training.dinet_trainer import Trainer, save_release, train_step, warm_up_audio
+from training import dinet_trainer
+from training.dinet_trainer import Trainer, fit_whitening, save_release, train_step, warm_up_audio
 from training.schedule import learning_rate
 from utils.errors import ParameterError, UserError
 
@@ -246,22 +248,31 @@ def audio_part(generator: DINet, features: list[np.ndarray]) -> torch.Tensor:
     )
 
 
-def test_audio_encoder_learns_the_codes_of_a_lip_driven_generator(recipe, prepared_dataset, lip_driven, caplog):
-    config = replace(load_config(recipe), audio_warmup_steps=3, init_from=str(lip_driven))
+@pytest.mark.parametrize("encoder", ["paper", "whitened"])
+def test_audio_encoder_learns_the_codes_of_a_lip_driven_generator(
+    recipe, prepared_dataset, lip_driven, caplog, encoder
+):
+    config = load_config(recipe, {"audio_encoder": encoder, "audio_warmup_steps": 3, "init_from": str(lip_driven)})
     clips = load_clips(prepared_dataset, "train", 32, "whisper")
+    held_out = load_clips(prepared_dataset, "val", 32, "whisper")
     teacher = load_model(lip_driven).model
     generators = []
     for _ in range(2):
         trainer = Trainer.create(config, torch.device("cpu"))
+        assert trainer.new_audio_encoder
+        if encoder == "whitened":
+            fit_whitening(trainer, clips)
         with caplog.at_level(logging.INFO):
-            warm_up_audio(trainer, teacher, clips)
+            warm_up_audio(trainer, teacher, clips, held_out)
         assert trainer.step == 0
         generators.append(trainer.generator)
-    assert "to match lip-code variance" in caplog.text
+    assert "audio encoder of step 3: " in caplog.text
     one, two = generators
     assert_same(dict(one.state_dict()), dict(two.state_dict()))  # depends on the seed only
     before = teacher.state_dict()
-    changed = {name.split(".")[0] for name, new in one.state_dict().items() if not torch.equal(before[name], new)}
+    after = one.state_dict()
+    kept = {name for name, old in before.items() if name in after and torch.equal(old, after[name])}
+    changed = {name.split(".")[0] for name in (before | after).keys() - kept}
     assert changed == {"audio_encoder", "deformation"}
     assert torch.equal(one.deformation.common.weight[:, :128], teacher.deformation.common.weight[:, :128])
     # mean and variance over the clips equal those of the teacher, however little the encoder has learned
@@ -296,3 +307,49 @@ def test_init_from_a_generator_of_another_configuration_is_refused(recipe, tmp_p
     with pytest.raises(ParameterError, match=r"start\.safetensors: expected ") as caught:
         Trainer.create(replace(load_config(recipe), init_from=str(saved)), torch.device("cpu"))
     assert caught.value.parameter == "init_from"
+
+
+def test_weights_of_the_lowest_held_out_error_are_kept(recipe, lip_driven, monkeypatch, caplog):
+    """Held-out speakers whose lips follow the audio of the first steps only: later steps fit the training noise."""
+    rng = np.random.default_rng(0)
+    clips = [
+        Clip(f"clip{n}", f"speaker{n}", None, rng.normal(size=(40, 384)).astype(np.float32), faces(rng, 40))
+        for n in range(3)
+    ]
+    config = load_config(recipe, {"audio_warmup_steps": 60, "init_from": str(lip_driven)})
+    monkeypatch.setattr(dinet_trainer, "WARMUP_CHECK_EVERY", 5)
+    trainer = Trainer.create(config, torch.device("cpu"))
+    with caplog.at_level(logging.INFO):
+        warm_up_audio(trainer, load_model(lip_driven).model, clips[:2], clips[2:])
+    step, error = re.search(r"of step (\d+): ([\d.]+) of", caplog.text).groups()
+    assert int(step) < 60  # there is nothing to learn from noise
+    assert float(error) > 0.9
+
+
+def faces(rng: np.random.Generator, num_frames: int) -> np.ndarray:
+    """Random landmarks (T, 68, 2)."""
+    return rng.normal(size=(num_frames, 68, 2)).astype(np.float32)
+
+
+@pytest.mark.parametrize("factor", [0.0, 0.1])
+def test_audio_encoder_has_its_own_learning_rate(recipe, tmp_path, factor):
+    path = tmp_path / "start.safetensors"
+    torch.manual_seed(0)
+    start = DINet(DINetConfig(384, audio_encoder="whitened"))
+    save_model(path, start, audio_features="whisper", mouth_size=64, info={}, bits=32)
+    config = load_config(recipe, {"init_from": str(path), "audio_learning_rate_factor": factor})
+    trainer = Trainer.create(config, torch.device("cpu"))
+    assert trainer.generator.config.audio_encoder == "whitened"  # that of `init_from`
+    assert not trainer.new_audio_encoder
+    audio = torch.rand(2, 384, 9)
+    batch = Batch(torch.rand(2, 3, 52, 40), torch.rand(2, 15, 52, 40), audio[..., :5], audio, ["a", "b"])
+    train_step(trainer, batch)
+    rate = learning_rate(config, 0)
+    for name, parameter in trainer.generator.named_parameters():
+        if parameter.ndim == 1:  # gradients of biases before batch norms are about 0
+            continue
+        # the largest first step of Adam is the learning rate, whatever the gradient
+        distance = (parameter - start.get_parameter(name)).abs().max().item()
+        expected = factor * rate if name.startswith("audio_encoder.") else rate
+        assert distance == pytest.approx(expected, rel=0.02, abs=1e-9), name
+    assert trainer.generator.audio_encoder.training == (factor > 0)  # no dropout if frozen
