@@ -2,7 +2,7 @@
 
 import argparse
 from contextlib import nullcontext
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from data_processing.dataset import load_clips, load_features
+from data_processing.media.video_reader import probe
 from dubbing.generator import DTYPES
 from dubbing.pipeline import DubbingPipeline
 from dubbing.settings import DubSettings
@@ -112,14 +113,18 @@ def evaluate_dubs(args: argparse.Namespace, device: torch.device) -> None:
         if dubbed.resolve() == args.videos.resolve():
             raise ParameterError("output", f"{folder}: the dubs would replace the videos; choose another folder")
         settings = DubSettings(texture=args.texture, crf=DUB_CRF)
-        dub = partial(pipeline.dub, settings=settings)
+
+        def dub(video: Path, audio: Path, output: Path) -> None:
+            half_s = probe(video).duration_s / 2
+            pipeline.dub(video, audio, output, replace(settings, chosen_before_s=half_s))
+
         failed = dub_folder(dub, args.videos, dubbed, driven_by)
         if args.cross:
             report, columns = score_synchrony(dubbed, device), reports.SYNC_COLUMNS
         elif args.silent:
             report, columns = score_leakage(dubbed, args.videos), reports.LEAKAGE_COLUMNS
         else:
-            report, strips = compare_folders(dubbed, args.videos, args.frames_per_clip, device)
+            report, strips = compare_folders(dubbed, args.videos, args.frames_per_clip, device, second_half=True)
             columns = tuple(reports.COLUMNS)
     report["unmatched"] = [path for path in report["unmatched"] if Path(path).stem not in failed]
     report["failed"] = failed | report["failed"]
@@ -165,7 +170,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--sync", action="store_true", help="also score the A/V sync with the bundled SyncNet")
     add = parser.add_argument_group(
         "a generator on videos (--checkpoint and --videos)",
-        f"Dubs each video with its own audio, as inference.py --crf {DUB_CRF}, and compares dub and video.",
+        f"Dubs each video with its own audio, as inference.py --crf {DUB_CRF}, and compares dub and video. "
+        "Reference frames and texture come from the first half of each video; the second half is scored.",
     ).add_argument
     add("--videos", type=Path, metavar="DIR", help="videos to dub")
     add("--cross", action="store_true", help="dub each with the audio of the next one; scores only the A/V sync")

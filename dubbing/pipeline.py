@@ -190,6 +190,7 @@ class DubbingPipeline:
                     LOOK_AHEAD_S,
                     reference_crops=crops,
                     texture=settings.texture,
+                    chosen_before_s=settings.chosen_before_s,
                 )
             )
         return Compositor(source, speakers)
@@ -252,6 +253,7 @@ class DubbingPipeline:
             "references": str(settings.references),
             "when_short": settings.when_short,
             "texture": str(settings.texture),
+            "chosen_before_s": str(settings.chosen_before_s),
             "side_by_side": str(settings.side_by_side),
         }
 

@@ -3,7 +3,8 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Integral
+from math import inf
+from numbers import Integral, Real
 from pathlib import Path
 
 from utils.errors import ParameterError
@@ -19,6 +20,8 @@ class DubSettings:
     faces: for each driving audio, which face it drives: "largest", "left", "right", "X,Y" (the face nearest to that
         position in pixels), or the path of a photo of the speaker. One alone need not be in a tuple.
     references: indices of the frames to use as reference frames in all shots; None chooses them in each shot.
+    chosen_before_s: reference frames and texture come from the frames before this time, in shots that start before
+        it. For an evaluation that scores only later frames.
     when_short: what happens if the audio is shorter than the video: "stop" ends the output with the audio, "keep"
         appends the rest of the video unchanged and silent.
     texture: give the generated mouth the texture of frames of the shot.
@@ -33,6 +36,7 @@ class DubSettings:
 
     faces: tuple[str, ...] = ("largest",)
     references: tuple[int, ...] | None = None
+    chosen_before_s: float = inf
     when_short: str = "stop"
     texture: bool = True
     side_by_side: bool = False
@@ -49,6 +53,8 @@ class DubSettings:
             if not _all_are(self.references, Integral) or any(index < 0 for index in self.references):
                 raise ParameterError("references", f"expected frame numbers from 0 on, found {self.references!r}")
             object.__setattr__(self, "references", tuple(map(int, self.references)))
+        if not isinstance(self.chosen_before_s, Real) or not self.chosen_before_s > 0:
+            raise ParameterError("chosen_before_s", f"expected a number above 0, found {self.chosen_before_s!r}")
         check_choice("when_short", self.when_short, WHEN_SHORT)
         if not isinstance(self.crf, Integral) or not 0 <= self.crf <= 51:
             raise ParameterError("crf", f"expected a whole number from 0 to 51, found {self.crf!r}")

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import groupby
+from math import inf
 
 import numpy as np
 
@@ -55,6 +56,7 @@ class Speaker:
         look_ahead_s: seconds of a shot that are tracked before its first frame is generated.
         reference_crops: N reference crops to use for all shots; chosen in each shot if None.
         texture: give the generated mouth the texture of frames of the shot.
+        chosen_before_s: as in DubSettings.
 
     Attributes:
         references: (frame index, placement) of the N reference frames of every shot so far.
@@ -72,6 +74,7 @@ class Speaker:
         look_ahead_s: float = 1.0,
         reference_crops: list[ReferenceCrop] | None = None,
         texture: bool = True,
+        chosen_before_s: float = inf,
     ) -> None:
         self.generator, self.source, self.audio = generator, source, audio
         self.detector, self.select_face = detector, select_face
@@ -81,6 +84,7 @@ class Speaker:
         self.cancelled = threading.Event()
         self._fixed_crops = reference_crops
         self._num_candidates = NUM_CANDIDATES if texture else 0
+        self._chosen_before = chosen_before_s * source.fps
         # brightness and contrast of the face in tracked frames, by frame index
         self._levels: dict[int, tuple[float, float]] = {}
         self._appearance = lru_cache(CACHED_SHOTS)(self._measure_appearance)
@@ -109,6 +113,9 @@ class Speaker:
                     chunk.landmarks.points[first:last], start - first, start - first + len(frames)
                 )
                 if starts_shot:
+                    end = int(min(last, max(start, self._chosen_before - chunk.offset)))
+                    if chunk.landmarks.found[start:end].any():
+                        last = end
                     levels = np.array([self._levels.get(chunk.offset + row, (0, 0)) for row in range(start, last)])
                     placed = {
                         row: FacePlacement(chunk.landmarks.points[row], float(radii[row - start]), number, 1.0)

@@ -136,7 +136,13 @@ def find_pairs(generated: Path, ground_truth: Path) -> tuple[list[tuple[str, Pat
 
 
 def compare_videos(
-    generated: Path, ground_truth: Path, networks: MetricNetworks, count: int, *, own_crops: bool = False
+    generated: Path,
+    ground_truth: Path,
+    networks: MetricNetworks,
+    count: int,
+    *,
+    own_crops: bool = False,
+    second_half: bool = False,
 ) -> VideoScores:
     """Score one generated video against its ground truth.
 
@@ -144,6 +150,7 @@ def compare_videos(
         count: number of frames for the image metrics, LMD, CSIM, seam, colour shift and sharpness: evenly spaced
             among those in which both videos show a face. The other scores use every frame.
         own_crops: crop the generated face by its own landmarks; full frames and ARTIFACTS are not scored.
+        second_half: score only the frames of the second half, except for the A/V sync.
 
     Raises:
         MediaError: a video cannot be read, or the aspect ratios differ (without `own_crops`).
@@ -152,7 +159,9 @@ def compare_videos(
     target_landmarks = find_landmarks(ground_truth)
     output_landmarks = find_landmarks(generated)
     length = min(len(target_landmarks.points), len(output_landmarks.points))
+    first = length // 2 if second_half else 0
     has_face = target_landmarks.usable[:length] & output_landmarks.usable[:length]
+    has_face[:first] = False
     candidates = np.flatnonzero(has_face)
     if not len(candidates):
         raise NoFaceError(generated, f"no frame in which this video and {ground_truth} both show a face")
@@ -191,7 +200,7 @@ def compare_videos(
     scores: dict[str, float | None] = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
     waveform = _audio_track(generated)
     if not own_crops:
-        temporal = _temporal_artifacts(output_landmarks, target_landmarks, rings, waveform)
+        temporal = _temporal_artifacts(output_landmarks, target_landmarks, rings, waveform, first)
         scores = dict.fromkeys(ARTIFACTS) | scores | temporal
     return VideoScores(
         scores=scores | _sync_scores(generated, output_landmarks, waveform, networks.syncnet_v2),
@@ -233,15 +242,16 @@ def _image_scores(regions: dict[str, np.ndarray], metrics: dict[str, ImageMetric
 
 
 def _temporal_artifacts(
-    output: Landmarks, target: Landmarks, rings: dict[int, np.ndarray], waveform: np.ndarray | None
+    output: Landmarks, target: Landmarks, rings: dict[int, np.ndarray], waveform: np.ndarray | None, first: int
 ) -> dict[str, float | None]:
     """Those of ARTIFACTS that need consecutive frames.
 
     Args:
         rings: `ring_levels` of both videos, (2, N), of every frame in which both show a face.
         waveform: (N,) the audio track of the dub at 16 kHz; None if it has none.
+        first: number of the first frame that is scored.
     """
-    overlaps = [(max(a, c), min(b, d)) for a, b in output.shots for c, d in target.shots]
+    overlaps = [(max(a, c, first), min(b, d)) for a, b in output.shots for c, d in target.shots]
     segments = [slice(start, stop) for start, stop in overlaps if stop - start > 2]
     movements = []
     for landmarks in (output, target):
@@ -258,20 +268,23 @@ def _temporal_artifacts(
         "flicker": flicker([level[:, 0] for level in levels], [level[:, 1] for level in levels]),
     }
     scores: dict[str, float | None] = {name: None if np.isnan(value) else value for name, value in values.items()}
-    return scores | _opening_scores(output, target, waveform)
+    return scores | _opening_scores(output, target, waveform, first)
 
 
-def _opening_scores(output: Landmarks, target: Landmarks, waveform: np.ndarray | None) -> dict[str, float | None]:
+def _opening_scores(
+    output: Landmarks, target: Landmarks, waveform: np.ndarray | None, first: int
+) -> dict[str, float | None]:
     """Those of ARTIFACTS that compare mouth openings.
 
     Args:
         waveform: (N,) the audio track of the dub at 16 kHz; None if it has none.
+        first: number of the first frame that is scored.
     """
     length = min(len(output.points), len(target.points))
-    openings = [mouth_opening(landmarks.points[:length]) for landmarks in (output, target)]
+    openings = [mouth_opening(landmarks.points[first:length]) for landmarks in (output, target)]
     scores = opening_agreement(*openings)
     if waveform is not None:
-        silent = silent_frames(waveform)[:length]
+        silent = silent_frames(waveform)[first:length]
         scores |= opening_in_silence(*(opening[: len(silent)] for opening in openings), silent)
     return scores
 
@@ -323,7 +336,13 @@ def _longest_shot(landmarks: Landmarks, waveform: np.ndarray) -> tuple[int, int]
 
 
 def compare_folders(
-    generated: Path, ground_truth: Path, count: int, device: torch.device, *, own_crops: bool = False
+    generated: Path,
+    ground_truth: Path,
+    count: int,
+    device: torch.device,
+    *,
+    own_crops: bool = False,
+    second_half: bool = False,
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Score all videos of two folders with `compare_videos`. A video that fails is reported and skipped.
 
@@ -341,7 +360,7 @@ def compare_folders(
     strips = {}
 
     def score(output: Path, target: Path) -> dict[str, float | None]:
-        result = compare_videos(output, target, networks, count, own_crops=own_crops)
+        result = compare_videos(output, target, networks, count, own_crops=own_crops, second_half=second_half)
         strips[output.stem] = result.strip()
         if networks.fid:
             networks.fid.add(*(torch.from_numpy(result.faces).permute(0, 1, 4, 2, 3) / 255))
@@ -414,7 +433,7 @@ def _leakage(dub: Path, source: Path) -> dict[str, float | None]:
     """LEAKAGE_COLUMNS of a dub that is driven by silence."""
     scores: dict[str, float | None] = dict.fromkeys(LEAKAGE_COLUMNS)
     dub_landmarks, landmarks = find_landmarks(dub), find_landmarks(source)
-    openings = _opening_scores(dub_landmarks, landmarks, _audio_track(dub))
+    openings = _opening_scores(dub_landmarks, landmarks, _audio_track(dub), 0)
     scores |= {name: openings[name] for name in LEAKAGE_COLUMNS if name in openings}
     if scores["opening_range"] is not None:
         scores["leakage"] = scores["opening_range"] * (scores["opening_correlation"] or 0.0)

@@ -50,6 +50,7 @@ def test_values_out_of_range(options: dict, parameter: str) -> None:
         ({"references": (-1, 2, 3, 4, 5)}, "references"),
         ({"references": 3}, "references"),
         ({"texture": "no"}, "texture"),
+        ({"chosen_before_s": 0}, "chosen_before_s"),
         ({"side_by_side": None}, "side_by_side"),
         ({"resume": 2}, "resume"),
         ({"limits": None}, "limits"),

@@ -61,6 +61,17 @@ def test_crop_follows_a_zoom(pipeline: DubbingPipeline, first: float, last: floa
         assert ratio == pytest.approx(radii[0] / face_scales(placements[0].points[None])[0], rel=0.06)
 
 
+def test_frames_are_chosen_before_a_time(pipeline: DubbingPipeline) -> None:
+    """For evaluation: references and texture of the first 0.8 s."""
+    source = LiveFrameSource(frames_of(lambda frame, index: frame), 25)
+    audio = AudioStream(iter([speech_like(NUM_FRAMES / 25)]), "whisper")
+    speaker = Speaker(pipeline.generator, source, audio, look_ahead_s=4, chosen_before_s=0.8)
+    assert len(list(speaker.placements())) == NUM_FRAMES
+    assert len(speaker.references[0]) == 5
+    assert len(speaker.candidates[0]) > 10
+    assert max(index for index, _ in speaker.references[0] + speaker.candidates[0]) < 20
+
+
 LIGHTS: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {
     "black to black": lambda frame, index: scaled(frame, min(1, (index + 1) / 15, (40 - index) / 15)),
     "fade from white": lambda frame, index: scaled(frame, k := min(1, (index + 1) / 20), 255 * (1 - k)),

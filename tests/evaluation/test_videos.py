@@ -164,6 +164,24 @@ def test_talking_heads_in_another_framing(
         videos.compare_videos(tmp_path / "wide.mp4", real, networks, 3)
 
 
+@pytest.mark.slow
+def test_second_half(portrait_clip: Path, networks: videos.MetricNetworks, tmp_path: Path) -> None:
+    """A video that differs in its first half only, by noise, is as good as the ground truth in the second half."""
+    frames = list(read_frames(portrait_clip))
+    rng = np.random.default_rng(0)
+    with VideoWriter(tmp_path / "dub.mp4", 256, 256, crf=0) as writer:
+        for index, frame in enumerate(frames):
+            noise = rng.normal(0, 20 * (index < len(frames) // 2), frame.shape)
+            writer.write(np.clip(frame + noise, 0, 255).astype(np.uint8))
+    whole, half = (
+        videos.compare_videos(tmp_path / "dub.mp4", portrait_clip, networks, 4, second_half=second_half).scores
+        for second_half in (False, True)
+    )
+    assert whole["psnr_mouth"] < 40 < half["psnr_mouth"]
+    assert whole["flicker"] > 2
+    assert half["flicker"] < 0.5
+
+
 @pytest.mark.parametrize("damaged", ["generated", "ground truth"])
 def test_the_error_of_a_damaged_file_names_it(damaged: str, portrait_clip: Path, tmp_path: Path) -> None:
     bad = video_with_late_last_frame(tmp_path / "bad.mkv", portrait_clip)
