@@ -12,6 +12,7 @@ from itertools import islice
 from pathlib import Path
 
 import av
+import cv2
 import numpy as np
 import pytest
 import safetensors.torch
@@ -25,7 +26,7 @@ from dubbing import pipeline
 from dubbing.compositor import Compositor
 from dubbing.generator import GeneratorSession
 from dubbing.segments import SegmentedWriter
-from models.checkpoint import save_model
+from models.checkpoint import load_model, save_model
 from models.dinet import DINet, DINetConfig
 from tests.conftest import MOUTH, SECONDS
 from tests.support.commands import run_command_line
@@ -38,6 +39,8 @@ from tests.support.media import (
     write_video,
 )
 from tests.support.numbered_media import write_audio
+from training import adapt
+from training.adaptation import AdaptResult, describe_origin
 from utils.limits import DEFAULT_LIMITS, Limits
 
 pytestmark = pytest.mark.slow
@@ -176,11 +179,57 @@ def refuse(portrait_clip, speech, checkpoint, tmp_path, capfd) -> Callable[..., 
         assert caught.value.code == 2
         assert sorted(tmp_path.rglob("*")) == before  # no output, no partial file
         stderr = capfd.readouterr().err
-        (line,) = [line for line in stderr.splitlines() if line and "dubbing:" not in line]
+        bars = ("dubbing:", "tracking the face:")
+        (line,) = [line for line in stderr.splitlines() if line and not any(bar in line for bar in bars)]
         assert line.startswith("error: ")
         return line
 
     return run
+
+
+def test_adapted_generator_is_made_once(portrait_clip, speech, checkpoint, tmp_path, monkeypatch, capfd):
+    """The dub is that of the adapted file; a second dub does not adapt again."""
+    adapted_to: list[dict] = []
+
+    def stand_in(videos: list[Path], path: Path, **options: object) -> AdaptResult:
+        adapted_to.append(options)
+        loaded = load_model(checkpoint)
+        torch.nn.init.constant_(loaded.model.decoder[-1].weight, 0)  # a grey mouth
+        info = {"adapted": describe_origin(videos, checkpoint)}
+        save_model(path, loaded.model, audio_features="whisper", mouth_size=MOUTH, info=info)
+        return AdaptResult(path, 40, 25, 25, {"lpips": 0.2, "psnr": 20.0}, {"lpips": 0.1, "psnr": 21.0})
+
+    monkeypatch.setattr(adapt, "adapt", stand_in)
+    adapted, output = tmp_path / "adapted.safetensors", tmp_path / "dubbed.mp4"
+    flags = ("--video", portrait_clip, "--audio", speech, "--checkpoint", checkpoint, "--output", output)
+    checkpoints = []
+    original = pipeline.load_audio_driven_generator
+    monkeypatch.setattr(
+        pipeline,
+        "load_audio_driven_generator",
+        lambda path, device: checkpoints.append(path) or original(path, device),
+    )
+    dub(*flags, "--adapted", adapted, "--adapt", 3, "--face", "left")
+    assert "25 of 25 steps on 2 s of video; held-out frames: LPIPS 0.2000 -> 0.1000" in capfd.readouterr().err
+    (options,) = adapted_to
+    assert (options["minutes"], options["face"], options["checkpoint"]) == (3, "left", checkpoint)
+    dub(*flags, "--adapted", adapted)
+    assert len(adapted_to) == 1
+    assert checkpoints == [adapted, adapted]
+
+
+def test_refused_adaptation(refuse, portrait_clip, speech, tmp_path):
+    assert refuse("--adapt", "0").startswith("error: --adapt: expected a number of minutes above 0")
+    assert refuse("--adapt", "soon").startswith("error: --adapt: ")
+    line = refuse("--adapt", "--audio", speech, speech, "--face", "left", "right")
+    assert line == "error: --adapt: expected one --face to adapt to, found 2"
+    photo = tmp_path / "photo.png"
+    cv2.imwrite(str(photo), next(read_frames(portrait_clip))[..., ::-1])
+    named = ("--adapted", tmp_path / "adapted.safetensors")
+    assert "nothing to adapt to" in refuse("--video", photo, *named)
+    assert "2 s of a face or more" in refuse(*named)  # than the 1.6 s of the clip
+    assert "no face detected" in refuse("--video", no_face_video(tmp_path / "gradient.mp4"), *named)
+    assert refuse("--adapted", photo).startswith("error: --adapted: ")  # no generator
 
 
 def empty_file(path: Path) -> Path:

@@ -98,25 +98,27 @@ def _check_origin(path: Path, sources: list[str]) -> None:
 
 
 class AdaptationBar:
-    """A progress bar for `adapt`: use it as a context manager, and as the argument `progress`."""
+    """A progress bar for each stage of `adapt`: use it as a context manager, and as the argument `progress`."""
 
     def __init__(self) -> None:
-        self._bar = tqdm(delay=1)
-        self._stage = ""
+        self._stage, self._bar = "", None
 
     def __call__(self, stage: str, done: int, expected: int) -> None:
         if stage != self._stage:
-            self._stage = stage
-            self._bar.reset()
-            self._bar.set_description(stage)
+            self.close()
+            self._stage, self._bar = stage, tqdm(desc=stage, delay=1)
         self._bar.total = expected
         self._bar.update(done - self._bar.n)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._bar.close()
+        self.close()
 
 
 def run(args: argparse.Namespace) -> None:

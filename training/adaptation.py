@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from numbers import Real
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,14 +27,13 @@ from data_processing.media.video_reader import FPS, check_readable
 from evaluation.clips import evenly_spaced, mouth_boxes
 from evaluation.metrics import LPIPS, psnr
 from losses.perceptual import PerceptualLoss
-from models.checkpoint import SYNCNET, LoadedModel, load_model, save_model
+from models.checkpoint import LoadedModel, load_model, save_model
 from models.crop_layout import lips_box
 from models.dinet import DINet
-from models.syncnet import CLIP_LENGTH, SYNC_WINDOW
 from training.dinet_trainer import Trainer, train_step
 from training.run import autocast
 from training.video_clips import VideoClips, read_clips
-from utils.bundled import BUNDLED_GENERATOR, BUNDLED_SYNCNET, EXAMPLE_AUDIO
+from utils.bundled import BUNDLED_GENERATOR, EXAMPLE_AUDIO
 from utils.device import choose_device, choose_precision
 from utils.errors import CheckpointError, FileError, MediaError, OutputError, ParameterError, error_reason
 from utils.files import PartialFile, output_errors
@@ -50,8 +49,6 @@ TIMED_STEPS = 5  # after which the number of steps is chosen; the first one is n
 STEP_UNIT = 25  # the number of steps is a multiple of it, so that it hardly depends on chance
 VALIDATION_TIME = 1.1  # factor by which validation makes training longer
 PATIENCE = 3  # validations without improvement after which training stops
-SYNC_EVERY = 4  # every such step has the sync loss alone, with other speech
-SYNC_WEIGHT = 3.0
 CANDIDATES = 8  # audio windows among which that of a frame without fitting audio is chosen
 CANDIDATE_FRAMES = 240  # frames for which one is chosen
 Progress = Callable[[str, int, int], None]
@@ -138,25 +135,22 @@ def adapt(
     origin = describe_origin(videos, checkpoint)
     loaded = _load_adaptable(checkpoint, torch_device)
     config = _resolved(config or load_config(CONFIG), loaded, torch_device)
-    syncnet = load_model(BUNDLED_SYNCNET, torch_device, kinds=SYNCNET)
-    syncnet.model.requires_grad_(False)
-    speech = _Speech.load(loaded.audio_features, syncnet.audio_features)
     select_face = face_selector(face, limits)
-    shots = []
-    for video in videos:
-        options = (loaded.mouth_size, loaded.audio_features, landmarks, select_face, limits, progress)
-        found = read_clips(video, *options)
-        if found.no_audio_reason:
-            message = "%s: %s; adapting without its audio"
-            logger.info(message, video, found.no_audio_reason, extra={"path": video})
-        shots += _make_shots(loaded, found, speech.features, config, torch_device)
-    num_frames = sum(len(shot.clip.frames) for shot in shots)
+    options = (loaded.mouth_size, loaded.audio_features, landmarks, select_face, limits, progress)
+    found = [read_clips(video, *options) for video in videos]
+    num_frames = sum(len(clip.frames) for part in found for clip in part.clips)
     if num_frames < MIN_FRAMES:
         reason = f"expected {MIN_FRAMES / FPS:g} s of a face or more to adapt to, found {num_frames / FPS:.1f} s"
         raise MediaError(videos[0], reason)
+    shots = []
+    for video, part in zip(videos, found, strict=True):
+        if part.no_audio_reason:
+            message = "%s: %s; adapting without its audio"
+            logger.info(message, video, part.no_audio_reason, extra={"path": video})
+        shots += _make_shots(loaded, part, config, torch_device)
 
     trainer = _new_trainer(loaded.model, config, torch_device)
-    best_step, before, after = _train(trainer, shots, speech, syncnet, deadline, progress)
+    best_step, before, after = _train(trainer, shots, deadline, progress)
     notes = origin | {"steps": best_step, "held_out": {"before": before, "after": after}}
     save_model(
         output,
@@ -250,9 +244,7 @@ class _Shot:
     held_out: np.ndarray
 
 
-def _make_shots(
-    loaded: LoadedModel, found: VideoClips, speech: np.ndarray, config: TrainConfig, device: torch.device
-) -> list[_Shot]:
+def _make_shots(loaded: LoadedModel, found: VideoClips, config: TrainConfig, device: torch.device) -> list[_Shot]:
     """The clips of a video, with audio windows that fit the frames."""
     total = sum(len(clip.frames) for clip in found.clips)
     shots = []
@@ -260,7 +252,7 @@ def _make_shots(
         used = np.arange(len(clip.frames))
         if found.no_audio_reason:
             used = evenly_spaced(len(used), max(MIN_SHOT_FRAMES, CANDIDATE_FRAMES * len(used) // total))
-            windows = _fitting_windows(loaded, clip, used, speech, config, device)
+            windows = _fitting_windows(loaded, clip, used, config, device)
         else:
             windows = audio_windows(clip.features, used)
         num_train = round(len(used) * (1 - HELD_OUT))
@@ -268,32 +260,11 @@ def _make_shots(
     return shots
 
 
-@dataclass(frozen=True)
-class _Speech:
-    """The bundled speech: audio features at 25 rows per second for the generator (T, D) and for SyncNet (T, D')."""
-
-    features: np.ndarray
-    sync_features: np.ndarray
-
-    @classmethod
-    def load(cls, features: str, sync_features: str) -> Self:
-        waveform = load_audio(EXAMPLE_AUDIO)
-        rows = extract_features(waveform, features)
-        return cls(
-            rows, rows if sync_features == features else extract_features(waveform, sync_features, len(rows))
-        )
-
-
 @torch.no_grad()
 def _fitting_windows(
-    loaded: LoadedModel,
-    clip: Clip,
-    used: np.ndarray,
-    speech: np.ndarray,
-    config: TrainConfig,
-    device: torch.device,
+    loaded: LoadedModel, clip: Clip, used: np.ndarray, config: TrainConfig, device: torch.device
 ) -> np.ndarray:
-    """For each frame in `used`, the audio window of `speech` (T, D) with which its lips are drawn best.
+    """For each frame in `used`, the audio window of the bundled speech with which its lips are drawn best.
 
     CANDIDATES windows are tried, far from each other in the code of the audio encoder. The mean colour of the lips
     is ignored, since it depends little on the speech.
@@ -302,7 +273,8 @@ def _fitting_windows(
         (T, D, 5), zeros for other frames.
     """
     generator = loaded.model.eval()
-    candidates = torch.from_numpy(audio_windows(speech, np.arange(len(speech)))).to(device)
+    features = extract_features(load_audio(EXAMPLE_AUDIO), loaded.audio_features)
+    candidates = torch.from_numpy(audio_windows(features, np.arange(len(features)))).to(device)
     codes = generator.audio_encoder(candidates)
     chosen = [int((codes - codes.mean(dim=0)).norm(dim=1).argmin())]
     while len(chosen) < CANDIDATES:
@@ -341,20 +313,6 @@ def _training_batch(shots: list[_Shot], config: TrainConfig, step: int) -> Batch
     return make_batch(samples)._replace(audio_window=torch.from_numpy(np.concatenate(windows)))
 
 
-def _speech_batch(shots: list[_Shot], speech: _Speech, config: TrainConfig, step: int) -> Batch:
-    """Five consecutive frames of one shot, driven by a part of the bundled speech."""
-    rng = np.random.default_rng((config.seed, step))
-    shot = shots[rng.integers(len(shots))]
-    frames = rng.integers(shot.train[-1] - CLIP_LENGTH + 2) + np.arange(CLIP_LENGTH)
-    references = rng.choice(shot.train, config.num_references, replace=False)
-    rows = rng.integers(len(speech.features) - CLIP_LENGTH + 1) + np.arange(CLIP_LENGTH)
-    batch = make_batch([(shot.clip, frames, references, *sample_augmentation(rng))])
-    return batch._replace(
-        audio_window=torch.from_numpy(audio_windows(speech.features, rows)),
-        sync_audio=torch.from_numpy(audio_windows(speech.sync_features, rows[[2]], SYNC_WINDOW // 2)),
-    )
-
-
 def _held_out_batch(shots: list[_Shot], config: TrainConfig) -> Batch:
     """Evenly spaced held-out frames, with reference frames from the training part of their shots."""
     rng = np.random.default_rng(config.seed)
@@ -379,30 +337,8 @@ def _new_trainer(generator: DINet, config: TrainConfig, device: torch.device) ->
     return Trainer(generator, nn.ModuleDict(), optimizer, None, perceptual, None, config, device)
 
 
-def _step(trainer: Trainer, shots: list[_Shot], speech: _Speech, syncnet: LoadedModel) -> None:
-    """One training step: on the frames of the video, or every SYNC_EVERY steps only for the sync of other speech.
-
-    Without the latter the lips would follow other voices less than before.
-    """
-    config = trainer.config
-    if trainer.step % SYNC_EVERY < SYNC_EVERY - 1:
-        train_step(trainer, _training_batch(shots, config, trainer.step))
-        return
-    weights = dict.fromkeys(config.loss_weights, 0.0) | {"sync": SYNC_WEIGHT}
-    only_sync = replace(config, loss_weights=weights, clip_length=CLIP_LENGTH)
-    train_step(
-        replace(trainer, config=only_sync, syncnet=syncnet), _speech_batch(shots, speech, config, trainer.step)
-    )
-    trainer.step += 1
-
-
 def _train(
-    trainer: Trainer,
-    shots: list[_Shot],
-    speech: _Speech,
-    syncnet: LoadedModel,
-    deadline: float,
-    progress: Progress,
+    trainer: Trainer, shots: list[_Shot], deadline: float, progress: Progress
 ) -> tuple[int, dict[str, float], dict[str, float]]:
     """Train until the deadline, a value of time.monotonic(), and leave the best weights in the generator.
 
@@ -415,7 +351,7 @@ def _train(
     best_step, weights, num_worse = 0, copy.deepcopy(generator.state_dict()), 0
     total, timed_from = config.max_steps, 0.0
     while trainer.step < total:
-        _step(trainer, shots, speech, syncnet)
+        train_step(trainer, _training_batch(shots, config, trainer.step))
         if trainer.step == 1:
             timed_from = time.monotonic()
         elif trainer.step == TIMED_STEPS:
