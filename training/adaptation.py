@@ -53,7 +53,7 @@ STEP_UNIT = 25  # the number of steps is a multiple of it, so that it hardly dep
 VALIDATION_TIME = 1.1  # factor by which validation makes training longer
 PATIENCE = 3  # validations without improvement after which training stops
 CANDIDATES = 8  # audio windows among which that of a frame without fitting audio is chosen
-CANDIDATE_FRAMES = 240  # frames for which one is chosen
+CANDIDATE_FRAMES = 160  # frames for which one is chosen
 Progress = Callable[[str, int, int], None]
 logger = logging.getLogger(__name__)
 
@@ -283,14 +283,18 @@ def _fitting_windows(
     while len(chosen) < CANDIDATES:
         chosen.append(int(torch.cdist(codes, codes[chosen]).amin(dim=1).argmax()))
     candidates = candidates[chosen]
-    references = np.random.default_rng(config.seed).choice(used, config.num_references, replace=False)
+    rng = np.random.default_rng(config.seed)
+    chosen_references = rng.choice(used, config.num_references, replace=False)
+    references = make_batch([(clip, 0, chosen_references, 1.0, 0.0, False)]).references
+    with autocast(config.precision, device):
+        encoded = generator.encode_references(references.to(device))
     rows, columns = lips_box(loaded.mouth_size)
     windows = np.zeros((len(clip.frames), *candidates.shape[1:]), np.float32)
     for index in used:
-        batch = make_batch([(clip, index, references, 1.0, 0.0, False)])
-        target = batch.target.to(device).expand(CANDIDATES, -1, -1, -1)
+        frame = torch.from_numpy(clip.frames[index]).to(device).permute(2, 0, 1).float() / 255
+        target = frame.expand(CANDIDATES, -1, -1, -1)
         with autocast(config.precision, device):
-            output = generator(generator.mask(target), batch.references.to(device), candidates).float()
+            output = generator.generate(generator.mask(target), encoded, candidates).float()
         difference = (output - target)[..., rows, columns]
         errors = (difference - difference.mean(dim=(2, 3), keepdim=True)).abs().mean(dim=(1, 2, 3))
         windows[index] = candidates[int(errors.argmin())].cpu().numpy()

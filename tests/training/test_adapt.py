@@ -114,7 +114,10 @@ class _Stripes(nn.Module):
 
     mask = staticmethod(DINet.mask)
 
-    def forward(self, masked: torch.Tensor, references: torch.Tensor, windows: torch.Tensor) -> torch.Tensor:
+    def encode_references(self, references: torch.Tensor) -> None:
+        assert references.shape == (1, 15, 52, 40)
+
+    def generate(self, masked: torch.Tensor, references: None, windows: torch.Tensor) -> torch.Tensor:
         stripes = torch.arange(masked.shape[3]) % 2 - 0.5
         return 0.5 + stripes * self.audio_encoder(windows)[:, :, None, None].expand_as(masked)
 
