@@ -55,6 +55,7 @@ def tensors(path: Path) -> dict[str, torch.Tensor]:
     return safetensors.torch.load_file(path)
 
 
+@pytest.mark.slow
 def test_adaptation_lowers_the_error_on_held_out_frames(video, checkpoint, in_sync, tmp_path):
     config = replace(TINY, max_steps=12, learning_rate=1e-4, batch_size=4, validate_every=6)
     calls = []
@@ -73,6 +74,7 @@ def test_adaptation_lowers_the_error_on_held_out_frames(video, checkpoint, in_sy
     assert statistics and all(torch.equal(before[name], after[name]) for name in statistics)
 
 
+@pytest.mark.slow
 def test_the_best_weights_are_kept_and_runs_repeat(video, checkpoint, tracked, tmp_path, monkeypatch):
     monkeypatch.setattr(adaptation, "LPIPS", nn.Identity)
 
@@ -83,20 +85,19 @@ def test_the_best_weights_are_kept_and_runs_repeat(video, checkpoint, tracked, t
 
     first, first_file = run("first", 0.5, 0.4, 0.6, 0.7)
     again, again_file = run("again", 0.5, 0.4, 0.6, 0.7)
-    later, later_file = run("later", 0.5, 0.4, 0.3, 0.7)
     none, none_file = run("none", 0.5, 0.6, 0.6, 0.6)
-    assert (first.best_step, later.best_step, none.best_step) == (1, 2, 0)
+    assert (first.steps, first.best_step, none.best_step) == (3, 1, 0)
     assert again == replace(first, path=again_file)
     assert first_file.read_bytes() == again_file.read_bytes()
-    assert first_file.read_bytes() != later_file.read_bytes()
-    name = "decoder.4.weight"
-    first_kernel, later_kernel = (tensors(file)[name] for file in (first_file, later_file))
-    assert not torch.equal(first_kernel, later_kernel)
-    base, kept = tensors(checkpoint), tensors(none_file)
+    base, kept, best = map(tensors, (checkpoint, none_file, first_file))
     assert all(torch.equal(base[name], kept[name]) for name in base)
+    # after one step of Adam, no weight differs by more than the learning rate
+    name = "decoder.4.bias"
+    assert 0 < (best[name] - base[name]).abs().max() <= 1.01 * TINY.learning_rate
     assert "found nothing better" in none.summary()
 
 
+@pytest.mark.slow
 def test_training_stops_at_the_time_limit(video, checkpoint, tracked, tmp_path, monkeypatch):
     monkeypatch.setattr(adaptation, "LPIPS", nn.Identity)
     monkeypatch.setattr(adaptation, "_score", lambda *_: {"lpips": 0.5, "psnr": 20.0})
@@ -160,6 +161,7 @@ def test_targets_and_held_out_frames_are_apart():
     assert (255 * held_out.references).max() < 84.5
 
 
+@pytest.mark.slow
 def test_wrong_generators_and_options_are_refused(video, checkpoint, tmp_path):
     output = tmp_path / "out.safetensors"
     wav2lip, lips = tmp_path / "wav2lip", tmp_path / "lips"
@@ -243,6 +245,7 @@ def test_a_named_file_is_reused_or_refused(counted, tmp_path):
     assert counted == [file]
 
 
+@pytest.mark.slow
 def test_the_command_writes_a_generator(video, checkpoint, tracked, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(adaptation, "load_config", lambda path: TINY)
     output = tmp_path / "adapted.safetensors"

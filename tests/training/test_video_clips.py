@@ -17,6 +17,8 @@ from training import video_clips
 from training.video_clips import VideoClips, part_ranges, read_clips
 from utils.errors import MediaError, NoFaceError
 
+pytestmark = pytest.mark.slow
+
 FRAMES = 64
 DELAY_MS = 200.0  # five frames
 
@@ -87,5 +89,5 @@ def test_videos_without_a_usable_face_are_refused(tmp_path):
         read(no_face_video(tmp_path / "gradient.mp4"))
     with pytest.raises(MediaError, match="nothing to adapt to"):
         read(talking_portrait(tmp_path / "photo.mp4", 1))
-    with pytest.raises(MediaError, match="no usable shot .*shorter than 20 frames"):
+    with pytest.raises(MediaError, match=r"no usable shot .*shorter than 20 frames"):
         read(talking_portrait(tmp_path / "short.mp4", 12))
