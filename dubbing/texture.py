@@ -1,10 +1,10 @@
 """Texture from the shot: fine detail of the shot's own frames, moved into the generated mouth.
 
 A generator of mouth size S draws nothing finer than S pixels per mouth box, and a small one draws softly. The shot
-shows the same lips, teeth and skin at full resolution. Some of its frames are candidates. For each generated crop
-the most similar candidates are aligned with it by dense optical flow, and where they agree with it their detail
-replaces its own. All of this is a continuous function of the generated crop, without a state, so the texture is as
-steady over time as the crop is, and the same wherever a dub is resumed.
+shows the same lips, teeth and skin at full resolution, in their colours. Some of its frames are candidates. For each
+generated crop the most similar candidates are aligned with it by dense optical flow, and where they agree with it their
+detail replaces its own. All of this is a continuous function of the generated crop, without a state, so the texture is
+as steady over time as the crop is, and the same wherever a dub is resumed.
 """
 
 from collections.abc import Sequence
@@ -23,9 +23,9 @@ NUM_BLENDED = 3  # of them per generated crop
 FLOW_SIZE = 128  # mouth size at which candidates are aligned
 FINEST_SCALE = 2  # of the optical flow, a quarter of FLOW_SIZE; finer flow follows the softness of generated crops
 LIPS_SIZE = 16  # mouth size at which lips are compared; more detail would favour candidates that have none
-COLOUR_SIZE = 8  # mouth size of the frequencies that stay the generator's
-DRAWN_WEIGHT = 0.8  # of candidates in the frequencies that the generator draws, too; a part of its own stays
-TOLERANCE = 14.0  # grey levels by which an aligned candidate may differ from the generated crop
+COARSE_SIZE = 8  # mouth size at which the brightness stays the generator's
+DRAWN_WEIGHT = 0.8  # of candidates in what the generator draws, too; a part of its own stays
+TOLERANCE = 16.0  # grey levels by which an aligned candidate may differ from the generated crop
 SOFTNESS = 1 / 64  # mouth sizes; standard deviation of the blur of that difference
 MAX_SIZE = 512  # mouth size of the finest texture, so that faces that fill a 4K frame do not take more time
 ZERO = 128  # of detail stored in 8 bits
@@ -193,11 +193,12 @@ def _lips(image: np.ndarray) -> np.ndarray:
 
 
 def _fine(image: np.ndarray) -> np.ndarray:
-    """What is finer than COLOUR_SIZE in the lower part (…, 3) of a face crop at FLOW_SIZE, float32."""
-    factor = FLOW_SIZE // COLOUR_SIZE
+    """The lower part (…, 3) of a face crop at FLOW_SIZE without its brightness at COARSE_SIZE, float32."""
+    factor = FLOW_SIZE // COARSE_SIZE
     image = image.astype(np.float32)
     small = cv2.resize(image, (_WIDTH // factor, _HEIGHT // factor), interpolation=cv2.INTER_AREA)
-    return image - cv2.resize(small, (_WIDTH, _HEIGHT), interpolation=cv2.INTER_CUBIC)
+    coarse = cv2.resize(small.mean(axis=2), (_WIDTH, _HEIGHT), interpolation=cv2.INTER_CUBIC)
+    return image - coarse[..., None]
 
 
 def _resized(crop: np.ndarray, size: tuple[int, int]) -> np.ndarray:

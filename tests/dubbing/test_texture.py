@@ -72,13 +72,14 @@ def test_blurred_crop_becomes_sharp() -> None:
     assert after < 0.6 * before
 
 
-def test_colours_stay_those_of_the_generated_crop() -> None:
-    """A candidate that is a little brighter, within the tolerance, has the same detail."""
+def test_brightness_is_the_generators_and_colour_that_of_candidates() -> None:
+    """The only candidate is a little redder and brighter, within the tolerance."""
     frame = textured()
-    candidate = Candidate.of(np.clip(frame.astype(int) + 10, 0, 255).astype(np.uint8), CROP)
+    candidate = Candidate.of(np.clip(frame + np.array([12, 3, 3]), 0, 255).astype(np.uint8), CROP)
     drawn, _ = transferred(ShotTexture([candidate]), CROP.extract(frame), frame)
-    lips = lips_box(S)
-    assert (drawn - CROP.extract(frame))[lips].mean() == pytest.approx(0, abs=1)
+    change = (drawn - CROP.extract(frame))[lips_box(S)].mean(axis=(0, 1))
+    assert change.mean() == pytest.approx(0, abs=0.5)
+    assert change[0] - change[1] == pytest.approx(0.8 * 9, abs=2)  # DRAWN_WEIGHT of the difference
 
 
 def test_nothing_comes_from_a_candidate_that_does_not_agree() -> None:
