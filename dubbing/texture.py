@@ -1,10 +1,11 @@
 """Texture from the shot: fine detail of the shot's own frames, moved into the generated mouth.
 
-A generator of mouth size S draws nothing finer than S pixels per mouth box, and a small one draws softly. The shot
-shows the same lips, teeth and skin at full resolution, in their colours. Some of its frames are candidates. For each
-generated crop the most similar candidates are aligned with it by dense optical flow, and where they agree with it their
-detail replaces its own. All of this is a continuous function of the generated crop, without a state, so the texture is
-as steady over time as the crop is, and the same wherever a dub is resumed.
+A generator of mouth size S draws nothing finer than S pixels per mouth box, and a small one draws softly. The
+shot shows the same lips, teeth and skin at full resolution, in their colours. Some of its frames are
+candidates. For each generated crop the most similar candidates are aligned with it by dense optical flow, and
+where they agree with it their detail replaces its own. All of this is a continuous function of the generated
+crop, without a state, so the texture is as steady over time as the crop is, and the same wherever a dub is
+resumed.
 """
 
 from collections.abc import Sequence
