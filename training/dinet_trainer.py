@@ -2,7 +2,6 @@
 
 import logging
 import math
-from collections import defaultdict
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -219,10 +218,12 @@ def fit_whitening(trainer: Trainer, clips: list[Clip]) -> None:
 def warm_up_audio(trainer: Trainer, teacher: DINet, clips: list[Clip], held_out: list[Clip]) -> None:
     """Train the audio encoder alone to predict the codes of a lip-driven generator from the audio.
 
-    The target is what AdaAT's first layer computes from `teacher`'s code of the lip features. The weights with the
-    lowest error on held-out speakers are kept. A regression predicts the conditional mean, so the predictions vary
-    less than the targets and the lips would move too little. At the end the layer is rescaled so that mean and
-    variance over `clips` equal those of the targets.
+    The target is what AdaAT's first layer computes from `teacher`'s code of the lip features. Lip features also
+    change with the pose of the head, which the audio does not tell. Therefore the mean of every speaker is removed
+    from the target, and errors count relative to the speaker's variance. The weights with the lowest error on
+    held-out speakers are kept. A regression predicts the conditional mean, so the predictions vary less than the
+    targets and the lips would move too little. At the end the layer is rescaled so that mean and variance,
+    relative as above, equal those of the targets.
 
     Args:
         trainer: its generator is `init_from` with a new audio encoder.
@@ -239,30 +240,28 @@ def warm_up_audio(trainer: Trainer, teacher: DINet, clips: list[Clip], held_out:
         windows = _Windows([lip_features(clip.landmarks) for clip in clips], trainer.device)
         return _encode(teacher.audio_encoder, windows) @ weight.T
 
-    audio, target = _Windows([clip.features for clip in clips], trainer.device), lip_codes(clips)
-    held_out_audio = _Windows([clip.features for clip in held_out], trainer.device)
-    held_out_target = lip_codes(held_out)
-    frames_of_speaker = defaultdict(list)
-    for frame, speaker in enumerate(clip.speaker for clip in held_out for _ in clip.features):
-        frames_of_speaker[speaker].append(frame)
+    audio, held_out_audio = (
+        _Windows([clip.features for clip in part], trainer.device) for part in (clips, held_out)
+    )
+    codes = lip_codes(clips)
+    target, weights = _per_speaker(codes, clips)
+    held_out_target, held_out_weights = _per_speaker(lip_codes(held_out), held_out)
 
     def held_out_error() -> float:
-        """Unexplained part of the variance within speakers; every held-out speaker counts the same."""
-        errors = (_encode(encoder, held_out_audio) @ weight.T - held_out_target).square()
-        error = sum(errors[frames].mean(dim=0).sum() for frames in frames_of_speaker.values())
-        variances = (held_out_target[frames].var(dim=0, correction=0) for frames in frames_of_speaker.values())
-        return float(error / sum(variance.sum() for variance in variances))
+        """Unexplained part of the variance within held-out speakers, mean over their frames."""
+        predicted, _ = _per_speaker(_encode(encoder, held_out_audio) @ weight.T, held_out)
+        return float(((predicted - held_out_target).square().mean(dim=1) * held_out_weights).mean())
 
     rng = np.random.default_rng(config.seed)
     torch.manual_seed(config.seed)
-    variance = target.var(dim=0).mean()
     optimizer = torch.optim.AdamW(encoder.parameters(), weight_decay=0.2)
     best_error, best_step, best_state = math.inf, 0, {}
     bar = tqdm(range(1, config.audio_warmup_steps + 1), unit="step", desc="audio encoder warm-up")
     for step in bar:
         optimizer.param_groups[0]["lr"] = 2e-3 * cosine_decay(step - 1, config.audio_warmup_steps)
         indices = torch.from_numpy(rng.integers(len(target), size=256)).to(trainer.device)
-        loss = (encoder(audio[indices]) @ weight.T - target[indices]).square().mean() / variance
+        errors = (encoder(audio[indices]) @ weight.T - target[indices]).square().mean(dim=1)
+        loss = (errors * weights[indices]).mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
@@ -273,12 +272,24 @@ def warm_up_audio(trainer: Trainer, teacher: DINet, clips: list[Clip], held_out:
                 best_error, best_step, best_state = error, step, deepcopy(encoder.state_dict())
     encoder.load_state_dict(best_state)
     predicted = _encode(encoder, audio) @ weight.T
-    gain = (variance / predicted.var(dim=0).mean()).sqrt()
+    relative_variance = (_per_speaker(predicted, clips)[0].square().mean(dim=1) * weights).mean()
+    gain = relative_variance.rsqrt()  # that of the targets is 1
     with torch.no_grad():
-        layer.bias += target.mean(dim=0) - gain * predicted.mean(dim=0)
+        layer.bias += codes.mean(dim=0) - gain * predicted.mean(dim=0)
         layer.weight[:, 128:] *= gain
     message = "audio encoder of step %d: %.3f of the held-out variance unexplained; codes rescaled by %.2f"
     logger.info(message, best_step, best_error, gain)
+
+
+def _per_speaker(codes: torch.Tensor, clips: list[Clip]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Codes (N, C) of all frames without the mean over their speaker, and 1 / the speaker's variance, (N,)."""
+    speakers = [clip.speaker for clip in clips for _ in clip.features]
+    _, speaker, counts = np.unique(speakers, return_inverse=True, return_counts=True)
+    speaker, counts = torch.from_numpy(speaker).to(codes.device), torch.from_numpy(counts).to(codes)
+    mean = codes.new_zeros(len(counts), codes.shape[1]).index_add_(0, speaker, codes) / counts[:, None]
+    centred = codes - mean[speaker]
+    variance = codes.new_zeros(len(counts)).index_add_(0, speaker, centred.square().mean(dim=1)) / counts
+    return centred, 1 / variance.clamp(min=1e-2 * codes.var(dim=0).mean())[speaker]
 
 
 class _Windows:

@@ -15,7 +15,7 @@ import torch
 from configs.schema import load_config
 from data_processing.audio.framing import audio_windows
 from data_processing.batches import Batch, TrainingBatches
-from data_processing.dataset import Clip, load_clips
+from data_processing.dataset import load_clips
 from data_processing.face.lips import lip_features
 from models.checkpoint import load_model, save_model
 from models.dinet import DINet, DINetConfig
@@ -275,11 +275,16 @@ def test_audio_encoder_learns_the_codes_of_a_lip_driven_generator(
     changed = {name.split(".")[0] for name in (before | after).keys() - kept}
     assert changed == {"audio_encoder", "deformation"}
     assert torch.equal(one.deformation.common.weight[:, :128], teacher.deformation.common.weight[:, :128])
-    # mean and variance over the clips equal those of the teacher, however little the encoder has learned
+    # mean and variance of the speakers equal those of the teacher, however little the encoder has learned
     audio = audio_part(one, [clip.features for clip in clips])
     lips = audio_part(teacher, [lip_features(clip.landmarks) for clip in clips])
     torch.testing.assert_close(audio.mean(dim=0), lips.mean(dim=0), rtol=1e-3, atol=1e-4)
-    torch.testing.assert_close(audio.var(dim=0).mean(), lips.var(dim=0).mean(), rtol=1e-3, atol=0)
+    speakers = np.array([clip.speaker for clip in clips for _ in clip.features])
+    ratios = []
+    for speaker in speakers:  # every frame counts, relative to the variance of its speaker
+        frames = torch.from_numpy(speakers == speaker)
+        ratios.append(audio[frames].var(dim=0).sum() / lips[frames].var(dim=0).sum())
+    assert np.mean(ratios) == pytest.approx(1, rel=1e-3)
 
 
 def test_init_from_sets_the_weights(recipe, tmp_path):
@@ -309,26 +314,17 @@ def test_init_from_a_generator_of_another_configuration_is_refused(recipe, tmp_p
     assert caught.value.parameter == "init_from"
 
 
-def test_weights_of_the_lowest_held_out_error_are_kept(recipe, lip_driven, monkeypatch, caplog):
-    """Held-out speakers whose lips follow the audio of the first steps only: later steps fit the training noise."""
-    rng = np.random.default_rng(0)
-    clips = [
-        Clip(f"clip{n}", f"speaker{n}", None, rng.normal(size=(40, 384)).astype(np.float32), faces(rng, 40))
-        for n in range(3)
-    ]
-    config = load_config(recipe, {"audio_warmup_steps": 60, "init_from": str(lip_driven)})
-    monkeypatch.setattr(dinet_trainer, "WARMUP_CHECK_EVERY", 5)
+def test_weights_of_the_lowest_held_out_error_are_kept(recipe, prepared_dataset, lip_driven, monkeypatch, caplog):
+    config = load_config(recipe, {"audio_warmup_steps": 12, "init_from": str(lip_driven)})
+    clips = [load_clips(prepared_dataset, split, 32, "whisper") for split in ("train", "val")]
+    monkeypatch.setattr(dinet_trainer, "WARMUP_CHECK_EVERY", 4)
+    # from the ninth step on the learning rate destroys what was learned
+    monkeypatch.setattr(dinet_trainer, "cosine_decay", lambda step, total: 1.0 if step < 8 else 1e4)
     trainer = Trainer.create(config, torch.device("cpu"))
     with caplog.at_level(logging.INFO):
-        warm_up_audio(trainer, load_model(lip_driven).model, clips[:2], clips[2:])
-    step, error = re.search(r"of step (\d+): ([\d.]+) of", caplog.text).groups()
-    assert int(step) < 60  # there is nothing to learn from noise
-    assert float(error) > 0.9
-
-
-def faces(rng: np.random.Generator, num_frames: int) -> np.ndarray:
-    """Random landmarks (T, 68, 2)."""
-    return rng.normal(size=(num_frames, 68, 2)).astype(np.float32)
+        warm_up_audio(trainer, load_model(lip_driven).model, *clips)
+    assert re.search(r"audio encoder of step [48]: ", caplog.text), caplog.text
+    assert max(weight.abs().max() for weight in trainer.generator.audio_encoder.parameters()) < 2
 
 
 @pytest.mark.parametrize("factor", [0.0, 0.1])
