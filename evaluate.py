@@ -56,6 +56,7 @@ def run(args: argparse.Namespace) -> None:
         ("cross", args.cross, "videos"),
         ("silent", args.silent, "videos"),
         ("no_texture", not args.texture, "videos"),
+        ("keep_covers", args.keep_covers, "videos"),
         ("own_crops", args.own_crops, "generated"),
     ):
         if is_set and needed not in given:
@@ -112,7 +113,7 @@ def evaluate_dubs(args: argparse.Namespace, device: torch.device) -> None:
         dubbed = Path(folder) / "dubbed"
         if dubbed.resolve() == args.videos.resolve():
             raise ParameterError("output", f"{folder}: the dubs would replace the videos; choose another folder")
-        settings = DubSettings(texture=args.texture, crf=DUB_CRF)
+        settings = DubSettings(texture=args.texture, keep_covers=args.keep_covers, crf=DUB_CRF)
 
         def dub(video: Path, audio: Path, output: Path) -> None:
             half_s = probe(video).duration_s / 2
@@ -130,7 +131,7 @@ def evaluate_dubs(args: argparse.Namespace, device: torch.device) -> None:
     report["failed"] = failed | report["failed"]
     report["checkpoint"] = reports.checkpoint_identity(args.checkpoint)
     report["generator_mouth_size"] = pipeline.generator.mouth_size
-    report["texture"] = settings.texture
+    report["texture"], report["keep_covers"] = settings.texture, settings.keep_covers
     report["driven_by"] = {"own": "matched audio", "next": "mismatched audio", "silence": "silence"}[driven_by]
     _print_and_write(report, strips, columns, args, artifacts=driven_by == "own")
 
@@ -177,6 +178,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--cross", action="store_true", help="dub each with the audio of the next one; scores only the A/V sync")
     add("--silent", action="store_true", help="dub each with silence; scores only how far the source's lips leak")
     add("--no-texture", dest="texture", action="store_false", help="as inference.py --no-texture")
+    add("--keep-covers", action="store_true", help="as inference.py --keep-covers")
     add = parser.add_argument_group(
         "the videos of any method (--generated and --ground-truth)",
         "Compares videos of any method with the real videos of the same names: PSNR, SSIM and LPIPS of full frame, "

@@ -36,6 +36,7 @@ def run(args: argparse.Namespace) -> None:
         references=None if args.references is None else parse_references(args.references),
         when_short=args.when_short,
         texture=args.texture,
+        keep_covers=args.keep_covers,
         side_by_side=args.side_by_side,
         crf=args.crf,
         resume=args.resume,
@@ -139,6 +140,11 @@ def main() -> None:
         dest="texture",
         action="store_false",
         help="leave the mouth as generated, without texture from other frames of the shot",
+    )
+    add(
+        "--keep-covers",
+        action="store_true",
+        help="leave hands, microphones, cups and captions before the mouth as they are (not reliable yet)",
     )
     add("--side-by-side", action="store_true", help="write source and dubbed frames beside each other")
     add("--device", default="auto", help="auto (default), cpu, cuda, cuda:1, …")

@@ -190,6 +190,7 @@ class DubbingPipeline:
                     LOOK_AHEAD_S,
                     reference_crops=crops,
                     texture=settings.texture,
+                    keep_covers=settings.keep_covers,
                     chosen_before_s=settings.chosen_before_s,
                 )
             )
@@ -253,6 +254,7 @@ class DubbingPipeline:
             "references": str(settings.references),
             "when_short": settings.when_short,
             "texture": str(settings.texture),
+            "keep_covers": str(settings.keep_covers),
             "chosen_before_s": str(settings.chosen_before_s),
             "side_by_side": str(settings.side_by_side),
         }

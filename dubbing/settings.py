@@ -25,6 +25,7 @@ class DubSettings:
     when_short: what happens if the audio is shorter than the video: "stop" ends the output with the audio, "keep"
         appends the rest of the video unchanged and silent.
     texture: give the generated mouth the texture of frames of the shot.
+    keep_covers: keep what covers the mouth, such as hands and microphones, as it is in the source frames.
     side_by_side: write source and dubbed frame beside each other.
     crf: x264 quality, 0 (lossless) to 51.
     resume: keep completed segments when interrupted, and continue from those of an earlier run.
@@ -39,6 +40,7 @@ class DubSettings:
     chosen_before_s: float = inf
     when_short: str = "stop"
     texture: bool = True
+    keep_covers: bool = False
     side_by_side: bool = False
     crf: int = 16
     resume: bool = False
@@ -58,7 +60,7 @@ class DubSettings:
         check_choice("when_short", self.when_short, WHEN_SHORT)
         if not isinstance(self.crf, Integral) or not 0 <= self.crf <= 51:
             raise ParameterError("crf", f"expected a whole number from 0 to 51, found {self.crf!r}")
-        for name in ("texture", "side_by_side", "resume"):
+        for name in ("texture", "keep_covers", "side_by_side", "resume"):
             if not isinstance(getattr(self, name), bool):
                 raise ParameterError(name, f"expected True or False, found {getattr(self, name)!r}")
         if not isinstance(self.limits, Limits):

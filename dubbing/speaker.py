@@ -9,12 +9,14 @@ from itertools import groupby
 from math import inf
 
 import numpy as np
+import torch
 
 from data_processing.face.crop import FaceCrop
 from data_processing.face.detectors import FaceSelector, largest_face, track_landmarks
 from data_processing.face.radius import ShotRadius
 from data_processing.face.tracking import mouth_in_view, track_chunks
 from dubbing.audio_stream import AudioStream
+from dubbing.covers import CoverFinder
 from dubbing.frame_sources import FrameSource
 from dubbing.generator import GeneratorSession
 from dubbing.light import FaceLight, LightChange, Tint, face_levels, to_uint8
@@ -35,6 +37,7 @@ class _Appearance:
     tint: of monochrome video, else None.
     crops: (13S/8, 5S/4, 3) uint8 RGB each, the reference crops as the generator sees them.
     texture: of frames of the shot; None if it is not used.
+    views: of the reference frames, for the search for covers; None if covers are not kept.
     """
 
     light: FaceLight
@@ -42,6 +45,7 @@ class _Appearance:
     tint: Tint | None
     crops: list[np.ndarray]
     texture: ShotTexture | None
+    views: torch.Tensor | None
 
 
 class Speaker:
@@ -56,6 +60,7 @@ class Speaker:
         look_ahead_s: seconds of a shot that are tracked before its first frame is generated.
         reference_crops: N reference crops to use for all shots; chosen in each shot if None.
         texture: give the generated mouth the texture of frames of the shot.
+        keep_covers: keep what covers the mouth as it is in the source frames.
         chosen_before_s: as in DubSettings.
 
     Attributes:
@@ -74,6 +79,7 @@ class Speaker:
         look_ahead_s: float = 1.0,
         reference_crops: list[ReferenceCrop] | None = None,
         texture: bool = True,
+        keep_covers: bool = False,
         chosen_before_s: float = inf,
     ) -> None:
         self.generator, self.source, self.audio = generator, source, audio
@@ -83,6 +89,7 @@ class Speaker:
         self.candidates: list[list[tuple[int, FacePlacement]]] = []
         self.cancelled = threading.Event()
         self._fixed_crops = reference_crops
+        self._covers = CoverFinder(generator.device) if keep_covers else None
         self._num_candidates = NUM_CANDIDATES if texture else 0
         self._chosen_before = chosen_before_s * source.fps
         # brightness and contrast of the face in tracked frames, by frame index
@@ -154,8 +161,11 @@ class Speaker:
             source_crops.append(to_uint8(appearance.to_natural.apply(changes[-1].apply(image))))
         windows = self.audio.windows(np.array(times_s))
         generated = self.generator.generate(source_crops, self._encoded(shot), windows)
+        covers = self._covers.masks(source_crops, appearance.views) if self._covers else [None] * len(crops)
         dubbed = []
-        for crop, frame, change, image, one in zip(crops, frames, changes, generated, placements, strict=True):
+        for crop, frame, change, image, one, cover in zip(
+            crops, frames, changes, generated, placements, covers, strict=True
+        ):
             detail = None
             if appearance.texture:
                 image, brightness = appearance.texture.transfer(image, crop, crop.paste_bounds(frame))
@@ -167,7 +177,7 @@ class Speaker:
                 image = appearance.tint.apply(image)
             image = change.revert(image).clip(0, 255)
             contrast = 1 / change.gain.mean()
-            dubbed.append(crop.paste(frame, image, one.points, one.strength, contrast, detail=detail))
+            dubbed.append(crop.paste(frame, image, one.points, one.strength, contrast, cover, detail))
         return dubbed
 
     def _crop(self, placement: FacePlacement) -> FaceCrop:
@@ -198,7 +208,8 @@ class Speaker:
             changes = (LightChange.between(FaceLight.of(*own_crops[index]), median) for index in candidates)
             pairs = zip(candidates.values(), changes, strict=True)
             texture = ShotTexture([candidate.in_light(change, to_natural) for candidate, change in pairs])
-        return _Appearance(median, to_natural, Tint.of(changed), crops, texture)
+        views = self._covers.views(crops) if self._covers else None
+        return _Appearance(median, to_natural, Tint.of(changed), crops, texture, views)
 
     def _landmarks(self) -> Iterator[tuple[np.ndarray, bool]]:
         """Landmarks (68, 2) and shot cut of every frame; NaN also where the face is turned away or its mouth is

@@ -205,3 +205,19 @@ def test_lips_region_is_the_lips_box_at_source_resolution(crop):
     if crop.left > 0 and crop.left < 300:
         first = np.array([crop.left, crop.top]) + np.array([columns.start, rows.start]) * crop.pixel_size
         assert np.abs(region[0, 0, :2] - 0.5 - first).max() <= 0.51
+
+
+@pytest.mark.parametrize("crop", CROPS)
+def test_what_covers_the_face_stays(crop):
+    """Covered on the left, at another mouth size: the frame there, the paste without covers elsewhere."""
+    generated = np.full((*crop_size(S), 3), 200, np.uint8)
+    covers = np.zeros(crop_size(2 * S), np.float32)
+    covers[:, : crop_size(2 * S)[1] // 2] = 1
+    pasted, uncovered = crop.paste(NOISE, generated, covers=covers), crop.paste(NOISE, generated)
+    x = crop.to_crop(np.stack([np.arange(NOISE.shape[1]) + 0.5, np.zeros(NOISE.shape[1])], axis=1))[:, 0]
+    border = 2 + 1 / crop.pixel_size  # crop pixels over which the mask falls
+    middle = crop_size(S)[1] / 2
+    assert (pasted[:, x < middle - border] == NOISE[:, x < middle - border]).all()
+    right = x > middle + border
+    assert np.abs(pasted[:, right].astype(int) - uncovered[:, right]).max(initial=0) <= 1
+    assert np.array_equal(crop.paste(NOISE, generated, covers=np.zeros_like(covers)), uncovered)
