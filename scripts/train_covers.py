@@ -3,7 +3,7 @@
 Writes checkpoints/covers_64.safetensors. The training data are face crops of a prepared dataset on which covers are
 drawn: hands, bars, microphones, cups, captions and shapes at random, in skin, plain colours, patterns and pieces of
 other crops, that come and go or stand still in the frame through the whole shot. A third of the crops stay as they
-are. Half-way through and at the end it is scored on the validation split.
+are. Every 250 steps the weights are saved and scored on the validation split.
 """
 
 import argparse
