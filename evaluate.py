@@ -3,6 +3,7 @@
 import argparse
 from contextlib import nullcontext
 from dataclasses import replace
+from math import inf
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 
 from data_processing.dataset import load_clips, load_features
+from data_processing.media.audio_io import media_duration_s
 from data_processing.media.video_reader import probe
 from dubbing.generator import DTYPES
 from dubbing.pipeline import DubbingPipeline
@@ -23,7 +25,7 @@ from models.checkpoint import SYNCNET, load_model
 from utils.bundled import BUNDLED_SYNCNET
 from utils.command_line import print_result, run_command
 from utils.device import choose_device, choose_precision
-from utils.errors import ParameterError, UserError
+from utils.errors import MediaError, ParameterError, UserError
 
 EPILOG = (
     "Intervals are 95 %, by bootstrap over clips or videos. Scores depend on the size of the mouth box: to compare "
@@ -116,8 +118,11 @@ def evaluate_dubs(args: argparse.Namespace, device: torch.device) -> None:
         settings = DubSettings(texture=args.texture, keep_covers=args.keep_covers, crf=DUB_CRF)
 
         def dub(video: Path, audio: Path, output: Path) -> None:
-            half_s = probe(video).duration_s / 2
-            pipeline.dub(video, audio, output, replace(settings, chosen_before_s=half_s))
+            duration_s = min(probe(video).duration_s, media_duration_s(audio))  # of what is scored
+            if driven_by == "own" and not duration_s:
+                raise MediaError(video, "states no duration, so that its halves are not known; convert it first")
+            chosen_before_s = duration_s / 2 if driven_by == "own" else inf
+            pipeline.dub(video, audio, output, replace(settings, chosen_before_s=chosen_before_s))
 
         failed = dub_folder(dub, args.videos, dubbed, driven_by)
         if args.cross:

@@ -136,6 +136,7 @@ class Tint:
 
     def apply(self, images: np.ndarray) -> np.ndarray:
         """The nearest colours of this tint with the same brightness: (..., 3) -> (..., 3) float32."""
+        images = images.astype(np.float32)  # differences of uint8 would wrap around
         brightness, hue = images.mean(axis=-1), _hue(images)
         for column in range(2):
             low, high = (np.interp(brightness, self.brightness, ends[:, column]) for ends in (self.low, self.high))

@@ -40,6 +40,8 @@ def choose_references(
     Returns:
         `count` frame indices; some repeat if the shot has fewer frames.
     """
+    if count == 0:
+        return []
     frames = start + np.flatnonzero(landmarks.found[start:stop])
     if levels is not None:
         usual = _in_usual_light(levels[frames - start])
@@ -62,7 +64,7 @@ def choose_references(
     inliers = ((descriptors >= low) & (descriptors <= high)).all(axis=1)
     if inliers.sum() >= count:
         frames, descriptors = frames[inliers], descriptors[inliers]
-    chosen = [int(np.argmin(np.linalg.norm(descriptors - np.median(descriptors, axis=0), axis=1)))][:count]
+    chosen = [int(np.argmin(np.linalg.norm(descriptors - np.median(descriptors, axis=0), axis=1)))]
     while len(chosen) < count:
         distance = np.linalg.norm(descriptors[:, None] - descriptors[chosen], axis=2).min(axis=1)
         chosen.append(int(np.argmax(distance)))

@@ -167,8 +167,9 @@ class Speaker:
             crops, frames, changes, generated, placements, covers, strict=True
         ):
             detail = None
-            if appearance.texture:
-                image, brightness = appearance.texture.transfer(image, crop, crop.paste_bounds(frame))
+            x0, y0, x1, y1 = bounds = crop.paste_bounds(frame)
+            if appearance.texture and x0 < x1 and y0 < y1:
+                image, brightness = appearance.texture.transfer(image, crop, bounds)
                 # texture is shading, so it has the colour of the face
                 colour = appearance.light.colour / (max(appearance.light.colour.mean(), 1) * change.gain)
                 detail = brightness[..., None] * colour.astype(np.float32)

@@ -159,7 +159,7 @@ def compare_videos(
     target_landmarks = find_landmarks(ground_truth)
     output_landmarks = find_landmarks(generated)
     length = min(len(target_landmarks.points), len(output_landmarks.points))
-    first = length // 2 if second_half else 0
+    first = (length + 1) // 2 if second_half else 0
     has_face = target_landmarks.usable[:length] & output_landmarks.usable[:length]
     has_face[:first] = False
     candidates = np.flatnonzero(has_face)
@@ -438,7 +438,9 @@ def _leakage(dub: Path, source: Path) -> dict[str, float | None]:
     if scores["opening_range"] is not None:
         scores["leakage"] = scores["opening_range"] * (scores["opening_correlation"] or 0.0)
     waveform = _audio_track(source)
-    if waveform is not None and (shot := _longest_shot(landmarks, waveform)):
+    if waveform is not None and (
+        shot := _longest_shot(landmarks, waveform[: len(dub_landmarks.points) * SAMPLES_PER_FRAME])
+    ):
         start, stop = shot
         for name, video in (("confidence_with_source_audio", dub), ("confidence_of_source", source)):
             # the source's landmarks for both, so that only the pixels of the mouth box differ

@@ -54,8 +54,8 @@ def run(args: argparse.Namespace) -> None:
         check_readable(path)
     if args.output.suffix.lower() not in {".png", ".jpg", ".jpeg"}:
         raise OutputError(args.output, "the name must end in .png or .jpg")
-    if min(args.step, args.count, args.height) < 1 or args.first < 0:
-        raise UserError("--step, --count and --height: expected 1 or more; --first: 0 or more")
+    if min(args.step, args.count) < 1 or args.height < 8 or args.first < 0:
+        raise UserError("--step and --count: expected 1 or more; --height: 8 or more; --first: 0 or more")
     frames = range(args.first, args.first + args.step * args.count, args.step)
     crops = mouth_crops(args.videos[0], frames, args.height // 8 * 8) if args.mouth else ()
     rows = [video_row(path, frames, args.height, crops) for path in args.videos]

@@ -254,6 +254,7 @@ def warm_up_audio(trainer: Trainer, teacher: DINet, clips: list[Clip], held_out:
 
     rng = np.random.default_rng(config.seed)
     torch.manual_seed(config.seed)
+    encoder.requires_grad_(True)  # also if it is frozen afterwards
     optimizer = torch.optim.AdamW(encoder.parameters(), weight_decay=0.2)
     best_error, best_step, best_state = math.inf, 0, {}
     bar = tqdm(range(1, config.audio_warmup_steps + 1), unit="step", desc="audio encoder warm-up")
@@ -271,6 +272,7 @@ def warm_up_audio(trainer: Trainer, teacher: DINet, clips: list[Clip], held_out:
             if error < best_error:
                 best_error, best_step, best_state = error, step, deepcopy(encoder.state_dict())
     encoder.load_state_dict(best_state)
+    encoder.requires_grad_(config.audio_learning_rate_factor > 0)
     predicted = _encode(encoder, audio) @ weight.T
     relative_variance = (_per_speaker(predicted, clips)[0].square().mean(dim=1) * weights).mean()
     gain = relative_variance.rsqrt()  # that of the targets is 1

@@ -84,6 +84,11 @@ def test_frames_in_unusual_light_are_not_chosen():
     assert unusual & set(choose_references(landmarks_of(points), 0, 100, 5))
 
 
+def test_none_of_a_short_shot():
+    points = np.stack([made_points(opening=3 * index) for index in range(2)])
+    assert choose_references(landmarks_of(points), 0, 2, 0) == []
+
+
 @pytest.mark.parametrize("num_frames", [1, 3, 5])
 def test_short_shots_use_every_frame(num_frames):
     points = np.stack([made_points(opening=3 * index) for index in range(20)])
