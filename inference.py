@@ -69,8 +69,9 @@ def adapted_checkpoint(args: argparse.Namespace, settings: DubSettings) -> Path:
     """The generator adapted to the video: from the cache or --adapted, or adapted now."""
     from training.adapt import AdaptationBar, adapted_generator  # whose libraries a dub without it does not need
 
-    if len(settings.faces) > 1:
-        raise ParameterError("adapt", f"expected one --face to adapt to, found {len(settings.faces)}")
+    if len(settings.faces) > 1 or len(args.audio) > 1:
+        found = f"{len(settings.faces)} and {len(args.audio)}"
+        raise ParameterError("adapt", f"expected one --face to adapt to and one --audio, found {found}")
     minutes = None if args.adapt is True else args.adapt
     if minutes is not None and not 0 < minutes < inf:
         raise ParameterError("adapt", f"expected a number of minutes above 0, found {minutes:g}")

@@ -19,15 +19,8 @@ from data_processing.dataset import Clip
 from evaluation.clips import evenly_spaced, validation_samples
 from evaluation.metrics import image_metrics
 from models.checkpoint import load_model
-from training.dinet_trainer import (
-    Trainer,
-    fit_whitening,
-    image_grid,
-    save_release,
-    train_step,
-    validate,
-    warm_up_audio,
-)
+from training.audio_warmup import fit_whitening, warm_up_audio
+from training.dinet_trainer import Trainer, image_grid, save_release, train_step, validate
 from training.run import TrainingRun, batch_shard, load_splits, summarize_clips, training_parser
 from training.schedule import learning_rate
 from utils.command_line import run_command

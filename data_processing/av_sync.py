@@ -4,6 +4,7 @@ SyncNet scores a window of five frames against a window of audio: about 1 if the
 offset is the shift of the audio with the highest mean score.
 """
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -35,33 +36,45 @@ class AVOffset:
     confidence: float
 
 
-def measure_offset(
-    video: Path, shots: list[tuple[int, np.ndarray]], waveform: np.ndarray, syncnet: Path = BUNDLED_SYNCNET
-) -> AVOffset:
+def measure_offset(video: Path, shots: list[tuple[int, np.ndarray]], waveform: np.ndarray) -> AVOffset:
     """Measure the A/V offset of a video, assuming that all its shots have the same one.
 
     Args:
         video: the video file.
         shots: for each shot its first frame and its landmarks (T, 68, 2) in source pixels; T is 5 or more.
         waveform: (N,) audio of the video, mono, 16 kHz.
-        syncnet: checkpoint of train_syncnet.py.
 
     Raises:
-        CheckpointError: `syncnet` is not a valid checkpoint.
         WeightsError: the weights of its audio features are missing.
         MediaError: the video cannot be read.
     """
-    loaded = _load_syncnet(syncnet)
-    features = extract_features(waveform, loaded.audio_features)
-    scores, num_left = [], MAX_FRAMES
-    for start, points in shots:
-        points = points[:num_left]
-        if len(points) < CLIP_LENGTH:
-            break
-        num_left -= len(points)
-        mouths = _read_mouths(video, start, points, loaded.mouth_size)
-        middles, codes = encode_windows(loaded.model, mouths, stride=2)
-        scores.append(shift_scores(loaded.model, middles + start, codes, features, MAX_SHIFT))
+    syncnet = load_syncnet()
+    features = extract_features(waveform, syncnet.audio_features)
+
+    def clips() -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
+        num_left = MAX_FRAMES
+        for start, points in shots:
+            points = points[:num_left]
+            if len(points) < CLIP_LENGTH:
+                return
+            num_left -= len(points)
+            yield _read_mouths(video, start, points, syncnet.mouth_size), features, start
+
+    return common_offset(clips())
+
+
+def common_offset(clips: Iterable[tuple[np.ndarray, np.ndarray, int]]) -> AVOffset:
+    """The A/V offset that clips have in common, by the bundled SyncNet.
+
+    Args:
+        clips: one or more of mouth boxes (T, S, S, 3) uint8 RGB of SyncNet's mouth size, T at least 5, audio
+            features (T', D), and the row of the features that belongs to the first frame.
+    """
+    model = load_syncnet().model
+    scores = []
+    for mouths, features, start in clips:
+        middles, codes = encode_windows(model, mouths, stride=2)
+        scores.append(shift_scores(model, middles + start, codes, features, MAX_SHIFT))
     return offset_from_scores(np.concatenate(scores, axis=1))
 
 
@@ -81,8 +94,9 @@ def offset_from_scores(scores: np.ndarray) -> AVOffset:
 
 
 @cache
-def _load_syncnet(path: Path) -> LoadedModel:
-    return load_model(path, kinds=SYNCNET)
+def load_syncnet() -> LoadedModel:
+    """The bundled SyncNet, on the CPU."""
+    return load_model(BUNDLED_SYNCNET, kinds=SYNCNET)
 
 
 def _read_mouths(video: Path, start: int, points: np.ndarray, mouth_size: int) -> np.ndarray:

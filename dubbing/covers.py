@@ -34,7 +34,7 @@ class CoverFinder:
 
         Args:
             crops: (13S/8, 5S/4, 3) uint8 RGB face crops of consecutive source frames, in the light of the
-                reference frames.
+                reference frames. The probabilities are smoothed over these frames only.
             views: of the shot, from `views`.
 
         Returns:

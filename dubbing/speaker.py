@@ -188,11 +188,11 @@ class Speaker:
         placements = dict(self.references[shot] + self.candidates[shot])
         own_crops: dict[int, ReferenceCrop] = {}
         candidates: dict[int, Candidate] = {}
-        indices = sorted(placements)
+        wanted, indices = dict(self.candidates[shot]), sorted(placements)
         for index, frame in zip(indices, self.source.frames(indices), strict=True):
             crop = self._crop(placements[index])
             own_crops[index] = ReferenceCrop(crop.extract(frame), crop.to_crop(placements[index].points))
-            if any(index == candidate for candidate, _ in self.candidates[shot]):
+            if index in wanted:
                 candidates[index] = Candidate.of(frame, crop)
         references = self._fixed_crops or [own_crops[index] for index, _ in self.references[shot]]
         lights = [FaceLight.of(*reference) for reference in references]

@@ -40,7 +40,7 @@ _GRID = np.dstack(np.meshgrid(np.arange(_WIDTH), np.arange(_HEIGHT))).astype(np.
 class Candidate:
     """A frame of the shot that texture can come from.
 
-    image: (_HEIGHT, _WIDTH, 3) uint8 RGB, its face crop at FLOW_SIZE from row _TOP on.
+    image: (160, 160, 3) uint8 RGB, its face crop at FLOW_SIZE from row _TOP on.
     detail: (h, w) uint8, brightness that is finer than mouth size S, plus ZERO.
     left, top, pixel_size: placement of `detail` in pixels of `image`.
     """
@@ -54,14 +54,13 @@ class Candidate:
     @classmethod
     def of(cls, frame: np.ndarray, crop: FaceCrop) -> "Candidate":
         """The candidate of a frame (H, W, 3) uint8 RGB with a face crop of mouth size S."""
-        pixel_size = crop.pixel_size * crop.mouth_size / FLOW_SIZE  # source pixels per pixel of the image
+        pixel_size, step = _scales(crop)
         image = replace(crop, pixel_size=pixel_size, mouth_size=FLOW_SIZE).extract(frame)[_TOP:]
         left, top = crop.left, crop.top + _TOP * pixel_size
         x0, y0 = max(0, floor(left)), max(0, floor(top))
         x1 = max(x0 + 1, min(frame.shape[1], ceil(left + _WIDTH * pixel_size)))
         y1 = max(y0 + 1, min(frame.shape[0], ceil(top + _HEIGHT * pixel_size)))
         detail = crop.detail(frame, (x0, y0, x1, y1)).mean(axis=2)
-        step = max(1.0, pixel_size * FLOW_SIZE / MAX_SIZE)
         size = (max(1, round((x1 - x0) / step)), max(1, round((y1 - y0) / step)))
         detail = cv2.resize(detail, size, interpolation=cv2.INTER_AREA)
         placement = ((x0 - left) / pixel_size, (y0 - top) / pixel_size, step / pixel_size)
@@ -156,8 +155,7 @@ class ShotTexture:
     ) -> np.ndarray:
         """Weighted sum of the detail of candidates at `positions`, in the source pixels of `bounds`."""
         x0, y0, x1, y1 = bounds
-        pixel_size = crop.pixel_size * crop.mouth_size / FLOW_SIZE
-        step = max(1.0, pixel_size * FLOW_SIZE / MAX_SIZE)
+        pixel_size, step = _scales(crop)
         width, height = max(1, round((x1 - x0) / step)), max(1, round((y1 - y0) / step))
         matrix = np.array(
             [
@@ -183,6 +181,12 @@ class ShotTexture:
             detail = cv2.remap(candidate.detail, where, None, cv2.INTER_CUBIC, borderValue=ZERO)
             total += weight * cv2.subtract(detail, ZERO, dtype=cv2.CV_32F)
         return cv2.resize(total, (x1 - x0, y1 - y0), interpolation=cv2.INTER_LINEAR) if step > 1 else total
+
+
+def _scales(crop: FaceCrop) -> tuple[float, float]:
+    """Source pixels per pixel of the crop at FLOW_SIZE, and per pixel of detail."""
+    pixel_size = crop.pixel_size * crop.mouth_size / FLOW_SIZE
+    return pixel_size, max(1.0, pixel_size * FLOW_SIZE / MAX_SIZE)
 
 
 def _lips(image: np.ndarray) -> np.ndarray:

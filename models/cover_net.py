@@ -5,11 +5,13 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
 from models.blocks import ConvBlock, ResBlock
 from models.crop_layout import crop_size, mouth_margin_top
+from utils.errors import CheckpointError, error_reason
 
 COVER_SIZE = 64  # mouth size S of its crops
 REACH = 2  # pixels by which a face in two crops is apart
@@ -66,7 +68,18 @@ def _distance(source: torch.Tensor, references: torch.Tensor) -> torch.Tensor:
 
 
 def load_cover_net(path: Path, device: torch.device) -> CoverNet:
-    """Load a file of scripts/train_covers.py, in evaluation mode."""
+    """Load a file of scripts/train_covers.py, in evaluation mode.
+
+    Raises:
+        CheckpointError: it cannot be read, or is not such a file.
+    """
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(path, f"cannot be read: {error_reason(error)}") from None
     network = CoverNet()
-    network.load_state_dict({name: tensor.float() for name, tensor in load_file(path).items()}, strict=False)
+    expected = {name for name, tensor in network.state_dict().items() if tensor.is_floating_point()}
+    if tensors.keys() != expected:  # without the counters of the batch norms, which only training uses
+        raise CheckpointError(path, "is not a network that finds covers")
+    network.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, strict=False)
     return network.to(device).eval()

@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> None:
         loaded.model,
         audio_features=loaded.audio_features,
         mouth_size=loaded.mouth_size,
-        info=loaded.info | {"audio_code_factor": args.factor},
+        info=loaded.info | {"audio_code_factor": args.factor * loaded.info.get("audio_code_factor", 1.0)},
         bits=8,
     )
 

@@ -61,7 +61,9 @@ def adapted_generator(
     if path is None:
         photo = Path(face)
         selected = file_sha256(photo) if photo.is_file() else face
-        key = repr((VERSION, sources, minutes, landmarks, selected, dump_config(load_config(CONFIG))))
+        openface_csv = video.with_suffix(".csv")
+        detected = file_sha256(openface_csv) if landmarks == "openface" and openface_csv.is_file() else landmarks
+        key = repr((VERSION, sources, minutes, detected, selected, dump_config(load_config(CONFIG))))
         digest = hashlib.sha256(key.encode()).hexdigest()
         path = _cache() / f"{cut_name(video.stem, 60)}-{digest[:16]}.safetensors"
     path = Path(path)

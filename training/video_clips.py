@@ -11,7 +11,7 @@ import numpy as np
 
 from data_processing.audio.features import extract_features
 from data_processing.audio.framing import SAMPLES_PER_FRAME
-from data_processing.av_sync import MAX_FRAMES, MAX_SHIFT, encode_windows, offset_from_scores, shift_scores
+from data_processing.av_sync import MAX_FRAMES, common_offset, load_syncnet
 from data_processing.clips import MIN_SYNC_CONFIDENCE, MIN_SYNC_FRAMES, rejection_reason
 from data_processing.dataset import Clip
 from data_processing.face.crop import FaceCrop
@@ -20,10 +20,9 @@ from data_processing.face.radius import crop_radii
 from data_processing.face.tracking import Landmarks, clean_landmarks, find_jumps
 from data_processing.media.audio_io import SAMPLE_RATE, read_audio
 from data_processing.media.video_reader import FPS, probe, read_frames
-from models.checkpoint import SYNCNET, load_model
 from models.crop_layout import crop_size, mouth_box, mouth_size_of
-from utils.bundled import BUNDLED_SYNCNET
-from utils.errors import AudioError, MediaError, NoFaceError
+from models.syncnet import CLIP_LENGTH
+from utils.errors import AudioError, MediaError, NoFaceError, TruncatedMediaError
 from utils.limits import DEFAULT_LIMITS, Limits
 
 MAX_PARTS = 4
@@ -122,13 +121,16 @@ def read_clips(
     if not clips:
         raise MediaError(video, f"no usable shot ({'; '.join(dict.fromkeys(reasons))})")
 
+    delay_ms, reason = None, None
     try:
         waveforms = _read_waveforms(video, parts, limits)
-        delay_ms = _audio_delay_ms(clips, starts, waveforms)
     except AudioError as error:
-        delay_ms, reason = None, str(error).removeprefix(f"{video}: ")
+        reason = str(error).removeprefix(f"{video}: ")
     else:
-        reason = None if delay_ms is not None else "no speech in sync with the lips was found"
+        if sum(len(clip.frames) for clip in clips) < MIN_SYNC_FRAMES:
+            reason = f"less than {MIN_SYNC_FRAMES / FPS:g} s of a face, too little to measure the A/V sync"
+        elif (delay_ms := _audio_delay_ms(clips, starts, waveforms)) is None:
+            reason = "no speech in sync with the lips was found"
     if delay_ms is None:
         features = [np.zeros((MARGIN + part.stop - part.start, 1), np.float32) for part in parts]
     else:
@@ -163,9 +165,12 @@ def _track(
     resized: list[int] = []
 
     def frames() -> Iterator[np.ndarray]:
-        for frame in counted(read_frames(video, start, stop, limits=limits, resized=in_video)):
-            resized[:] = [index - start for index in in_video]
-            yield frame
+        try:
+            for frame in counted(read_frames(video, start, stop, limits=limits, resized=in_video)):
+                resized[:] = [index - start for index in in_video]
+                yield frame
+        except TruncatedMediaError as error:
+            logger.warning("%s; using what precedes it", error, extra={"path": video})
 
     tracked = list(track_landmarks(frames(), backend, video, first=start, choose=select_face, resized=resized))
     raw = np.array([points for points, _ in tracked])
@@ -206,30 +211,29 @@ def _read_waveforms(video: Path, parts: list[_Part], limits: Limits) -> list[np.
 
 
 def _audio_delay_ms(clips: list[Clip], starts: list[tuple[int, int]], waveforms: list[np.ndarray]) -> float | None:
-    """The A/V offset by the bundled SyncNet; None if its confidence is too low or the clips are too short.
+    """The A/V offset by the bundled SyncNet; None if its confidence is too low.
 
     Args:
         clips: with their frames.
         starts: the part of each clip, and its first frame in that part.
         waveforms: of `_read_waveforms`.
     """
-    if sum(len(clip.frames) for clip in clips) < MIN_SYNC_FRAMES:
-        return None
-    syncnet = load_model(BUNDLED_SYNCNET, kinds=SYNCNET)
+    syncnet = load_syncnet()
     features = [extract_features(waveform, syncnet.audio_features) for waveform in waveforms]
     rows, columns = mouth_box(mouth_size_of(clips[0].frames.shape[1]))
     size = (syncnet.mouth_size, syncnet.mouth_size)
-    scores, num_left = [], MAX_FRAMES
-    for clip, (number, start) in zip(clips, starts, strict=True):
-        frames = clip.frames[:num_left, rows, columns]
-        if len(frames) < MIN_SYNC_FRAMES // 4:
-            continue
-        num_left -= len(frames)
-        mouths = np.stack([cv2.resize(frame, size, interpolation=cv2.INTER_AREA) for frame in frames])
-        middles, codes = encode_windows(syncnet.model, mouths, stride=2)
-        middles = middles + MARGIN + start
-        scores.append(shift_scores(syncnet.model, middles, codes, features[number], MAX_SHIFT))
-    offset = offset_from_scores(np.concatenate(scores, axis=1))
+
+    def mouths() -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
+        num_left = MAX_FRAMES
+        for clip, (number, start) in zip(clips, starts, strict=True):
+            frames = clip.frames[:num_left, rows, columns]
+            if len(frames) < CLIP_LENGTH:
+                return
+            num_left -= len(frames)
+            resized = [cv2.resize(frame, size, interpolation=cv2.INTER_AREA) for frame in frames]
+            yield np.stack(resized), features[number], MARGIN + start
+
+    offset = common_offset(mouths())
     return offset.audio_delay_ms if offset.confidence >= MIN_SYNC_CONFIDENCE else None
 
 

@@ -57,13 +57,13 @@ def test_the_audio_of_the_next_video(folder: Path, tmp_path: Path) -> None:
 def test_silence_is_digital_and_as_long_as_the_video(tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     no_face_video(tmp_path / "real" / "a.mp4", num_frames=30)
-    heard = []
+    waveforms = []
 
     def dub(video: Path, audio: Path, output: Path) -> None:
-        heard.append(load_audio(audio))
+        waveforms.append(load_audio(audio))
 
     assert dub_folder(dub, tmp_path / "real", tmp_path / "dubbed", "silence") == {}
-    assert [(len(waveform), float(abs(waveform).max())) for waveform in heard] == [(1.2 * SAMPLE_RATE, 0)]
+    assert [(len(waveform), float(abs(waveform).max())) for waveform in waveforms] == [(1.2 * SAMPLE_RATE, 0)]
 
 
 def test_output_that_cannot_be_written_stops_at_once(folder: Path, tmp_path: Path) -> None:

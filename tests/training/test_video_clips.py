@@ -12,7 +12,12 @@ from data_processing.face.radius import crop_radii
 from data_processing.face.tracking import find_landmarks
 from data_processing.media.audio_io import load_audio
 from data_processing.media.video_reader import read_frames
-from tests.support.media import no_face_video, talking_portrait, video_without_audio
+from tests.support.media import (
+    no_face_video,
+    talking_portrait,
+    video_without_audio,
+    write_video,
+)
 from training import video_clips
 from training.video_clips import VideoClips, part_ranges, read_clips
 from utils.errors import MediaError, NoFaceError
@@ -60,6 +65,7 @@ def test_features_are_those_of_the_audio_without_its_delay(video, monkeypatch):
 def test_a_long_video_is_read_in_parts(video, monkeypatch):
     monkeypatch.setattr(video_clips, "PART_FRAMES", 24)
     monkeypatch.setattr(video_clips, "MAX_PARTS", 2)
+    monkeypatch.setattr(video_clips, "MIN_SYNC_FRAMES", 48)
     monkeypatch.setattr(video_clips, "_audio_delay_ms", lambda *_: 0.0)
     found = read(video)
     assert [len(clip.frames) for clip in found.clips] == [24, 24]
@@ -91,3 +97,12 @@ def test_videos_without_a_usable_face_are_refused(tmp_path):
         read(talking_portrait(tmp_path / "photo.mp4", 1))
     with pytest.raises(MediaError, match=r"no usable shot .*shorter than 20 frames"):
         read(talking_portrait(tmp_path / "short.mp4", 12))
+
+
+def test_a_truncated_video_is_used_as_far_as_it_goes(video, tmp_path, caplog):
+    """Reading stops at a gap of an hour before the last frame."""
+    frames = list(read_frames(video))[:41]
+    times = np.append(np.arange(40) / 25, 3600)
+    found = read(write_video(tmp_path / "late.mkv", frames, times=times, waveforms=[load_audio(video)[: 40 * 640]]))
+    assert sum(len(clip.frames) for clip in found.clips) >= 35
+    assert "using what precedes it" in caplog.text
