@@ -221,8 +221,9 @@ def test_adapted_generator_is_made_once(portrait_clip, speech, checkpoint, tmp_p
 def test_refused_adaptation(refuse, portrait_clip, speech, tmp_path):
     assert refuse("--adapt", "0").startswith("error: --adapt: expected a number of minutes above 0")
     assert refuse("--adapt", "soon").startswith("error: --adapt: ")
-    line = refuse("--adapt", "--audio", speech, speech, "--face", "left", "right")
-    assert line == "error: --adapt: expected one --face to adapt to, found 2"
+    for faces in (("left", "right"), ("left",)):  # also if their number does not match that of the audio files
+        line = refuse("--adapt", "--audio", speech, speech, "--face", *faces)
+        assert line == f"error: --adapt: expected one --face to adapt to and one --audio, found {len(faces)} and 2"
     photo = tmp_path / "photo.png"
     cv2.imwrite(str(photo), next(read_frames(portrait_clip))[..., ::-1])
     named = ("--adapted", tmp_path / "adapted.safetensors")
