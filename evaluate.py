@@ -19,8 +19,8 @@ from dubbing.settings import DubSettings
 from evaluation import reports
 from evaluation.clips import AUDIO_SHIFT, SYNC_FRAMES, evaluate_generator, sync_check
 from evaluation.dubs import dub_folder
+from evaluation.folders import compare_folders, score_leakage, score_synchrony
 from evaluation.metrics import image_metrics
-from evaluation.videos import compare_folders, score_leakage, score_synchrony
 from models.checkpoint import SYNCNET, load_model
 from utils.bundled import BUNDLED_SYNCNET
 from utils.command_line import print_result, run_command

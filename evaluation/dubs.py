@@ -8,7 +8,7 @@ from typing import Any
 
 from data_processing.media.audio_io import SAMPLE_RATE
 from data_processing.media.video_reader import probe
-from evaluation.videos import find_videos
+from evaluation.folders import find_videos
 from utils.errors import MediaError, OutputError, ParameterError, UserError
 from utils.files import output_errors
 

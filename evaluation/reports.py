@@ -72,7 +72,7 @@ def means_over(videos: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 
 def markdown_table(report: dict[str, Any], columns: Iterable[str]) -> str:
-    """The means of a report of `evaluation.videos` as a Markdown table with these columns of LABELS."""
+    """The means of a report of `evaluation.folders` as a Markdown table with these columns of LABELS."""
     heads, cells = ["videos"], [str(len(report["videos"]))]
     for column in columns:
         label, digits, higher = LABELS[column]
@@ -89,7 +89,7 @@ def with_interval(mean: float, interval: tuple[float, float] | None, digits: int
 
 
 def video_tables(report: dict[str, Any], columns: Iterable[str], *, artifacts: bool) -> str:
-    """The Markdown tables of a report of `evaluation.videos`: `columns` and, if measured, dubbing artifacts."""
+    """The Markdown tables of a report of `evaluation.folders`: `columns` and, if measured, dubbing artifacts."""
     tables = markdown_table(report, columns)
     return f"{tables}\nDubbing artifacts:\n\n{markdown_table(report, ARTIFACTS)}" if artifacts else tables
 

@@ -1,4 +1,4 @@
-"""Scores of the generated videos of any method against the ground-truth videos, file by file.
+"""Scores of one generated video, of any method, against the ground-truth video.
 
 Both videos are read at 25 fps. A generated frame is resized to the size of the ground-truth frame, and the frames
 that both videos have are compared. Faces are cropped at S = 256 from both by the landmarks of the ground truth, as
@@ -6,15 +6,12 @@ for training. The output of a talking-head method in another framing can only be
 `own_crops` each face is cropped by its own landmarks, and full frames and dubbing artifacts are not scored.
 """
 
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from data_processing.audio.framing import SAMPLES_PER_FRAME
 from data_processing.audio.silence import silent_frames
@@ -28,7 +25,6 @@ from data_processing.face.syncnet_crop import face_tracks, track_crop
 from data_processing.face.tracking import Landmarks, find_landmarks
 from data_processing.media.audio_io import load_audio
 from data_processing.media.video_reader import read_frames
-from data_processing.sources import list_videos
 from evaluation.artifacts import (
     ARTIFACTS,
     LOWER_FACE,
@@ -45,10 +41,10 @@ from evaluation.artifacts import (
 )
 from evaluation.clips import evenly_spaced
 from evaluation.metrics import FID, ImageMetric, image_metrics, landmark_distance, lip_sync_error
-from evaluation.reports import COLUMNS, LEAKAGE_COLUMNS, SYNC_COLUMNS, means_over
+from evaluation.reports import COLUMNS, LEAKAGE_COLUMNS, SYNC_COLUMNS
 from models.crop_layout import mouth_box
 from models.syncnet_v2 import SyncNetV2, load_syncnet_v2
-from utils.errors import FileError, MediaError, NoFaceError, UserError
+from utils.errors import MediaError, NoFaceError, UserError
 from utils.weights import cached_path, is_cached
 
 MOUTH_SIZE = 256  # face crops of 416 × 320, as in the paper
@@ -95,44 +91,6 @@ class VideoScores:
         rows, columns = mouth_box(MOUTH_SIZE)
         mouths = self.faces[::-1, evenly_spaced(self.faces.shape[1], 6), rows, columns]
         return np.vstack([np.hstack(list(row)) for row in mouths])
-
-
-def find_videos(folder: Path) -> dict[str, Path]:
-    """The videos of a folder by name without suffix, sorted; see `list_videos`.
-
-    Raises:
-        FileError: the folder does not exist.
-        MediaError: it contains no video, or two of the same name.
-    """
-    if not folder.is_dir():
-        raise FileError(folder, "not a folder" if folder.exists() else "no such folder")
-    paths = list_videos(folder)
-    videos = {path.stem: path for path in paths}
-    if not videos:
-        raise MediaError(folder, "no videos in this folder")
-    if len(videos) < len(paths):
-        duplicate = next(path for path in paths if path not in videos.values())
-        raise MediaError(folder, f"two videos are named {duplicate.stem}; rename or remove one")
-    return videos
-
-
-def find_pairs(generated: Path, ground_truth: Path) -> tuple[list[tuple[str, Path, Path]], list[str]]:
-    """Pair the videos of two folders by name without suffix.
-
-    Returns:
-        (name, generated, ground truth) of each pair, and the paths of the unmatched videos; both sorted.
-
-    Raises:
-        FileError: a folder does not exist.
-        MediaError: a folder contains no video or two of the same name, or no names match.
-    """
-    first, second = find_videos(generated), find_videos(ground_truth)
-    if not first.keys() & second.keys():
-        names = ", ".join(list(first)[:3])
-        raise MediaError(generated, f"no video has the name of a video in {ground_truth} (names here: {names})")
-    pairs = [(name, first[name], second[name]) for name in sorted(first.keys() & second.keys())]
-    unmatched = [(first | second)[name] for name in first.keys() ^ second.keys()]
-    return pairs, sorted(map(str, unmatched))
 
 
 def compare_videos(
@@ -207,6 +165,38 @@ def compare_videos(
         unpaired_frames=abs(len(target_landmarks.points) - len(output_landmarks.points)),
         faces=np.stack(faces, axis=1),
     )
+
+
+def video_synchrony(video: Path, syncnet_v2: SyncNetV2 | None) -> dict[str, float | None]:
+    """SYNC_COLUMNS of a video, without ground truth; LSE is None without `syncnet_v2`.
+
+    Raises:
+        MediaError: the video cannot be read. NoFaceError: it shows no face.
+    """
+    return _sync_scores(video, find_landmarks(video), _audio_track(video), syncnet_v2)
+
+
+def video_leakage(dub: Path, source: Path) -> dict[str, float | None]:
+    """LEAKAGE_COLUMNS of a dub that is driven by silence: how far its lips move and follow the source's speech.
+
+    Raises:
+        MediaError: a video cannot be read. NoFaceError: it shows no face.
+    """
+    scores: dict[str, float | None] = dict.fromkeys(LEAKAGE_COLUMNS)
+    dub_landmarks, landmarks = find_landmarks(dub), find_landmarks(source)
+    openings = _opening_scores(dub_landmarks, landmarks, _audio_track(dub), 0)
+    scores |= {name: openings[name] for name in LEAKAGE_COLUMNS if name in openings}
+    if scores["opening_range"] is not None:
+        scores["leakage"] = scores["opening_range"] * (scores["opening_correlation"] or 0.0)
+    waveform = _audio_track(source)
+    if waveform is not None and (
+        shot := _longest_shot(landmarks, waveform[: len(dub_landmarks.points) * SAMPLES_PER_FRAME])
+    ):
+        start, stop = shot
+        for name, video in (("confidence_with_source_audio", dub), ("confidence_of_source", source)):
+            # the source's landmarks for both, so that only the pixels of the mouth box differ
+            scores[name] = measure_offset(video, [(start, landmarks.points[start:stop])], waveform).confidence
+    return scores
 
 
 def _resized(frame: np.ndarray, shape: tuple[int, ...], path: Path) -> np.ndarray:
@@ -333,138 +323,3 @@ def _longest_shot(landmarks: Landmarks, waveform: np.ndarray) -> tuple[int, int]
     start, stop = max(landmarks.shots, key=lambda shot: shot[1] - shot[0])
     stop = min(stop, start + LSE_FRAMES, len(waveform) // SAMPLES_PER_FRAME)
     return (start, stop) if stop - start >= MIN_SYNC_FRAMES else None
-
-
-def compare_folders(
-    generated: Path,
-    ground_truth: Path,
-    count: int,
-    device: torch.device,
-    *,
-    own_crops: bool = False,
-    second_half: bool = False,
-) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Score all videos of two folders with `compare_videos`. A video that fails is reported and skipped.
-
-    Returns:
-        A report for JSON and, by name, the strips of the videos (see `VideoScores.strip`). The report has the
-        'means' over videos with bootstrap intervals, the scores of all 'videos', 'failed' (name to reason) and
-        'unmatched' (paths).
-
-    Raises:
-        FileError: a folder does not exist.
-        MediaError: see `find_pairs`; or no video could be scored.
-    """
-    pairs, unmatched = find_pairs(generated, ground_truth)
-    networks = MetricNetworks(device)
-    strips = {}
-
-    def score(output: Path, target: Path) -> dict[str, float | None]:
-        result = compare_videos(output, target, networks, count, own_crops=own_crops, second_half=second_half)
-        strips[output.stem] = result.strip()
-        if networks.fid:
-            networks.fid.add(*(torch.from_numpy(result.faces).permute(0, 1, 4, 2, 3) / 255))
-        frames = {"frames": result.faces.shape[1], "unpaired_frames": result.unpaired_frames}
-        return frames | result.scores
-
-    videos, failed = _score_each(generated, pairs, score)
-    means = means_over(videos)
-    if networks.fid and (distance := networks.fid.value()) is not None:
-        means["fid"] = {"mean": distance, "interval": None, "videos": len(videos)}
-    report = {
-        "generated": str(generated),
-        "ground_truth": str(ground_truth),
-        "mouth_size": MOUTH_SIZE,
-        "frames_per_video": count,
-        "cropped_by": "own landmarks" if own_crops else "ground-truth landmarks",
-        "means": means,
-        "videos": videos,
-        "failed": failed,
-        "unmatched": unmatched,
-    }
-    return report, strips
-
-
-def score_synchrony(folder: Path, device: torch.device) -> dict[str, Any]:
-    """SYNC_COLUMNS of all videos of a folder, without ground truth: a report like that of `compare_folders`.
-
-    Raises:
-        FileError: the folder does not exist.
-        MediaError: see `find_videos`; or no video could be scored.
-    """
-    syncnet_v2 = official_syncnet(device)
-
-    def score(path: Path) -> dict[str, float | None]:
-        return _sync_scores(path, find_landmarks(path), _audio_track(path), syncnet_v2)
-
-    videos, failed = _score_each(folder, find_videos(folder).items(), score)
-    return {
-        "generated": str(folder),
-        "means": means_over(videos),
-        "videos": videos,
-        "failed": failed,
-        "unmatched": [],
-    }
-
-
-def score_leakage(silent_dubs: Path, sources: Path) -> dict[str, Any]:
-    """How far the lips of dubs that are driven by silence still move and follow their source's own speech.
-
-    Returns:
-        A report like that of `compare_folders` with LEAKAGE_COLUMNS.
-
-    Raises:
-        FileError: a folder does not exist.
-        MediaError: see `find_pairs`; or no video could be scored.
-    """
-    pairs, unmatched = find_pairs(silent_dubs, sources)
-    videos, failed = _score_each(silent_dubs, pairs, _leakage)
-    return {
-        "generated": str(silent_dubs),
-        "ground_truth": str(sources),
-        "means": means_over(videos),
-        "videos": videos,
-        "failed": failed,
-        "unmatched": unmatched,
-    }
-
-
-def _leakage(dub: Path, source: Path) -> dict[str, float | None]:
-    """LEAKAGE_COLUMNS of a dub that is driven by silence."""
-    scores: dict[str, float | None] = dict.fromkeys(LEAKAGE_COLUMNS)
-    dub_landmarks, landmarks = find_landmarks(dub), find_landmarks(source)
-    openings = _opening_scores(dub_landmarks, landmarks, _audio_track(dub), 0)
-    scores |= {name: openings[name] for name in LEAKAGE_COLUMNS if name in openings}
-    if scores["opening_range"] is not None:
-        scores["leakage"] = scores["opening_range"] * (scores["opening_correlation"] or 0.0)
-    waveform = _audio_track(source)
-    if waveform is not None and (
-        shot := _longest_shot(landmarks, waveform[: len(dub_landmarks.points) * SAMPLES_PER_FRAME])
-    ):
-        start, stop = shot
-        for name, video in (("confidence_with_source_audio", dub), ("confidence_of_source", source)):
-            # the source's landmarks for both, so that only the pixels of the mouth box differ
-            scores[name] = measure_offset(video, [(start, landmarks.points[start:stop])], waveform).confidence
-    return scores
-
-
-def _score_each(
-    folder: Path, videos: Iterable[tuple[Any, ...]], score: Callable[..., dict[str, float | None]]
-) -> tuple[dict[str, dict[str, float | None]], dict[str, str]]:
-    """Score videos, given as name and arguments of `score`. One that fails is reported and skipped.
-
-    Returns:
-        The scores of each video, and the reason of each failure, by name.
-
-    Raises:
-        MediaError: no video of this folder could be scored.
-    """
-    scores, failed = {}, {}
-    for name, *paths in tqdm(list(videos), unit="video", disable=None):
-        try:
-            scores[name] = score(*paths)
-        except UserError as error:
-            failed[name] = str(error)
-    if not scores:
-        raise MediaError(folder, f"no video could be scored ({next(iter(failed.values()))})")
-    return scores, failed

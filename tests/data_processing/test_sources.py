@@ -8,7 +8,7 @@ import pytest
 
 from data_processing.media.video_reader import VIDEO_SUFFIXES, read_frames
 from data_processing.sources import Source, assign_splits, find_sources, list_videos
-from evaluation.videos import find_videos
+from evaluation.folders import find_videos
 from tests.support.media import write_video
 from tests.support.numbered_media import numbered
 from utils.errors import FileError, MediaError, ParameterError

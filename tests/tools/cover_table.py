@@ -29,7 +29,7 @@ from dubbing.compositor import Compositor
 from dubbing.frame_sources import LiveFrameSource
 from dubbing.pipeline import DubbingPipeline
 from dubbing.speaker import Speaker
-from evaluation.videos import find_videos
+from evaluation.folders import find_videos
 from utils.command_line import run_command
 
 TOLERANCE = 3  # grey levels
