@@ -21,7 +21,7 @@ from evaluation.metrics import image_metrics
 from models.checkpoint import load_model
 from training.audio_warmup import fit_whitening, warm_up_audio
 from training.dinet_trainer import Trainer, image_grid, save_release, train_step, validate
-from training.run import TrainingRun, batch_shard, load_splits, summarize_clips, training_parser
+from training.run import TrainingRun, load_splits, process_samples, summarize_clips, training_parser
 from training.schedule import learning_rate
 from utils.command_line import run_command
 
@@ -49,10 +49,11 @@ def train(run: TrainingRun) -> None:
     for batch in bar:
         losses = train_step(trainer, batch)
         step = trainer.step
-        last = run.is_last(step)
+        last = run.step_ended(step)
         if run.is_due(step, config.log_every):
             bar.set_postfix({name: f"{value:.3f}" for name, value in losses.items()})
             run.log.add("train", step, {**losses, "learning_rate": learning_rate(config, step)})
+            run.log.add("speed", step, run.batches.speed(config.batch_size))
         if run.is_due(step, config.image_every, last):
             tag = "held-out speakers: masked source, 2 references, output, target"
             run.log.add_image(tag, step, image_grid(trainer, grid_batch))
@@ -82,7 +83,7 @@ def make_batches(config: TrainConfig, clips: list[Clip]) -> TrainingBatches:
         config.seed,
         config.speaker_sampling_exponent,
         config.clip_length,
-        batch_shard(config.batch_size),
+        process_samples(config),
     )
 
 

@@ -13,9 +13,9 @@ import numpy as np
 from tqdm import tqdm
 
 from configs.schema import SyncNetConfig
-from data_processing.batches import SyncBatches
+from data_processing.batches import SyncBatches, to_float
 from evaluation.syncnet import PLATEAU_STEPS, curve_figure, diagnose, evaluate_syncnet
-from training.run import TrainingRun, batch_shard, summarize_clips, training_parser
+from training.run import TrainingRun, process_samples, summarize_clips, training_parser
 from training.schedule import learning_rate
 from training.syncnet_trainer import Trainer, save_release, train_step, warm_up_shapes
 from utils.command_line import run_command
@@ -24,7 +24,6 @@ from utils.command_line import run_command
 def train(run: TrainingRun) -> None:
     """Train until `max_steps` or the time limit, from step 0 or from the state.pt of the run."""
     config = run.config
-    shard = batch_shard(config.batch_size)
     trainer = Trainer.create(config, run.device)
     resumed = run.load_state(trainer)
     if resumed:
@@ -42,11 +41,11 @@ def train(run: TrainingRun) -> None:
     )
     if not resumed and not config.init_from:
         first = batches[0]  # the whole batch, so that all processes start with the same weights
-        trainer.syncnet.calibrate(first.mouths.to(run.device), first.audio[:, 0].to(run.device))
+        trainer.syncnet.calibrate(to_float(first.mouths.to(run.device)), first.audio[:, 0].to(run.device))
         if config.shape_warmup_steps:
             warm_up_shapes(trainer, train_clips)
     trainer.distribute()
-    batches.shard = shard
+    batches.shard = process_samples(config)
 
     recent: deque[dict[str, float]] = deque(maxlen=PLATEAU_STEPS)
     bar = run.start(trainer, batches)
@@ -54,12 +53,13 @@ def train(run: TrainingRun) -> None:
         values = train_step(trainer, batch)
         recent.append(values)
         step = trainer.step
-        last = run.is_last(step)
+        last = run.step_ended(step)
         if run.is_due(step, config.log_every):
             latest = list(recent)[-config.log_every :]
             means = {name: float(np.mean([line[name] for line in latest])) for name in values}
             bar.set_postfix({name: f"{value:.3f}" for name, value in means.items()})
             run.log.add("train", step, {**means, "learning_rate": learning_rate(config, step)})
+            run.log.add("speed", step, run.batches.speed(config.batch_size))
         if run.is_due(step, config.validate_every, last):
             evaluation = evaluate_syncnet(trainer.syncnet, val_clips, config.negative_gap)
             held_out = evaluation.summary()

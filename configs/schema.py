@@ -44,7 +44,9 @@ class TrainConfig:
     audio_learning_rate_factor: learning rate of the audio encoder, as a fraction of the generator's. 0 freezes it.
     syncnet: checkpoint of train_syncnet.py for the sync loss, or null.
     sync_target: target of the sync score of generated frames: one (paper), or real, the score of the real frames.
-    batch_size: samples per step, over all processes.
+    batch_size: samples per step, over all processes. A sample has `clip_length` frames.
+    grad_accum_steps: forward passes among which the samples of a step are split, to save memory. Batch norms see
+        the samples of one pass (over all processes).
     max_steps: number of steps.
     learning_rate: of Adam; a cosine from it to 0 at `max_steps`, times a linear warm-up over `warmup_steps`.
     adam_betas: β₁ and β₂ of Adam.
@@ -74,6 +76,7 @@ class TrainConfig:
     syncnet: str | None
     sync_target: str
     batch_size: int
+    grad_accum_steps: int
     max_steps: int
     learning_rate: float
     warmup_steps: int
@@ -113,6 +116,7 @@ class SyncNetConfig:
     contrast_weight: float
     shape_warmup_steps: int
     batch_size: int
+    grad_accum_steps: int
     max_steps: int
     learning_rate: float
     warmup_steps: int
@@ -290,6 +294,10 @@ def _ranges(config: TrainConfig | SyncNetConfig) -> dict[str, tuple[bool, str]]:
     """For each key with a restricted range, whether its value is valid, and what is expected."""
     features = [*FEATURE_DIMS, LIPS] if isinstance(config, TrainConfig) else [*FEATURE_DIMS]
     ranges = {
+        "grad_accum_steps": (
+            1 <= config.grad_accum_steps <= config.batch_size,
+            f"a number from 1 to the batch_size of {config.batch_size}",
+        ),
         "mouth_size": (config.mouth_size > 0 and config.mouth_size % 32 == 0, "a multiple of 32"),
         "learning_rate": (0 < config.learning_rate < math.inf, "a number above 0"),
         "audio_features": (config.audio_features in features, f"one of {', '.join(features)}"),

@@ -1,43 +1,56 @@
-"""Data-parallel training in several processes, on one machine or more, started by torchrun:
+"""Training in several processes, on one machine or more, started by torchrun:
 
     torchrun --nproc-per-node 4 train_dinet.py --config … --data …
 
-Each process trains on its shard of every batch. Gradients and batch-norm statistics are averaged over all
-processes, so the losses equal those of one process with the whole batch. Only process 0 writes files and prints.
-In a run of one process these functions do nothing.
+The processes share the samples of every step. Batch norms see the samples of all processes, every loss is weighted
+by its number of samples, and the gradients are added up. So any number of processes takes the same steps as one.
+Only process 0 writes files and prints. In a run of one process these functions do nothing.
 """
 
+import itertools
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.nn.functional import all_reduce
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.parallel import DistributedDataParallel
 
-TIMEOUT = timedelta(hours=1)  # the other processes wait while process 0 loads data or validates
+STEP_TIMEOUT = timedelta(minutes=30)  # the processes take a step at the same time; more means that one hangs
+MAIN_TIMEOUT = timedelta(days=7)  # but they wait as long as process 0 needs to load data or to validate
+_waiting_group: dist.ProcessGroup | None = None  # on the CPU, with MAIN_TIMEOUT
 
 
-def init(device: torch.device) -> torch.device:
+def init(device: torch.device, max_processes: int) -> torch.device:
     """Join the process group if torchrun started several processes.
+
+    Args:
+        device: the device of a run of one process.
+        max_processes: number of processes that there are samples for. Further ones end here.
 
     Returns:
         The device of this process: its own GPU, or `device` if there is one process or no GPU.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    global _waiting_group
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if started == 1:
         return device
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
-    if rank() > 0:  # until the process ends
+    processes, number = min(started, max_processes), int(os.environ["RANK"])
+    if number >= processes:
+        sys.exit(0)
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, timeout=STEP_TIMEOUT, world_size=processes, rank=number)
+    _waiting_group = dist.new_group(backend="gloo", timeout=MAIN_TIMEOUT)
+    if number > 0:  # until the process ends
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
         logging.disable(logging.INFO)
     return device
@@ -64,65 +77,111 @@ def local_world_size() -> int:
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if dist.is_initialized() else 1
 
 
+def shares(batch_size: int, grad_accum_steps: int) -> list[range]:
+    """Numbers of the samples that this process takes in each forward pass of a step.
+
+    A pass consists of consecutive samples, and the processes take turns in it. So the samples of a pass, from which
+    the batch norms compute their statistics, are the same for any number of processes.
+    """
+    bounds = [batch_size * number // grad_accum_steps for number in range(grad_accum_steps + 1)]
+    return [range(start + rank(), stop, world_size()) for start, stop in itertools.pairwise(bounds)]
+
+
 @contextmanager
 def main_process_first() -> Iterator[None]:
     """Run the body in the main process before the other processes, which can then read the files it wrote."""
-    if world_size() > 1 and rank() > 0:
-        dist.barrier()
+    if rank() > 0:
+        wait_for_main()
     yield
-    if world_size() > 1 and rank() == 0:
-        dist.barrier()
+    if rank() == 0:
+        wait_for_main()
 
 
-def wrap(network: nn.Module) -> nn.Module:
-    """Return `network` wrapped for the forward pass of a training step.
-
-    In the wrapped network, gradients and batch-norm statistics cover the batches of all processes. Both share the
-    same weights; save `network` itself. Its batch norms are replaced in place.
-    """
-    if world_size() == 1:
-        return network
-    if next(network.parameters()).is_cuda:
-        nn.SyncBatchNorm.convert_sync_batchnorm(network)
-    else:
-        _convert_batchnorm(network)
-    device_ids = [torch.cuda.current_device()] if next(network.parameters()).is_cuda else None
-    return DistributedDataParallel(network, device_ids=device_ids, broadcast_buffers=False)
+def wait_for_main() -> None:
+    """Wait until all processes are here, however long the main process loads data or validates."""
+    if world_size() > 1:
+        dist.barrier(group=_waiting_group)
 
 
-def all_reduce_mean(values: dict[str, float], device: torch.device) -> dict[str, float]:
-    """The mean of each value over all processes."""
-    if world_size() == 1:
-        return values
-    total = torch.tensor(list(values.values()), dtype=torch.float64, device=device)
-    dist.all_reduce(total)
-    return dict(zip(values, (total / world_size()).tolist(), strict=True))
-
-
-def broadcast_flag(flag: bool, device: torch.device) -> bool:
+def broadcast_flag(flag: bool) -> bool:
     """The main process's `flag`, in every process."""
     if world_size() == 1:
         return flag
-    tensor = torch.tensor(int(flag), device=device)
-    dist.broadcast(tensor, src=0)
+    tensor = torch.tensor(int(flag))
+    dist.broadcast(tensor, src=0, group=_waiting_group)
     return bool(tensor)
+
+
+def synchronize(network: nn.Module) -> None:
+    """Start from the weights of the main process, and train on the samples of all processes from now on.
+
+    Batch norms are replaced in place by those below, or by PyTorch's on GPUs. Parameters stay the same objects, so
+    the optimizer still trains them.
+    """
+    if world_size() == 1:
+        return
+    tensors = [tensor for tensor in network.state_dict().values() if tensor.is_floating_point()]
+    _at_once(tensors, lambda tensor: dist.broadcast(tensor, src=0))
+    if tensors[0].is_cuda:
+        nn.SyncBatchNorm.convert_sync_batchnorm(network)
+    else:
+        _convert_batchnorm(network)
+
+
+def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Add up the gradients of all processes, in place."""
+    if world_size() > 1:
+        _at_once([parameter.grad for parameter in parameters if parameter.grad is not None], dist.all_reduce)
+
+
+def sum_values(values: dict[str, torch.Tensor]) -> dict[str, float]:
+    """The sum of each scalar over all processes. The CPU waits for the GPU here."""
+    total = torch.stack([value.double() for value in values.values()])
+    if world_size() > 1:
+        dist.all_reduce(total)
+    return dict(zip(values, total.tolist(), strict=True))
+
+
+def _at_once(tensors: list[torch.Tensor], operation: Callable[[torch.Tensor], object]) -> None:
+    """Apply a collective operation to many tensors as one."""
+    flat = torch.cat([tensor.flatten() for tensor in tensors])
+    operation(flat)
+    for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+        tensor.copy_(part.view(tensor.shape))
 
 
 def _convert_batchnorm(network: nn.Module) -> None:
     for name, child in network.named_children():
         if isinstance(child, _BatchNorm):
-            synchronized = CpuSyncBatchNorm(child.num_features, child.eps, child.momentum)
-            synchronized.load_state_dict(child.state_dict())
-            setattr(network, name, synchronized.train(child.training))
+            setattr(network, name, CpuSyncBatchNorm.from_norm(child))
         else:
             _convert_batchnorm(child)
 
 
-class CpuSyncBatchNorm(_BatchNorm):
-    """Batch norm over the batches of all processes, on the CPU; PyTorch's SyncBatchNorm needs GPUs.
+class _Sum(torch.autograd.Function):
+    """Sum over all processes; the gradient is the sum of their gradients."""
 
-    All processes must have batches of the same size.
-    """
+    @staticmethod
+    def forward(ctx: Any, values: torch.Tensor) -> torch.Tensor:
+        total = values.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+        return _Sum.forward(ctx, gradient)
+
+
+class CpuSyncBatchNorm(_BatchNorm):
+    """Batch norm over the batches of all processes, on the CPU; PyTorch's SyncBatchNorm needs GPUs."""
+
+    @classmethod
+    def from_norm(cls, norm: _BatchNorm) -> "CpuSyncBatchNorm":
+        """The replacement of `norm`, with the same parameters and buffers."""
+        synchronized = cls(norm.num_features, norm.eps, norm.momentum)
+        for name, tensor in [*norm.named_parameters(), *norm.named_buffers()]:
+            setattr(synchronized, name, tensor)
+        return synchronized.train(norm.training)
 
     def _check_input_dim(self, x: torch.Tensor) -> None:
         pass
@@ -131,15 +190,17 @@ class CpuSyncBatchNorm(_BatchNorm):
         if not self.training:
             return super().forward(x)
         dims = [0, *range(2, x.ndim)]
-        count = x.numel() // x.shape[1] * world_size()
-        exact = x.float()
+        exact = x.to(torch.promote_types(x.dtype, torch.float32))
+        count = torch.tensor(x.numel() // x.shape[1], dtype=exact.dtype)  # shares may differ
+        dist.all_reduce(count)
         shape = (1, -1, *[1] * (x.ndim - 2))
-        mean = all_reduce(exact.sum(dims)) / count
+        mean = _Sum.apply(exact.sum(dims)) / count
         centred = exact - mean.reshape(shape)
-        variance = all_reduce(centred.square().sum(dims)) / count
-        with torch.no_grad():
-            self.num_batches_tracked += 1
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(variance * count / (count - 1), self.momentum)
+        variance = _Sum.apply(centred.square().sum(dims)) / count
+        if self.track_running_stats:
+            with torch.no_grad():
+                self.num_batches_tracked += 1
+                self.running_mean.lerp_(mean, self.momentum)
+                self.running_var.lerp_(variance * count / (count - 1), self.momentum)
         scale = self.weight * (variance + self.eps).rsqrt()
         return (centred * scale.reshape(shape) + self.bias.reshape(shape)).to(x.dtype)

@@ -1,27 +1,25 @@
-"""What the two training commands share: flags, run directory, data loading, progress bar, log, time limit."""
+"""What the two training commands share: flags, run directory, data, progress bar, log, time limit."""
 
 import argparse
-import math
-import os
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from configs.schema import SyncNetConfig, TrainConfig, dump_config, load_config
-from data_processing.dataset import Clip, load_clips
+from data_processing.dataset import Clip, load_clips, thin
 from data_processing.media.video_reader import FPS
 from models.checkpoint import load_training_state, save_training_state
 from training import distributed
+from training.loading import DeviceBatches, load_batches
 from training.log import RunLog
 from utils.device import choose_device
-from utils.errors import OutputError, ParameterError, UserError, error_reason
+from utils.errors import OutputError, ParameterError, error_reason
 from utils.files import remove_leftovers, write_atomically
 
 # what may change when a run is resumed; of these, only max_steps changes the weights: by the learning rate
@@ -49,6 +47,7 @@ class TrainingRun:
         resume: continue from state.pt in `run_dir`.
         max_minutes: time limit; None for none.
         log: set by `start`, in the main process only.
+        batches: set by `start`.
     """
 
     config: TrainConfig | SyncNetConfig
@@ -59,6 +58,7 @@ class TrainingRun:
     max_minutes: float | None = None
     _started: float = field(default_factory=time.monotonic, init=False)
     log: RunLog | None = field(default=None, init=False)
+    batches: DeviceBatches | None = field(default=None, init=False)
 
     @classmethod
     def from_args(cls, args: argparse.Namespace, kind: type[TrainConfig] | type[SyncNetConfig]) -> "TrainingRun":
@@ -74,7 +74,9 @@ class TrainingRun:
         flags = {key.name: getattr(args, key.name, None) for key in fields(kind)}
         overrides = {name: str(value) if isinstance(value, Path) else value for name, value in flags.items()}
         config = load_config(args.config, overrides, kind)
-        device = distributed.init(choose_device(args.device))
+        device = choose_device(args.device)
+        torch.backends.cudnn.benchmark = device.type == "cuda"  # all batches of a run have the same shapes
+        device = distributed.init(device, max_processes(config))
         run_dir = args.run_dir or Path("runs") / "-".join(path.stem for path in args.config)
         return cls(config, args.data, run_dir, device, args.resume, args.max_minutes)
 
@@ -83,20 +85,21 @@ class TrainingRun:
         return f"# {self.run_dir} on {self.device}\n{dump_config(self.config)}"
 
     def execute(self, train: Callable[["TrainingRun"], None]) -> None:
-        """Prepare the run directory and call `train` with this run.
+        """Check the run directory and call `train` with this run. Nothing is written before `start`.
 
         Raises:
-            UserError: see `prepare_run_dir`; or raised by `train`.
+            UserError: see `check_run_dir`; or raised by `train`.
         """
         with distributed.main_process_first():
             if self.is_main:
-                prepare_run_dir(self.run_dir, self.config, self.resume)
+                check_run_dir(self.run_dir, self.config, self.resume)
         try:
             train(self)
         except KeyboardInterrupt:
             saved = (self.run_dir / "state.pt").exists()
             message = "--resume continues from the last saved state" if saved else "nothing was saved"
             raise KeyboardInterrupt(f"{self.run_dir}: {message}") from None
+        distributed.wait_for_main()
         distributed.shutdown()
 
     @property
@@ -104,7 +107,7 @@ class TrainingRun:
         """Whether this is the process that writes files."""
         return distributed.rank() == 0
 
-    def load_splits(self) -> list[list[Clip]]:
+    def load_splits(self) -> list[Sequence[Clip]]:
         """The training clips, and the validation clips of held-out speakers."""
         with distributed.main_process_first():
             return load_splits(self.data, self.config)
@@ -122,13 +125,15 @@ class TrainingRun:
         save_training_state(self.run_dir / "state.pt", trainer.state())
 
     def start(self, trainer: Trainer, batches: Dataset) -> tqdm:
-        """Open the log and return a progress bar over the remaining batches."""
+        """Write the configuration, open the log, and return a progress bar over the remaining batches."""
         if self.is_main:
+            create_run_dir(self.run_dir, self.config)
             if trainer.step == 0:  # so that a run killed before its first save can be resumed
                 self.save_state(trainer)
             self.log = RunLog(self.run_dir, trainer.step)
+        self.batches = DeviceBatches(load_batches(batches, trainer.step, self.device), self.device)
         return tqdm(
-            load_batches(batches, trainer.step, self.device),
+            self._wait_for_validation(trainer),
             total=self.config.max_steps,
             initial=trainer.step,
             unit="step",
@@ -136,13 +141,20 @@ class TrainingRun:
             disable=not self.is_main,
         )
 
-    def is_last(self, step: int) -> bool:
-        """Whether training ends after this step: at `max_steps` or at the main process's time limit."""
+    def _wait_for_validation(self, trainer: Trainer) -> Iterator[Any]:
+        for batch in self.batches:
+            yield batch
+            if trainer.step % self.config.validate_every == 0:
+                distributed.wait_for_main()  # in the next step, it would be waited for only STEP_TIMEOUT
+
+    def step_ended(self, step: int) -> bool:
+        """Count a finished step; return whether it is the last: at `max_steps` or the main process's time limit."""
+        self.batches.step_ended()
         if step == self.config.max_steps:
             return True
         if self.max_minutes is None:
             return False
-        return distributed.broadcast_flag(time.monotonic() - self._started > 60 * self.max_minutes, self.device)
+        return distributed.broadcast_flag(time.monotonic() - self._started > 60 * self.max_minutes)
 
     def is_due(self, step: int, interval: int, last: bool = False) -> bool:
         """True in the main process every `interval` steps, and at the last step if `last`."""
@@ -181,61 +193,42 @@ def training_parser(description: str, base: str) -> argparse.ArgumentParser:
     return parser
 
 
-def summarize_clips(clips: list[Clip]) -> str:
+def summarize_clips(clips: Sequence[Clip]) -> str:
     """Numbers of speakers, clips and minutes as text."""
     minutes = sum(len(clip.frames) for clip in clips) / FPS / 60
     return f"{len({clip.speaker for clip in clips})} speakers, {len(clips)} clips, {minutes:.1f} minutes"
 
 
-def load_splits(data: Path, config: TrainConfig | SyncNetConfig) -> list[list[Clip]]:
-    """The training clips, and the validation clips of held-out speakers."""
-    local = distributed.local_world_size()
-    return [load_clips(data, split, config.mouth_size, config.audio_features, local) for split in ("train", "val")]
-
-
-def batch_shard(batch_size: int) -> slice:
-    """The samples of every batch that this process trains on.
-
-    Raises:
-        ParameterError: `batch_size` is not a multiple of the number of processes.
-    """
-    processes = distributed.world_size()
-    if batch_size % processes:
-        raise ParameterError("batch_size", f"expected a multiple of the {processes} processes, found {batch_size}")
-    return slice(distributed.rank(), None, processes)
-
-
-def load_batches(batches: Dataset, step: int, device: torch.device) -> DataLoader:
-    """Load the batches from `step` on; for a GPU, in worker processes, so that it need not wait."""
-    workers = min(8, (os.cpu_count() or 1) // distributed.local_world_size()) if device.type == "cuda" else 0
-    return DataLoader(
-        batches, batch_size=None, sampler=range(step, len(batches)), num_workers=workers, pin_memory=workers > 0
+def load_splits(data: Path, config: TrainConfig | SyncNetConfig) -> list[Sequence[Clip]]:
+    """The training clips, and the validation clips of held-out speakers: some of them if there are very many."""
+    train, val = (
+        load_clips(data, split, config.mouth_size, config.audio_features, store_frames=True)
+        for split in ("train", "val")
     )
+    return [train, thin(val)]
 
 
-def autocast(precision: str, device: torch.device) -> AbstractContextManager:
-    """bfloat16 autocast if `precision` is "bf16"; nothing if it is "fp32"."""
-    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
+def max_processes(config: TrainConfig | SyncNetConfig) -> int:
+    """Number of processes that can share a step: each takes a sample or more in every forward pass."""
+    return config.batch_size // config.grad_accum_steps
 
 
-def check_finite(losses: dict[str, float], step: int, clip_ids: list[str]) -> None:
-    """Raise UserError, with the clips of the batch, if a loss is NaN or Inf."""
-    if not all(map(math.isfinite, losses.values())):
-        raise UserError(f"step {step}: a loss is NaN or Inf: {losses}; clips: {', '.join(clip_ids)}")
+def process_samples(config: TrainConfig | SyncNetConfig) -> list[int]:
+    """Numbers of the samples of every batch that this process trains on, in the order of its forward passes."""
+    return [number for part in distributed.shares(config.batch_size, config.grad_accum_steps) for number in part]
 
 
-def prepare_run_dir(run_dir: Path, config: TrainConfig | SyncNetConfig, resume: bool) -> None:
-    """Create the run directory, or check that the run in it can be resumed with `config`, and store `config` in it.
+def check_run_dir(run_dir: Path, config: TrainConfig | SyncNetConfig, resume: bool) -> None:
+    """Check that a run can be written to `run_dir`, or that the run in it can be resumed with `config`.
 
     Raises:
-        OutputError: the directory holds a run and `resume` is false, or cannot be written.
+        OutputError: the directory holds a run and `resume` is false, or it cannot be created.
         ParameterError: `resume` is true, but there is no run, or its configuration differs in more than CHANGEABLE.
     """
-    saved = run_dir / "config.yaml"
     if resume:
         if not (run_dir / "state.pt").exists():
             raise ParameterError("resume", f"{run_dir} holds no run to continue (no state.pt)")
-        before = load_config(saved, kind=type(config))
+        before = load_config(run_dir / "config.yaml", kind=type(config))
         changed = [name for name in vars(config) if getattr(before, name) != getattr(config, name)]
         if fixed := [name for name in changed if name not in CHANGEABLE]:
             raise ParameterError(
@@ -244,9 +237,22 @@ def prepare_run_dir(run_dir: Path, config: TrainConfig | SyncNetConfig, resume: 
             )
     elif (run_dir / "state.pt").exists():
         raise OutputError(run_dir, "holds a run already; resume it or choose another directory")
+    existing = next(folder for folder in (run_dir, *run_dir.absolute().parents) if folder.exists())
+    if not existing.is_dir():
+        raise OutputError(run_dir, f"cannot be created: {existing} is not a directory")
+
+
+def create_run_dir(run_dir: Path, config: TrainConfig | SyncNetConfig) -> None:
+    """Create the run directory if it does not exist, and store the configuration in it.
+
+    Temporary files of a killed run are removed.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(run_dir, f"cannot be created: {error_reason(error)}") from None
     remove_leftovers(run_dir)
-    write_atomically(saved, lambda file: file.write(dump_config(config).encode()))
+    write_atomically(run_dir / "config.yaml", lambda file: file.write(dump_config(config).encode()))

@@ -1,6 +1,8 @@
 """Training of SyncNet on matched and mismatched audio–video pairs: optimizer, warm-up, one training step."""
 
-from dataclasses import dataclass, field
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,44 +19,21 @@ from data_processing.batches import (
     SYNC_RADIUS,
     SyncBatch,
     clip_probabilities,
+    draw_clips,
     mouth_stack,
     sample_augmentation,
+    to_float,
 )
-from data_processing.dataset import Clip
+from data_processing.dataset import Clip, thin
 from data_processing.face.lips import LIP_FEATURES, lip_features
 from models.checkpoint import SYNCNET, load_model, save_model
 from models.syncnet import SyncNet
 from training import distributed
-from training.run import autocast, check_finite
 from training.schedule import cosine_decay, learning_rate
+from training.steps import autocast, check_finite, micro_batches, optimizer_step
 from utils.errors import ParameterError
 
 TEMPERATURE = 0.05  # of the contrastive loss; cosine similarities lie in [0, 1]
-
-
-class PairScorer(nn.Module):
-    """SyncNet's forward pass for B mouth windows with K audio windows each.
-
-    Each mouth window is encoded only once, because almost all computation is in the face encoder.
-    """
-
-    def __init__(self, syncnet: SyncNet) -> None:
-        super().__init__()
-        self.syncnet = syncnet
-
-    def forward(self, mouths: torch.Tensor, audio: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Encode and score.
-
-        Args:
-            mouths: (B, 15, S, S), RGB in [0, 1].
-            audio: (B·K, D, 9), the K audio windows of a mouth window one after another.
-
-        Returns:
-            Scores (B·K, 1, S/32, S/32), face codes (B, 128, S/32, S/32), audio codes (B·K, 128, 1).
-        """
-        face_codes, audio_codes = self.syncnet.face_encoder(mouths), self.syncnet.audio_encoder(audio)
-        repeated = face_codes.repeat_interleave(len(audio) // len(mouths), dim=0)
-        return self.syncnet.merge(repeated, audio_codes), face_codes, audio_codes
 
 
 @dataclass
@@ -62,7 +41,6 @@ class Trainer:
     """SyncNet with its optimizer, and the training progress.
 
     Attributes:
-        parallel: a PairScorer of `syncnet` for the forward pass of a step, wrapped when several processes train.
         step: number of training steps taken.
         best: highest accuracy on held-out speakers so far.
     """
@@ -71,16 +49,12 @@ class Trainer:
     optimizer: torch.optim.AdamW
     config: SyncNetConfig
     device: torch.device
-    parallel: nn.Module = field(init=False)
     step: int = 0
     best: float = 0.0
 
-    def __post_init__(self) -> None:
-        self.parallel = PairScorer(self.syncnet)
-
     def distribute(self) -> None:
         """Train jointly with the other processes of training/distributed.py from now on."""
-        self.parallel = distributed.wrap(self.parallel)
+        distributed.synchronize(self.syncnet)
 
     @classmethod
     def create(cls, config: SyncNetConfig, device: torch.device) -> "Trainer":
@@ -94,18 +68,12 @@ class Trainer:
         syncnet = SyncNet(FEATURE_DIMS[config.audio_features])
         if config.init_from:
             initial = load_model(config.init_from, kinds=SYNCNET)
-            if initial.audio_features != config.audio_features:
-                raise ParameterError(
-                    "init_from",
-                    f"{config.init_from}: expected {config.audio_features} features, "
-                    f"found {initial.audio_features}",
-                )
+            check_initial_syncnet(config, initial.audio_features)
             syncnet = initial.model.train()
         layout = torch.channels_last if config.channels_last else torch.contiguous_format
         syncnet.to(device, memory_format=layout)
-        optimizer = torch.optim.AdamW(
-            syncnet.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
-        )
+        options = {"weight_decay": config.weight_decay, "fused": device.type == "cuda" or None}
+        optimizer = torch.optim.AdamW(syncnet.parameters(), lr=config.learning_rate, **options)
         return cls(syncnet, optimizer, config, device)
 
     def state(self) -> dict[str, Any]:
@@ -124,11 +92,18 @@ class Trainer:
         self.step, self.best = state["step"], state["best"]
 
 
+def check_initial_syncnet(config: SyncNetConfig, audio_features: str) -> None:
+    """Raise ParameterError unless a run can start from a SyncNet of these audio features."""
+    if audio_features != config.audio_features:
+        reason = f"{config.init_from}: expected {config.audio_features} features, found {audio_features}"
+        raise ParameterError("init_from", reason)
+
+
 def train_step(trainer: Trainer, batch: SyncBatch) -> dict[str, float]:
     """One optimizer step on B mouth windows, each with matched audio and K mismatched audio windows.
 
     Returns:
-        Averaged over all processes:
+        Averaged over the samples of all passes (`grad_accum_steps`) and processes:
         loss: least squares of the scores to 1 (matched) and 0 (mismatched), both with equal weight.
         contrast: cross-entropy of selecting the matched audio by the similarity of the codes; ln(1 + K) by chance.
         accuracy: fraction of matched pairs above 0.5 and of mismatched pairs below it, averaged.
@@ -136,37 +111,46 @@ def train_step(trainer: Trainer, batch: SyncBatch) -> dict[str, float]:
     Raises:
         UserError: a loss is NaN or Inf; the message names the clips of the batch.
     """
-    trainer.optimizer.param_groups[0]["lr"] = learning_rate(trainer.config, trainer.step)
-    mouths, audio = batch.mouths.to(trainer.device), batch.audio.to(trainer.device)
-    size, choices = audio.shape[:2]
+    config = trainer.config
+    sums: defaultdict[str, torch.Tensor | float] = defaultdict(float)
+    trainer.optimizer.zero_grad()
+    for part, share in micro_batches(batch, config.grad_accum_steps, trainer.device):
+        values = _losses(trainer, part)
+        for name, value in values.items():
+            sums[name] += share * value.detach()
+        (share * (values["loss"] + config.contrast_weight * values["contrast"])).backward()
+    means = distributed.sum_values(sums)
+    check_finite(means, trainer.step, batch.clip_ids)
+    optimizer_step(trainer.optimizer, learning_rate(config, trainer.step))
+    trainer.step += 1
+    return means
+
+
+def _losses(trainer: Trainer, batch: SyncBatch) -> dict[str, torch.Tensor]:
+    """The values that `train_step` returns, for one forward pass."""
+    syncnet, (size, choices) = trainer.syncnet, batch.audio.shape[:2]
     with autocast(trainer.config.precision, trainer.device):
-        scores, face_codes, audio_codes = trainer.parallel(mouths, audio.flatten(0, 1))
+        # a mouth window is encoded once for all its audio windows: almost all computation is in the face encoder
+        face_codes = syncnet.face_encoder(batch.mouths)
+        audio_codes = syncnet.audio_encoder(batch.audio.flatten(0, 1))
+        scores = syncnet.merge(face_codes.repeat_interleave(choices, dim=0), audio_codes)
     scores = scores.unflatten(0, (size, choices))
     matched, mismatched = scores[:, 0], scores[:, 1:]
-    loss = ((matched - 1).square().mean() + mismatched.square().mean()) / 2
     similarity = F.cosine_similarity(
         face_codes.float().mean(dim=(2, 3))[:, None],
         audio_codes.float()[..., 0].unflatten(0, (size, choices)),
         dim=-1,
     )
     target = torch.zeros(size, dtype=torch.long, device=trainer.device)
-    contrast = F.cross_entropy(similarity / TEMPERATURE, target)
-    matched, mismatched = (score.detach().mean(dim=(-3, -2, -1)) for score in (matched, mismatched))
-    values = {
-        "loss": loss.item(),
-        "contrast": contrast.item(),
-        "accuracy": ((matched > 0.5).float().mean() + (mismatched < 0.5).float().mean()).item() / 2,
+    correct = [(matched.mean(dim=(-3, -2, -1)) > 0.5), (mismatched.mean(dim=(-3, -2, -1)) < 0.5)]
+    return {
+        "loss": ((matched - 1).square().mean() + mismatched.square().mean()) / 2,
+        "contrast": F.cross_entropy(similarity / TEMPERATURE, target),
+        "accuracy": sum(pairs.float().mean() for pairs in correct) / 2,
     }
-    values = distributed.all_reduce_mean(values, trainer.device)
-    check_finite(values, trainer.step, batch.clip_ids)
-    trainer.optimizer.zero_grad(set_to_none=True)
-    (loss + trainer.config.contrast_weight * contrast).backward()
-    trainer.optimizer.step()
-    trainer.step += 1
-    return values
 
 
-def warm_up_shapes(trainer: Trainer, clips: list[Clip]) -> None:
+def warm_up_shapes(trainer: Trainer, clips: Sequence[Clip]) -> None:
     """Train both encoders to predict the lip features, through one linear head that is discarded afterwards.
 
     From random weights, matching mouths to audio is hard to learn: neither encoder gets a useful gradient before
@@ -176,14 +160,15 @@ def warm_up_shapes(trainer: Trainer, clips: list[Clip]) -> None:
     config = trainer.config
     torch.manual_seed(config.seed)
     rng = np.random.default_rng(config.seed)
-    probabilities = clip_probabilities(clips, config.speaker_sampling_exponent)
+    clips = thin(clips)
+    cumulative = np.cumsum(clip_probabilities(clips, config.speaker_sampling_exponent))
     lips = [lip_features(clip.landmarks) for clip in clips]
     head = nn.Linear(128, LIP_FEATURES).to(trainer.device)
     optimizer = torch.optim.AdamW([*trainer.syncnet.parameters(), *head.parameters()])
 
     def sample(count: int) -> list[tuple[int, int]]:
         """Clip numbers and frame indices."""
-        numbers = rng.choice(len(clips), count, p=probabilities)
+        numbers = draw_clips(rng, cumulative, count)
         return [(number, int(rng.integers(2, len(lips[number]) - 2))) for number in numbers]
 
     def head_loss(codes: torch.Tensor, samples: list[tuple[int, int]]) -> torch.Tensor:
@@ -200,7 +185,8 @@ def warm_up_shapes(trainer: Trainer, clips: list[Clip]) -> None:
             [audio_windows(clips[n].features, np.array([index]), SYNC_RADIUS)[0] for n, index in audio_samples]
         )
         with autocast(config.precision, trainer.device):
-            face_codes = trainer.syncnet.face_encoder(torch.from_numpy(mouths).to(trainer.device)).mean(dim=(2, 3))
+            images = to_float(torch.from_numpy(mouths).to(trainer.device))
+            face_codes = trainer.syncnet.face_encoder(images).mean(dim=(2, 3))
             audio_codes = trainer.syncnet.audio_encoder(torch.from_numpy(audio).to(trainer.device))[..., 0]
             losses = [head_loss(face_codes, face_samples), head_loss(audio_codes, audio_samples)]
         optimizer.zero_grad(set_to_none=True)

@@ -1,15 +1,25 @@
-"""Training in two processes started by torchrun, on the CPU: the losses equal those of one process."""
+"""Training in several processes, on the CPU: they take the same steps as one process."""
 
 import os
+import socket
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
-from models.checkpoint import load_training_state, save_model
+from configs.schema import SyncNetConfig, load_config
+from data_processing.batches import Batch, SyncBatch
+from models.blocks import ConvBlock, ResBlock
+from models.checkpoint import LoadedModel, load_training_state, save_model
+from models.dinet import DINet
 from models.syncnet import SyncNet
+from training import dinet_trainer, distributed, syncnet_trainer
+from training.run import process_samples
 from utils.files import read_jsonl
 
 pytestmark = pytest.mark.slow
@@ -83,9 +93,187 @@ def test_syncnet(prepared_dataset, tmp_path):
     assert_same_losses(tmp_path / "1", tmp_path / "2", "contrast", steps=3)
 
 
-def test_batch_size_must_be_a_multiple_of_the_processes(prepared_dataset, tmp_path):
-    (tmp_path / "odd.yaml").write_text(SYNCNET.replace("batch_size: 4", "batch_size: 3"))
-    flags = ("--config", tmp_path / "odd.yaml", "--data", prepared_dataset, "--run-dir", tmp_path / "run")
-    done = run(2, "train_syncnet.py", *flags)
-    assert done.returncode != 0
-    assert "batch_size: expected a multiple of the 2 processes, found 3" in done.stderr
+def test_processes_without_a_sample_end_at_once(prepared_dataset, tmp_path):
+    recipe = SYNCNET.replace("batch_size: 4", "batch_size: 2").replace("shape_warmup_steps: 2\n", "")
+    (tmp_path / "small.yaml").write_text(recipe)
+    flags = ("--config", tmp_path / "small.yaml", "--data", prepared_dataset, "--max-steps", 1, "--run-dir")
+    done = run(3, "train_syncnet.py", *flags, tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("finished at step 1") == 1
+
+
+# --- one step, in float64, with small networks ----------------------------------------------------------------
+
+SAMPLES, FRAMES = 10, 5
+BATCH_NORM_FREE = {"adversarial": 1, "clip_adversarial": FRAMES}
+
+
+class SmallGenerator(torch.nn.Module):
+    """The interface of DINet, with batch norms over images and over audio."""
+
+    mask = staticmethod(DINet.mask)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.images = ConvBlock(3 + 6, 8, 3)
+        self.audio_encoder = ConvBlock(4, 8, 3, dims=1)
+        self.block = ResBlock(8)
+        self.last = torch.nn.Conv2d(8, 3, 3, padding=1)
+
+    def forward(self, masked_source, references, audio_window):
+        references = references.repeat_interleave(len(masked_source) // len(references), dim=0)
+        code = self.audio_encoder(audio_window).mean(dim=2)[..., None, None]
+        return self.last(self.block(self.images(torch.cat([masked_source, references], dim=1)) + code)).sigmoid()
+
+
+def small_trainer(grad_accum_steps: int, freeze_bn: bool) -> dinet_trainer.Trainer:
+    weights = {
+        "pixel": 3.0,
+        "lips": 5.0,
+        "perceptual": 2.0,
+        "adversarial": 2.0,
+        "clip_adversarial": 4.0,
+        "sync": 6.0,
+    }
+    config = replace(
+        load_config(ROOT / "configs/stages/frame_64.yaml"),
+        **{"mouth_size": 32, "precision": "fp32", "clip_length": FRAMES, "batch_size": SAMPLES},
+        **{"loss_weights": weights, "grad_accum_steps": grad_accum_steps, "freeze_bn": freeze_bn},
+    )
+    torch.manual_seed(0)
+    generator = SmallGenerator()
+    discriminators = torch.nn.ModuleDict(
+        {name: torch.nn.Conv2d(3 * frames, 1, 5, 2) for name, frames in BATCH_NORM_FREE.items()}
+    )
+    syncnet = LoadedModel(SyncNet(4).requires_grad_(False), "whisper", 32, {})
+    return dinet_trainer.Trainer(
+        generator,
+        discriminators,
+        torch.optim.Adam(generator.parameters()),
+        torch.optim.Adam(discriminators.parameters()),
+        lambda output, target: (output - target).square().mean(),  # in place of the perceptual loss
+        syncnet,
+        config,
+        torch.device("cpu"),
+    )
+
+
+def generator_step(grad_accum_steps: int, freeze_bn: bool = False) -> dict[str, torch.Tensor]:
+    """Losses, gradients and running statistics of one step of the generator and the discriminators."""
+    trainer = small_trainer(grad_accum_steps, freeze_bn)
+    trainer.distribute()
+    generator = torch.Generator().manual_seed(1)
+    images = torch.rand(SAMPLES, FRAMES, 9, 52, 40, generator=generator, dtype=torch.float64)
+    audio = torch.rand(SAMPLES, 4, 9, generator=generator, dtype=torch.float64)
+    own = process_samples(trainer.config)
+    windows = audio.unfold(2, 5, 1).transpose(1, 2)[own].flatten(0, 1)
+    target, references = images[own, :, :3].flatten(0, 1), images[own, 0, 3:]
+    batch = Batch(target, references, windows, audio[own], [""] * SAMPLES)
+    networks = torch.nn.ModuleDict({"generator": trainer.generator, **trainer.discriminators})
+    return step_values(networks, lambda: dinet_trainer.train_step(trainer, batch))
+
+
+def syncnet_step(grad_accum_steps: int) -> dict[str, torch.Tensor]:
+    """Losses and gradients of one step of SyncNet."""
+    settings = {"mouth_size": 32, "precision": "fp32", "audio_features": "phoneme", "batch_size": SAMPLES}
+    settings |= {"grad_accum_steps": grad_accum_steps, "channels_last": False}
+    config = load_config(ROOT / "configs/stages/syncnet_64.yaml", settings, SyncNetConfig)
+    trainer = syncnet_trainer.Trainer.create(config, torch.device("cpu"))
+    trainer.distribute()
+    generator = torch.Generator().manual_seed(1)
+    mouths = torch.rand(SAMPLES, 15, 32, 32, generator=generator, dtype=torch.float64)
+    audio = torch.rand(SAMPLES, 3, 29, 9, generator=generator, dtype=torch.float64)
+    own = process_samples(config)
+    batch = SyncBatch(mouths[own], audio[own], [""] * SAMPLES)
+    return step_values(trainer.syncnet, lambda: syncnet_trainer.train_step(trainer, batch))
+
+
+def step_values(network: torch.nn.Module, step: Callable[[], dict[str, float]]) -> dict[str, torch.Tensor]:
+    before = {name: parameter.detach().clone() for name, parameter in network.named_parameters()}
+    losses = step()
+    for name, parameter in network.named_parameters():
+        assert not torch.equal(parameter, before[name]), f"{name} is not trained"
+    return {
+        **{name: torch.tensor(value) for name, value in losses.items()},
+        **{name: parameter.grad for name, parameter in network.named_parameters()},
+        **{name: buffer for name, buffer in network.named_buffers() if buffer.is_floating_point()},
+    }
+
+
+STEPS = {
+    "generator": partial(generator_step, 1),
+    "generator, three passes": partial(generator_step, 3),
+    "generator, three passes, frozen norms": partial(generator_step, 3, True),
+    "SyncNet": partial(syncnet_step, 1),
+    "SyncNet, three passes": partial(syncnet_step, 3),
+}
+
+
+def use_float64(patch: pytest.MonkeyPatch) -> None:
+    """Compute everything in float64, also where the code asks for float32."""
+    patch.setattr(torch.Tensor, "float", torch.Tensor.double)
+    torch.set_default_dtype(torch.float64)
+
+
+def steps_in_process(number: int, folder: Path, ports: list[int]) -> None:
+    """Take the steps in two processes, the third of which has no sample, then in three."""
+    torch.set_num_threads(1)
+    use_float64(pytest.MonkeyPatch())
+    for processes, port in zip((2, 3), ports, strict=True):
+        os.environ |= {"WORLD_SIZE": "3", "RANK": f"{number}", "MASTER_ADDR": "localhost", "MASTER_PORT": f"{port}"}
+        if processes == 2 and number == 2:
+            with pytest.raises(SystemExit):
+                distributed.init(torch.device("cpu"), processes)
+            continue
+        distributed.init(torch.device("cpu"), processes)
+        for name, step in STEPS.items():
+            torch.save(step(), folder / f"{name} {processes} {number}")
+        distributed.shutdown()
+
+
+def free_port() -> int:
+    with socket.socket() as server:
+        server.bind(("localhost", 0))
+        return server.getsockname()[1]
+
+
+def assert_close(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-9, atol=1e-9, msg=name)
+
+
+@pytest.fixture
+def float64():
+    with pytest.MonkeyPatch.context() as patch:
+        use_float64(patch)
+        yield
+    torch.set_default_dtype(torch.float32)
+
+
+def test_two_and_three_processes_take_the_step_of_one(float64, tmp_path):
+    """Ten samples, in one pass or in three: the shares are not equal."""
+    ports = [free_port(), free_port()]
+    torch.multiprocessing.spawn(steps_in_process, (tmp_path, ports), nprocs=3)
+    for name, step in STEPS.items():
+        expected = step()
+        for processes in (2, 3):
+            for number in range(processes):
+                assert_close(torch.load(tmp_path / f"{name} {processes} {number}"), expected)
+
+
+def test_passes_take_the_step_of_one_pass(float64):
+    """But for batch norms that see the samples of a pass."""
+    assert_close(generator_step(3, freeze_bn=True), generator_step(1, freeze_bn=True))
+    assert_close(syncnet_step(3), syncnet_step(1))
+    one, three = generator_step(1), generator_step(3)
+    assert (one["generator.images.conv.weight"] - three["generator.images.conv.weight"]).abs().max() > 1e-6
+
+
+def test_shares_are_disjoint_and_complete(monkeypatch):
+    monkeypatch.setattr(distributed, "world_size", lambda: 3)
+    shares = []
+    for number in range(3):
+        monkeypatch.setattr(distributed, "rank", lambda number=number: number)
+        shares.append([list(part) for part in distributed.shares(7, 2)])
+    assert shares == [[[0], [3, 6]], [[1], [4]], [[2], [5]]]

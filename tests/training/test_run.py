@@ -11,8 +11,9 @@ import torch
 
 from configs.schema import TrainConfig, load_config
 from tests.support.training import TINY
-from training.run import TrainingRun, batch_shard, check_finite, prepare_run_dir, training_parser
-from utils.errors import OutputError, ParameterError, UserError
+from training.loading import DeviceBatches
+from training.run import TrainingRun, check_run_dir, create_run_dir, process_samples, training_parser
+from utils.errors import OutputError, ParameterError
 
 
 @pytest.fixture
@@ -22,41 +23,42 @@ def config(tmp_path) -> TrainConfig:
 
 
 def test_new_run_directory_holds_the_configuration(config, tmp_path):
-    prepare_run_dir(tmp_path / "runs" / "one", config, resume=False)
+    create_run_dir(tmp_path / "runs" / "one", config)
     assert load_config(tmp_path / "runs" / "one" / "config.yaml") == config
 
 
 def test_run_directory_with_a_run_must_be_resumed(config, tmp_path):
     run_dir = tmp_path / "run"
-    prepare_run_dir(run_dir, config, resume=False)
+    create_run_dir(run_dir, config)
+    check_run_dir(run_dir, config, resume=False)
     (run_dir / "state.pt").touch()
     with pytest.raises(OutputError, match="holds a run already") as caught:
-        prepare_run_dir(run_dir, config, resume=False)
+        check_run_dir(run_dir, config, resume=False)
     assert caught.value.path == run_dir
     (run_dir / ".state.123.partial.pt").touch()  # left by a killed run
-    prepare_run_dir(run_dir, config, resume=True)
+    check_run_dir(run_dir, config, resume=True)
+    create_run_dir(run_dir, config)
     assert sorted(path.name for path in run_dir.iterdir()) == ["config.yaml", "state.pt"]
 
 
 def test_resume_needs_a_run_with_the_same_configuration(config, tmp_path):
     run_dir = tmp_path / "run"
     with pytest.raises(ParameterError, match=r"no run to continue") as caught:
-        prepare_run_dir(run_dir, config, resume=True)
+        check_run_dir(run_dir, config, resume=True)
     assert caught.value.parameter == "resume"
-    prepare_run_dir(run_dir, config, resume=False)
+    create_run_dir(run_dir, config)
     (run_dir / "state.pt").touch()
     with pytest.raises(ParameterError, match="differs in seed, learning_rate;"):
-        prepare_run_dir(run_dir, replace(config, max_steps=5, seed=1, learning_rate=1.0), resume=True)
+        check_run_dir(run_dir, replace(config, max_steps=5, seed=1, learning_rate=1.0), resume=True)
     assert load_config(run_dir / "config.yaml") == config
 
 
 def test_length_and_intervals_may_change(config, tmp_path):
     run_dir = tmp_path / "run"
-    prepare_run_dir(run_dir, config, resume=False)
+    create_run_dir(run_dir, config)
     (run_dir / "state.pt").touch()
     changed = replace(config, max_steps=9, log_every=5, validate_every=5, image_every=5, save_every=5)
-    prepare_run_dir(run_dir, changed, resume=True)
-    assert load_config(run_dir / "config.yaml") == changed
+    check_run_dir(run_dir, changed, resume=True)
 
 
 def test_flags_override_the_configuration(config, tmp_path):
@@ -78,10 +80,11 @@ def test_time_limit_must_be_positive(minutes):
 
 def test_training_ends_at_max_steps_or_at_the_time_limit(config, tmp_path):
     run = TrainingRun(config, tmp_path, tmp_path, torch.device("cpu"))
-    assert [run.is_last(step) for step in (1, 3, 4)] == [False, False, True]
+    run.batches = DeviceBatches([], run.device)
+    assert [run.step_ended(step) for step in (1, 3, 4)] == [False, False, True]
     run.max_minutes = 1e-9
     time.sleep(1e-3)
-    assert run.is_last(1)
+    assert run.step_ended(1)
 
 
 def test_intervals(config, tmp_path):
@@ -90,12 +93,5 @@ def test_intervals(config, tmp_path):
     assert run.is_due(7, 3, last=True)
 
 
-def test_one_process_trains_on_the_whole_batch():
-    assert list(range(5))[batch_shard(5)] == [0, 1, 2, 3, 4]
-
-
-@pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_losses_that_are_not_finite_name_the_clips(value):
-    check_finite({"pixel": 1.0}, 7, ["a", "b"])
-    with pytest.raises(UserError, match=r"step 7: a loss is NaN or Inf: .*; clips: a, b"):
-        check_finite({"pixel": 1.0, "lips": value}, 7, ["a", "b"])
+def test_one_process_trains_on_the_whole_batch(config):
+    assert process_samples(replace(config, batch_size=5, grad_accum_steps=2)) == [0, 1, 2, 3, 4]
