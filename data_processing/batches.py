@@ -5,8 +5,10 @@ seen. With several processes each one loads only its shard of every batch.
 """
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 import torch
 
@@ -18,7 +20,6 @@ from models.syncnet import CLIP_LENGTH, SYNC_WINDOW
 SYNC_RADIUS = SYNC_WINDOW // 2  # rows of audio features on either side of the middle of SyncNet's five frames
 SYNC_HALF = CLIP_LENGTH // 2  # frames on either side of the middle of SyncNet's five frames
 REFERENCE_GAP = 5  # frames; a reference nearer to the target frame would show the target's mouth
-ALL = slice(None)
 
 # One sample: clip, index or indices of its target frames, indices of its reference frames, gain, bias, mirrored.
 Sample = tuple[Clip, int | np.ndarray, np.ndarray, float, float, bool]
@@ -27,8 +28,10 @@ Sample = tuple[Clip, int | np.ndarray, np.ndarray, float, float, bool]
 class Batch(NamedTuple):
     """B samples of T consecutive frames with N reference frames; T = 1 in the frame stage.
 
-    target: (B·T, 3, H, W), RGB in [0, 1], the frames of a sample one after another.
-    references: (B, 3N, H, W), RGB in [0, 1].
+    Images are uint8, or float32 in [0, 1], RGB.
+
+    target: (B·T, 3, H, W), the frames of a sample one after another.
+    references: (B, 3N, H, W).
     audio_window: (B·T, D, 5), the audio window of each frame.
     sync_audio: (B, D, T + 4), the rows of audio features that the windows of a sample cover.
     clip_ids: names of the clips of the whole batch, all shards, for messages.
@@ -44,7 +47,7 @@ class Batch(NamedTuple):
 class SyncBatch(NamedTuple):
     """B mouth windows of five frames, each with matched audio and K negatives (mismatched audio).
 
-    mouths: (B, 15, S, S), RGB in [0, 1], five frames stacked in the channels.
+    mouths: (B, 15, S, S), uint8 RGB, five frames stacked in the channels.
     audio: (B, 1 + K, D, 9), the matched audio first.
     clip_ids: names of the clips of the whole batch, all shards, for messages.
     """
@@ -64,19 +67,19 @@ class TrainingBatches(torch.utils.data.Dataset):
         frames are equally probable. A higher exponent favours long recordings of few speakers, from which the
         mapping from audio to lips is learned sooner. A lower one favours many different faces.
     clip_length: T, consecutive target frames per sample.
-    shard: the part of every batch that this process trains on.
+    shard: numbers of the samples of every batch that this process trains on; None for all.
     """
 
     def __init__(
         self,
-        clips: list[Clip],
+        clips: Sequence[Clip],
         batch_size: int,
         num_references: int,
         num_steps: int,
         seed: int,
         speaker_sampling_exponent: float = 1.0,
         clip_length: int = 1,
-        shard: slice = ALL,
+        shard: Sequence[int] | None = None,
     ) -> None:
         self.clips = clips
         self.batch_size = batch_size
@@ -84,8 +87,8 @@ class TrainingBatches(torch.utils.data.Dataset):
         self.num_steps = num_steps
         self.seed = seed
         self.clip_length = clip_length
-        self.shard = shard
-        self.probabilities = clip_probabilities(clips, speaker_sampling_exponent)
+        self.shard = range(batch_size) if shard is None else shard
+        self.cumulative = np.cumsum(clip_probabilities(clips, speaker_sampling_exponent))
 
     def __len__(self) -> int:
         return self.num_steps
@@ -93,13 +96,13 @@ class TrainingBatches(torch.utils.data.Dataset):
     def __getitem__(self, step: int) -> Batch:
         rng = np.random.default_rng((self.seed, step))
         samples = []
-        for number in rng.choice(len(self.clips), self.batch_size, p=self.probabilities):
+        for number in draw_clips(rng, self.cumulative, self.batch_size):
             clip = self.clips[number]
             indices = rng.integers(len(clip.frames) - self.clip_length + 1) + np.arange(self.clip_length)
             references = reference_indices(rng, len(clip.frames), indices, self.num_references)
             samples.append((clip, indices, references, *sample_augmentation(rng)))
         clip_ids = [clip.id for clip, *_ in samples]
-        return make_batch(samples[self.shard])._replace(clip_ids=clip_ids)
+        return stack_samples([samples[number] for number in self.shard])._replace(clip_ids=clip_ids)
 
 
 class SyncBatches(torch.utils.data.Dataset):
@@ -113,14 +116,14 @@ class SyncBatches(torch.utils.data.Dataset):
 
     def __init__(
         self,
-        clips: list[Clip],
+        clips: Sequence[Clip],
         batch_size: int,
         num_steps: int,
         seed: int,
         num_negatives: int,
         negative_gap: int,
         speaker_sampling_exponent: float = 1.0,
-        shard: slice = ALL,
+        shard: Sequence[int] | None = None,
     ) -> None:
         self.clips = clips
         self.batch_size = batch_size
@@ -128,9 +131,9 @@ class SyncBatches(torch.utils.data.Dataset):
         self.seed = seed
         self.num_negatives = num_negatives
         self.negative_gap = negative_gap
-        self.shard = shard
-        self.probabilities = clip_probabilities(clips, speaker_sampling_exponent)
-        self.speakers = np.array([clip.speaker for clip in clips])
+        self.shard = range(batch_size) if shard is None else shard
+        self.cumulative = np.cumsum(clip_probabilities(clips, speaker_sampling_exponent))
+        self.one_speaker = len({clip.speaker for clip in clips}) == 1
 
     def __len__(self) -> int:
         return self.num_steps
@@ -138,7 +141,7 @@ class SyncBatches(torch.utils.data.Dataset):
     def __getitem__(self, step: int) -> SyncBatch:
         rng = np.random.default_rng((self.seed, step))
         samples, clip_ids = [], []
-        for number in rng.choice(len(self.clips), self.batch_size, p=self.probabilities):
+        for number in draw_clips(rng, self.cumulative, self.batch_size):
             clip = self.clips[number]
             middle = int(rng.integers(SYNC_HALF, len(clip.frames) - SYNC_HALF))
             audio_frames = [(clip, middle), *self._negatives(rng, clip, middle)]
@@ -146,7 +149,7 @@ class SyncBatches(torch.utils.data.Dataset):
             max_shift = mouth_size_of(clip.frames.shape[1]) // 16
             samples.append((audio_frames, *augmentation, *rng.integers(-max_shift, max_shift + 1, 2)))
             clip_ids.append(clip.id)
-        samples = samples[self.shard]
+        samples = [samples[number] for number in self.shard]
         mouths = [mouth_stack(*audio_frames[0], *augmentation) for audio_frames, *augmentation in samples]
         audio = [
             [audio_windows(clip.features, np.array([middle]), SYNC_RADIUS)[0] for clip, middle in audio_frames]
@@ -162,17 +165,14 @@ class SyncBatches(torch.utils.data.Dataset):
         negatives = []
         if num_same_clip:
             negatives += [(clip, int(index)) for index in rng.choice(candidates, num_same_clip)]
-        weights = np.where(self.speakers != clip.speaker, self.probabilities, 0)
-        if not weights.any():  # a dataset of one speaker: sample from all clips instead
-            weights = self.probabilities
-        num_other = self.num_negatives - num_same_clip
-        for number in rng.choice(len(self.clips), num_other, p=weights / weights.sum()):
-            other = self.clips[number]
-            negatives.append((other, int(rng.integers(SYNC_HALF, len(other.frames) - SYNC_HALF))))
+        while len(negatives) < self.num_negatives:
+            other = self.clips[draw_clips(rng, self.cumulative, 1)[0]]
+            if other.speaker != clip.speaker or self.one_speaker:
+                negatives.append((other, int(rng.integers(SYNC_HALF, len(other.frames) - SYNC_HALF))))
         return negatives
 
 
-def clip_probabilities(clips: list[Clip], speaker_sampling_exponent: float) -> np.ndarray:
+def clip_probabilities(clips: Sequence[Clip], speaker_sampling_exponent: float) -> np.ndarray:
     """Sampling probabilities of clips, (number of clips,).
 
     A speaker with n frames gets a probability ∝ n ** speaker_sampling_exponent, divided among the speaker's clips
@@ -185,6 +185,14 @@ def clip_probabilities(clips: list[Clip], speaker_sampling_exponent: float) -> n
         [len(clip.frames) * num_frames[clip.speaker] ** (speaker_sampling_exponent - 1) for clip in clips]
     )
     return weights / weights.sum()
+
+
+def draw_clips(rng: np.random.Generator, cumulative: np.ndarray, count: int) -> list[int]:
+    """Sample numbers of clips as `rng.choice` does, which would sum up the probabilities each time.
+
+    cumulative: (number of clips,), the cumulative sum of `clip_probabilities`.
+    """
+    return np.searchsorted(cumulative, cumulative[-1] * rng.random(count), side="right").tolist()
 
 
 def reference_indices(
@@ -208,7 +216,18 @@ def sample_augmentation(rng: np.random.Generator) -> tuple[float, float, bool]:
 
 
 def make_batch(samples: list[Sample]) -> Batch:
-    """Stack samples, all with the same number of target frames, into a batch."""
+    """Stack samples, all with the same number of target frames, into a batch of float32 images in [0, 1]."""
+    batch = stack_samples(samples)
+    return batch._replace(target=to_float(batch.target), references=to_float(batch.references))
+
+
+def to_float(images: torch.Tensor) -> torch.Tensor:
+    """uint8 images as float32 in [0, 1], on their device."""
+    return images.float() / 255
+
+
+def stack_samples(samples: list[Sample]) -> Batch:
+    """Stack samples, all with the same number of target frames, into a batch of uint8 images."""
     targets, references, audio, sync_audio = [], [], [], []
     for clip, indices, reference, gain, bias, mirror in samples:
         indices = np.atleast_1d(indices)
@@ -236,7 +255,7 @@ def mouth_stack(
     down: int = 0,
     right: int = 0,
 ) -> np.ndarray:
-    """The mouth boxes of the five frames around frame `middle`, augmented: (15, S, S) float32 RGB in [0, 1].
+    """The mouth boxes of the five frames around frame `middle`, augmented: (15, S, S) uint8 RGB.
 
     down, right: pixels by which the mouth box is shifted.
     """
@@ -247,7 +266,8 @@ def mouth_stack(
 
 
 def _augment(frames: np.ndarray, gain: float, bias: float, mirror: bool) -> np.ndarray:
-    """Augmented images: uint8 (T, H, W, 3) -> float32 (T, 3, H, W) in [0, 1]."""
-    images = np.clip(frames.astype(np.float32) / 255 * gain + bias, 0, 1)
-    images = images[:, :, ::-1] if mirror else images
-    return images.transpose(0, 3, 1, 2)
+    """Augmented images: uint8 (T, H, W, 3) -> uint8 (T, 3, H, W). Gain and bias are for images in [0, 1]."""
+    levels = np.rint(np.clip(np.arange(256) * gain + 255 * bias, 0, 255)).astype(np.uint8)
+    rows = np.ascontiguousarray(frames).reshape(-1, *frames.shape[2:])
+    images = cv2.LUT(rows, levels).reshape(frames.shape)
+    return (images[:, :, ::-1] if mirror else images).transpose(0, 3, 1, 2)

@@ -13,6 +13,7 @@ from data_processing.av_sync import MAX_SHIFT, measure_offset
 from data_processing.face.crop import FaceCrop
 from data_processing.face.radius import crop_radii, frame_radii
 from data_processing.face.tracking import Landmarks, find_landmarks
+from data_processing.frame_store import BLOCK_FRAMES
 from data_processing.media.audio_io import SAMPLE_RATE, load_audio, save_wav
 from data_processing.media.video_reader import probe, read_frames
 from data_processing.media.video_writer import VideoWriter
@@ -179,7 +180,8 @@ def _write_video(
     with TemporaryDirectory() as folder:
         wav = Path(folder) / "audio.wav"
         save_wav(wav, audio)
-        with VideoWriter(path, width, height, crf=CROP_CRF, audio_paths=[wav]) as writer:
+        options = {"crf": CROP_CRF, "audio_paths": [wav], "key_frame_interval": BLOCK_FRAMES}
+        with VideoWriter(path, width, height, **options) as writer:
             frames = read_frames(video, start, start + len(points))
             for frame, frame_points, radius_px in zip(frames, points, radii, strict=True):
                 writer.write(FaceCrop.from_landmarks(frame_points, radius_px, mouth_size).extract(frame))

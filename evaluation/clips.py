@@ -4,6 +4,7 @@ the paper's evaluation).
 Validation during training uses these functions too, on fewer frames and in the precision of the training.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +19,7 @@ from data_processing.audio.framing import audio_windows
 from data_processing.av_sync import MAX_SHIFT, encode_windows, offset_and_confidence, shift_scores
 from data_processing.batches import Sample, make_batch, reference_indices
 from data_processing.dataset import Clip
-from evaluation.metrics import ImageMetric, bootstrap_interval
+from evaluation.metrics import ImageMetric, mean_interval
 from models.checkpoint import LoadedModel
 from models.crop_layout import crop_size, mouth_box, mouth_size_of
 
@@ -31,12 +32,11 @@ class Scores:
     """Image metrics of the mouth box for K samples.
 
     values: metric name to (K,) float.
-    speakers, clip_ids: K names, the speaker and the clip of each sample.
+    speakers: the speaker of each sample, K names.
     """
 
     values: dict[str, np.ndarray]
     speakers: list[str]
-    clip_ids: list[str]
 
     def means(self) -> dict[str, float]:
         """The mean of each metric over all samples."""
@@ -49,10 +49,12 @@ def mouth_boxes(images: torch.Tensor) -> torch.Tensor:
     return images[..., rows, columns]
 
 
-def validation_samples(clips: list[Clip], per_clip: int, num_references: int, seed: int = 0) -> list[Sample]:
+def validation_samples(
+    clips: Sequence[Clip], per_clip: int | None, num_references: int, seed: int = 0
+) -> list[Sample]:
     """Up to `per_clip` evenly spaced frames of each clip with random reference frames, without augmentation.
 
-    The reference frames depend only on the seed, the position of the clip in `clips` and the index of the frame.
+    All frames if `per_clip` is None. The reference frames depend only on the seed, the position of the clip in `clips` and the index of the frame.
     """
     samples = []
     for number, clip in enumerate(clips):
@@ -64,9 +66,9 @@ def validation_samples(clips: list[Clip], per_clip: int, num_references: int, se
     return samples
 
 
-def evenly_spaced(total: int, count: int) -> np.ndarray:
-    """`count` evenly spaced indices below `total`, all of them if there are fewer: (min(count, total),) int."""
-    count = min(count, total)
+def evenly_spaced(total: int, count: int | None) -> np.ndarray:
+    """`count` evenly spaced indices below `total`; all of them if there are fewer or `count` is None: (K,) int."""
+    count = total if count is None else min(count, total)
     return ((np.arange(count) + 0.5) * total / count).astype(int)
 
 
@@ -123,7 +125,6 @@ def score_clips(
     return Scores(
         {name: np.concatenate(parts) for name, parts in values.items()},
         speakers=[clip.speaker for clip, *_ in samples],
-        clip_ids=[clip.id for clip, *_ in samples],
     )
 
 
@@ -131,7 +132,7 @@ def score_clips(
 def sync_check(
     loaded: LoadedModel,
     syncnet: LoadedModel,
-    clips: list[Clip],
+    clips: Sequence[Clip],
     sync_features: list[np.ndarray],
     device: torch.device,
     precision: torch.dtype | None = None,
@@ -186,8 +187,8 @@ def sync_check(
 
 def evaluate_generator(
     loaded: LoadedModel,
-    clips: list[Clip],
-    frames_per_clip: int,
+    clips: Sequence[Clip],
+    frames_per_clip: int | None,
     metrics: dict[str, ImageMetric],
     device: torch.device,
     precision: torch.dtype | None = None,
@@ -200,7 +201,7 @@ def evaluate_generator(
 
     Returns:
         A report for JSON. 'matched', 'shifted' (mean of AUDIO_SHIFT frames later and earlier) and 'difference'
-        (matched − shifted) map each metric to its 'mean' and its bootstrap 'interval' over clips. 'speakers' maps
+        (matched − shifted) map each metric to its 'mean' and its 'interval' over speakers. 'speakers' maps
         each speaker to the number of 'frames' and the 'matched' and 'shifted' means.
     """
     samples = validation_samples(clips, frames_per_clip, loaded.model.config.num_references)
@@ -216,7 +217,7 @@ def evaluate_generator(
         )
         for shift in (0, AUDIO_SHIFT, -AUDIO_SHIFT)
     )
-    speakers, clip_ids = np.array(matched.speakers), matched.clip_ids
+    speakers = np.array(matched.speakers)
     scores: dict[str, dict[str, np.ndarray]] = {"matched": {}, "shifted": {}, "difference": {}}
     for name in metrics:
         scores["matched"][name] = matched.values[name]
@@ -231,7 +232,7 @@ def evaluate_generator(
         "audio_shift_frames": AUDIO_SHIFT,
         **{
             audio: {
-                name: {"mean": float(values.mean()), "interval": bootstrap_interval(values, clip_ids)}
+                name: {"mean": float(values.mean()), "interval": mean_interval(values, matched.speakers)}
                 for name, values in by_metric.items()
             }
             for audio, by_metric in scores.items()

@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 
 from data_processing.audio.silence import CLOSED_LIPS
-from data_processing.dataset import load_features
+from data_processing.dataset import load_clips
 from data_processing.face.lips import mouth_opening
 from utils.command_line import run_command
 from utils.errors import DatasetError
-from utils.files import read_jsonl, write_atomically
+from utils.files import write_atomically
 
 MIN_FRAMES = 25  # of a clip; the range of the mouth opening is unreliable in shorter ones
 MIN_RANGE = 0.02  # between closed and open mouth, as a fraction of the face's size
@@ -25,15 +25,13 @@ SHIFT = 0.45  # of the mouth opening, from closed (0) to open (1); the opening i
 
 def run(args: argparse.Namespace) -> None:
     features, openings, speakers = [], [], []
-    lines = [line for line in read_jsonl(args.data / "manifest.jsonl") if line["split"] == "train"]
-    for line, clip_features in zip(lines, load_features(args.data, "train", "whisper"), strict=True):
-        with np.load(args.data / "clips" / f"{line['id']}.npz") as arrays:
-            opening = mouth_opening(arrays["landmarks"])
+    for clip in load_clips(args.data, "train", 64, "whisper"):  # of any size: the frames are not read
+        opening = mouth_opening(clip.landmarks)
         closed, opened = np.percentile(opening, (5, 95))
         if len(opening) >= MIN_FRAMES and opened - closed >= MIN_RANGE:
-            features.append(clip_features)
+            features.append(clip.features)
             openings.append((opening - closed) / (opened - closed))
-            speakers += [line["person"]] * len(opening)
+            speakers += [clip.speaker] * len(opening)
     if not features:
         raise DatasetError(args.data, f"no training clip of {MIN_FRAMES} frames or more with a moving mouth")
     x, y = np.concatenate(features).astype(np.float64), np.concatenate(openings)

@@ -2,6 +2,7 @@
 
 import logging
 import math
+from collections.abc import Sequence
 from copy import deepcopy
 
 import numpy as np
@@ -10,7 +11,7 @@ from torch import nn
 from tqdm import tqdm
 
 from data_processing.audio.framing import audio_windows
-from data_processing.dataset import Clip
+from data_processing.dataset import Clip, thin
 from data_processing.face.lips import lip_features
 from models.dinet import DINet
 from training.dinet_trainer import Trainer
@@ -20,13 +21,13 @@ CHECK_EVERY = 100  # steps between two checks on held-out speakers
 logger = logging.getLogger(__name__)
 
 
-def fit_whitening(trainer: Trainer, clips: list[Clip]) -> None:
+def fit_whitening(trainer: Trainer, clips: Sequence[Clip]) -> None:
     """Set the whitening in front of a new audio encoder to the audio features of the training clips."""
-    features = np.concatenate([clip.features for clip in clips])
+    features = np.concatenate([clip.features for clip in thin(clips)])
     trainer.generator.audio_encoder[0].fit(torch.from_numpy(features).to(trainer.device))
 
 
-def warm_up_audio(trainer: Trainer, teacher: DINet, clips: list[Clip], held_out: list[Clip]) -> None:
+def warm_up_audio(trainer: Trainer, teacher: DINet, clips: Sequence[Clip], held_out: Sequence[Clip]) -> None:
     """Train the audio encoder alone to predict the codes of a lip-driven generator from the audio.
 
     The target is what AdaAT's first layer computes from `teacher`'s code of the lip features. Lip features also
@@ -39,15 +40,16 @@ def warm_up_audio(trainer: Trainer, teacher: DINet, clips: list[Clip], held_out:
     Args:
         trainer: its generator is `init_from` with a new audio encoder.
         teacher: the generator of `init_from`, driven by lip features, on the trainer's device.
-        clips: training clips, with the audio features of the trainer's configuration.
-        held_out: validation clips.
+        clips: training clips, with the audio features of the trainer's configuration; of very many, some are used.
+        held_out: validation clips, likewise.
     """
     config, encoder = trainer.config, trainer.generator.audio_encoder
+    clips, held_out = thin(clips), thin(held_out)
     # The columns of AdaAT's first layer that multiply the audio code; the others multiply the alignment code.
     layer = trainer.generator.deformation.common
     weight = layer.weight.detach()[:, 128:].clone()
 
-    def lip_codes(clips: list[Clip]) -> torch.Tensor:
+    def lip_codes(clips: Sequence[Clip]) -> torch.Tensor:
         windows = _Windows([lip_features(clip.landmarks) for clip in clips], trainer.device)
         return _encode(teacher.audio_encoder, windows) @ weight.T
 
@@ -94,7 +96,7 @@ def warm_up_audio(trainer: Trainer, teacher: DINet, clips: list[Clip], held_out:
     logger.info(message, best_step, best_error, gain)
 
 
-def _per_speaker(codes: torch.Tensor, clips: list[Clip]) -> tuple[torch.Tensor, torch.Tensor]:
+def _per_speaker(codes: torch.Tensor, clips: Sequence[Clip]) -> tuple[torch.Tensor, torch.Tensor]:
     """Codes (N, C) of all frames without the mean over their speaker, and 1 / the speaker's variance, (N,)."""
     speakers = [clip.speaker for clip in clips for _ in clip.features]
     _, speaker, counts = np.unique(speakers, return_inverse=True, return_counts=True)

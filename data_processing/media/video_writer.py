@@ -130,6 +130,7 @@ class VideoWriter(_Output):
         audio_paths: media files whose default audio track, else the first, becomes the audio track.
         limits: sanity limits for `audio_paths`.
         pixel_aspect: width of a pixel divided by its height, for players.
+        key_frame_interval: frames from one key frame to the next, at most; None for the encoder's choice.
 
     Raises:
         OutputError: the output cannot be written.
@@ -146,6 +147,7 @@ class VideoWriter(_Output):
         audio_paths: Sequence[Path] = (),
         limits: Limits = DEFAULT_LIMITS,
         pixel_aspect: Fraction = Fraction(1),
+        key_frame_interval: int | None = None,
     ):
         super().__init__(path, Fraction(fps))
         self.size = (height, width)
@@ -155,6 +157,8 @@ class VideoWriter(_Output):
         self._video.options = {"crf": str(crf), "preset": PRESET}
         context = self._video.codec_context
         context.sample_aspect_ratio = pixel_aspect
+        if key_frame_interval:
+            context.gop_size = key_frame_interval
         context.color_range = ColorRange.MPEG
         context.colorspace = Colorspace.ITU709
         context.color_primaries = ColorPrimaries.BT709

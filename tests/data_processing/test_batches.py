@@ -10,9 +10,12 @@ from data_processing.batches import (
     REFERENCE_GAP,
     SyncBatches,
     TrainingBatches,
+    clip_probabilities,
+    draw_clips,
     make_batch,
     mouth_stack,
     reference_indices,
+    to_float,
 )
 from data_processing.dataset import Clip
 
@@ -46,6 +49,7 @@ def test_make_batch():
     assert batch.references.shape == (2, 9, 26, 20)
     assert batch.audio_window.shape == (2, 29, 5)
     assert all(part.dtype == torch.float32 for part in batch[:4])
+    assert batch.target.min() >= 0 and batch.target.max() <= 1
     assert batch.clip_ids == ["clip0", "clip1"]
 
     columns = torch.arange(20) / 255
@@ -82,8 +86,8 @@ def test_make_batch_of_consecutive_frames():
 def test_target_and_references_have_the_same_gain_and_bias():
     batch = make_batch([(CLIPS[0], 50, np.array([90, 10]), 1.1, -0.05, False)])
     for image, red in [(batch.target[0], 50), (batch.references[0, :3], 90), (batch.references[0, 3:], 10)]:
-        expected = torch.tensor([red, 7, 0])
-        assert torch.allclose(image[:, 0, 7], (expected / 255 * 1.1 - 0.05).clamp(0, 1), atol=1e-6)
+        expected = (torch.tensor([red, 7, 0]) / 255 * 1.1 - 0.05).clamp(0, 1)
+        assert torch.allclose(image[:, 0, 7], expected, atol=0.5 / 255 + 1e-6)  # in uint8
 
 
 def test_references_keep_their_distance_from_the_target():
@@ -134,10 +138,19 @@ def test_speaker_sampling_exponent():
         replace(numbered_clip(1, 30), speaker="person0"),
         numbered_clip(2, 20),
     ]  # 40 and 20 frames
-    uniform = TrainingBatches(clips, 4, 5, 1, 0).probabilities
+    uniform = clip_probabilities(clips, 1.0)
     np.testing.assert_allclose(uniform, np.array([10, 30, 20]) / 60)
-    favouring_long = TrainingBatches(clips, 4, 5, 1, 0, speaker_sampling_exponent=2.0).probabilities
+    favouring_long = clip_probabilities(clips, 2.0)
     np.testing.assert_allclose(favouring_long, np.array([1600 * 0.25, 1600 * 0.75, 400]) / 2000)
+    batches = TrainingBatches(clips, 200, 1, 3, 0, speaker_sampling_exponent=2.0)
+    drawn = [clip_id for step in range(3) for clip_id in batches[step].clip_ids]
+    assert abs(drawn.count("clip1") / 600 - 0.6) < 0.08
+
+
+def test_drawn_clips_are_those_of_numpy():
+    probabilities = np.random.default_rng(1).dirichlet(np.ones(50))
+    expected = np.random.default_rng(2).choice(50, 100, p=probabilities)
+    assert draw_clips(np.random.default_rng(2), np.cumsum(probabilities), 100) == expected.tolist()
 
 
 def test_consecutive_frames_stay_within_their_clip():
@@ -149,11 +162,11 @@ def test_consecutive_frames_stay_within_their_clip():
 
 def test_mouth_stack():
     mouths = mouth_stack(CLIPS[0], 30)
-    assert mouths.shape == (15, 16, 16) and mouths.dtype == np.float32
-    np.testing.assert_allclose(mouths[::3], np.arange(28, 33)[:, None, None].repeat(16, 1).repeat(16, 2) / 255)
-    np.testing.assert_allclose(mouths[1::3], np.arange(2, 18) / 255 * np.ones((5, 16, 1)), rtol=1e-6)
-    np.testing.assert_allclose(mouth_stack(CLIPS[0], 30, right=2)[1, 0], np.arange(4, 20) / 255, rtol=1e-6)
-    np.testing.assert_allclose(mouth_stack(CLIPS[0], 30, mirror=True)[1, 0], np.arange(17, 1, -1) / 255, rtol=1e-6)
+    assert mouths.shape == (15, 16, 16) and mouths.dtype == np.uint8
+    assert (mouths[::3] == np.arange(28, 33)[:, None, None]).all()
+    assert (mouths[1::3] == np.arange(2, 18)).all()
+    assert (mouth_stack(CLIPS[0], 30, right=2)[1, 0] == np.arange(4, 20)).all()
+    assert (mouth_stack(CLIPS[0], 30, mirror=True)[1, 0] == np.arange(17, 1, -1)).all()
 
 
 def test_sync_batches():
@@ -171,7 +184,7 @@ def test_sync_batches():
             .minimum(torch.tensor([len(CLIPS[int(name[4:])].frames) - 1 for name in ids])[:, None]),
         )
         # the five frames are those in the middle of the audio: red grows with the frame at any gain and bias
-        red = mouths[:, ::3, 0, 0].diff(dim=1)
+        red = mouths[:, ::3, 0, 0].int().diff(dim=1)
         assert (red >= 0).all()
         negatives = audio[:, 1:, 0, 4] / 10
         for name, matched_at, negatives_at in zip(ids, middle.tolist(), negatives.tolist(), strict=True):
@@ -189,13 +202,13 @@ def test_training_batches():
     clips, mirrored, indices = [], [], []
     for step in range(150):
         batch = batches[step]
-        for image in (batch.target, batch.references):
-            assert image.min() >= 0 and image.max() <= 1
+        assert batch.target.dtype == batch.references.dtype == torch.uint8
         assert batch.target.shape == (8, 3, 26, 20) and batch.references.shape == (8, 15, 26, 20)
         clips += batch.clip_ids
         # the middle feature row is that of the target frame
         index = (batch.audio_window[:, 0, 2] / 10).long()
         indices += index.tolist()
+        batch = batch._replace(target=to_float(batch.target), references=to_float(batch.references))
         slope = batch.target[:, 1, 0, -1] - batch.target[:, 1, 0, 0]
         mirrored += (slope < 0).tolist()
         reference_slope = batch.references[:, 1::3, 0, -1] - batch.references[:, 1::3, 0, 0]
@@ -214,9 +227,9 @@ def test_training_batches():
 
 
 def test_shards_together_are_the_whole_batch():
-    shards = [slice(rank, None, 2) for rank in range(2)]
-    whole, *parts = (TrainingBatches(CLIPS, 4, 2, 1, seed=0, shard=shard)[0] for shard in (slice(None), *shards))
+    shards = [range(rank, 4, 2) for rank in range(2)]
+    whole, *parts = (TrainingBatches(CLIPS, 4, 2, 1, seed=0, shard=shard)[0] for shard in (None, *shards))
     assert torch.equal(torch.stack([part.target for part in parts], dim=1).flatten(0, 1), whole.target)
     assert whole.clip_ids == parts[0].clip_ids == parts[1].clip_ids
-    whole, *parts = (SyncBatches(CLIPS, 4, 1, 0, 2, 10, shard=shard)[0] for shard in (slice(None), *shards))
+    whole, *parts = (SyncBatches(CLIPS, 4, 1, 0, 2, 10, shard=shard)[0] for shard in (None, *shards))
     assert torch.equal(torch.stack([part.audio for part in parts], dim=1).flatten(0, 1), whole.audio)

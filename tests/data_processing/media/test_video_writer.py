@@ -38,6 +38,13 @@ def test_file_name_that_looks_like_a_url(tmp_path, monkeypatch):
     assert numbers(read_frames(path)) == [0, 1, 2]
 
 
+def test_key_frame_interval(tmp_path):
+    path = write_with(tmp_path / "out.mp4", 60, key_frame_interval=10)
+    with av.open(str(path)) as container:
+        key_frames = [index for index, frame in enumerate(container.decode(video=0)) if frame.key_frame]
+    assert np.diff([*key_frames, 60]).max() <= 10  # by its own choice the encoder has gaps of 16
+
+
 def test_check_writable(tmp_path):
     check_writable(tmp_path / "out.mp4")
     check_writable(tmp_path / "OUT.MOV")

@@ -1,0 +1,116 @@
+"""packed: arrays of all clips in few files."""
+
+import json
+import logging
+import pickle
+
+import numpy as np
+import pytest
+
+from data_processing import packed
+from data_processing.face.lips import lip_features
+from data_processing.packed import digest, manifest_lines, open_packed
+from tests.support.datasets import make_dataset
+from utils.errors import DatasetError, OutputError
+
+
+@pytest.fixture
+def data(tmp_path):
+    return make_dataset(tmp_path / "data", num_clips=7, num_frames=30, num_val=2)
+
+
+def test_rows_of_each_clip_are_those_of_its_own_file(data):
+    split = open_packed(data, "train", "whisper")
+    assert split.index["id"].tolist() == [f"clip-{k:06d}".encode() for k in range(5)]  # the manifest is not sorted
+    assert split.index["speaker"].tolist() == [b"s0"] * 5
+    assert (split.num_frames, split.num_blocks) == (150, 10)
+    for clip in split.index:
+        rows = slice(clip["first_frame"], clip["first_frame"] + clip["num_frames"])
+        with np.load(data / "clips" / f"{clip['id'].decode()}.npz") as arrays:
+            assert np.array_equal(split.features[rows], arrays["features"])
+            assert np.array_equal(split.landmarks[rows], arrays["landmarks"])
+    assert len(open_packed(data, "val", "whisper").landmarks) == 60
+
+
+def test_lip_features_are_computed_clip_by_clip(data):
+    lips = open_packed(data, "train", "lips")
+    assert lips.features.shape == (150, 29)
+    assert np.array_equal(lips.features[30:60], lip_features(lips.landmarks[30:60]))
+
+
+def test_files_are_written_once(data, monkeypatch):
+    before = open_packed(data, "train", "whisper")
+    monkeypatch.setattr(packed, "_read_clip", None)
+    again = open_packed(data, "train", "whisper")
+    assert np.array_equal(again.features, before.features)
+
+
+def test_a_changed_split_is_packed_again_and_the_other_is_not(data):
+    train, val = (open_packed(data, split, "whisper").folder for split in ("train", "val"))
+    manifest = data / "manifest.jsonl"
+    lines = manifest_lines(data, "train")[1:] + manifest_lines(data, "val")
+    manifest.write_text("\n".join(lines))
+    changed = open_packed(data, "train", "whisper")
+    assert len(changed.index) == 4 and changed.folder != train
+    assert sorted(path.name for path in (data / "packed").iterdir()) == sorted([changed.folder.name, val.name])
+
+
+def test_interrupted_packing_leaves_no_incomplete_file(data, monkeypatch):
+    read, calls = packed._read_clip, []
+
+    def interrupted(*args):
+        calls.append(args)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return read(*args)
+
+    monkeypatch.setattr(packed, "_read_clip", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        open_packed(data, "train", "whisper")
+    assert [path.name for path in (data / "packed").glob("*/*")] == ["index.npy"]
+    assert open_packed(data, "train", "whisper").features[:, 0].tolist()[29:31] == [29, 1000]
+
+
+def test_order_of_the_manifest_has_no_effect(data):
+    lines = manifest_lines(data)
+    (data / "manifest.jsonl").write_text("\n".join(reversed(lines)))
+    assert manifest_lines(data) == lines
+    assert digest(manifest_lines(data)) == digest(lines) != digest(lines[1:])
+
+
+def test_incomplete_line_is_dropped_with_a_warning(data, caplog):
+    with (data / "manifest.jsonl").open("a") as file:
+        file.write('{"id": "clip-0000')
+    assert len(manifest_lines(data, "train")) == 5
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING and "incomplete" in record.message
+
+
+def test_a_pickled_split_does_not_contain_the_arrays(data):
+    split = open_packed(data, "train", "whisper")
+    pickled = pickle.dumps(split)
+    assert len(pickled) < 1000 < split.features.nbytes
+    assert np.array_equal(pickle.loads(pickled).features, split.features)
+
+
+def test_clips_of_different_lengths(data):
+    lines = [json.loads(line) for line in manifest_lines(data)]
+    for line, num_frames in zip(lines, (50, 20, 26, 25, 1), strict=False):
+        line["num_frames"] = num_frames
+    (data / "manifest.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    index = packed._make_index(manifest_lines(data, "train"))
+    assert index["first_frame"].tolist() == [0, 50, 70, 96, 121]
+    assert index["first_block"].tolist() == [0, 2, 3, 5, 6]  # blocks of 25 frames
+
+
+def test_folder_that_cannot_be_written(data):
+    (data / "packed").write_text("a file")
+    with pytest.raises(OutputError, match="packed"):
+        open_packed(data, "train", "whisper")
+
+
+def test_damaged_packed_file_is_named(data):
+    folder = open_packed(data, "train", "whisper").folder
+    (folder / "landmarks.npy").write_bytes(b"no array")
+    with pytest.raises(DatasetError, match=r"landmarks\.npy: cannot be read"):
+        open_packed(data, "train", "whisper")
