@@ -83,6 +83,9 @@ def make_batches(config: TrainConfig, clips: list[Clip]) -> TrainingBatches:
         config.seed,
         config.speaker_sampling_exponent,
         config.clip_length,
+        config.references_per_frame,
+        config.augment,
+        config.crop_scale_jitter,
         process_samples(config),
     )
 

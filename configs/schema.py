@@ -36,6 +36,9 @@ class TrainConfig:
         `init_from`.
     speaker_sampling_exponent: a speaker with n frames is sampled with probability ∝ n ** exponent.
     clip_length: consecutive frames per sample: 1 in the frame stage, 5 in the clip stage.
+    references_per_frame: whether each frame of a clip has its own reference frames.
+    augment: change brightness and contrast of the samples slightly, and mirror half of them.
+    crop_scale_jitter: enlarge the crop of the target and of each reference frame by up to this fraction.
     freeze_bn: keep the batch norm statistics of `init_from`. With few identities per batch, as in the clip stage,
         the generator would overfit to their statistics.
     audio_warmup_steps: steps that first train only the audio encoder, to reproduce the codes of the lip encoder of
@@ -48,7 +51,8 @@ class TrainConfig:
     grad_accum_steps: forward passes among which the samples of a step are split, to save memory. Batch norms see
         the samples of one pass (over all processes).
     max_steps: number of steps.
-    learning_rate: of Adam; a cosine from it to 0 at `max_steps`, times a linear warm-up over `warmup_steps`.
+    learning_rate: of Adam, after a linear warm-up over `warmup_steps`.
+    schedule: cosine, from the learning rate to 0 at `max_steps`, or constant.
     adam_betas: β₁ and β₂ of Adam.
     loss_weights: weight of each loss; 0 disables it. The keys are the names in the log.
     adversarial_start: step from which the adversarial losses are used and the discriminators are trained.
@@ -70,6 +74,9 @@ class TrainConfig:
     audio_encoder: str
     speaker_sampling_exponent: float
     clip_length: int
+    references_per_frame: bool
+    augment: bool
+    crop_scale_jitter: float
     freeze_bn: bool
     audio_warmup_steps: int
     audio_learning_rate_factor: float
@@ -80,6 +87,7 @@ class TrainConfig:
     max_steps: int
     learning_rate: float
     warmup_steps: int
+    schedule: str
     adam_betas: list[float]
     loss_weights: dict[str, float]
     adversarial_start: int
@@ -120,6 +128,7 @@ class SyncNetConfig:
     max_steps: int
     learning_rate: float
     warmup_steps: int
+    schedule: str
     weight_decay: float
     precision: str
     channels_last: bool
@@ -286,6 +295,9 @@ def _problems(config: TrainConfig | SyncNetConfig) -> Iterator[tuple[tuple[str, 
     for name, (valid, expected) in _ranges(config).items():
         if not valid:
             yield (name,), f"expected {expected}, found {getattr(config, name)!r}"
+    if config.grad_accum_steps > config.batch_size:
+        reason = f"expected at most the batch_size of {config.batch_size}, found {config.grad_accum_steps}"
+        yield ("grad_accum_steps", "batch_size"), reason
     if isinstance(config, TrainConfig):
         yield from _conflicts(config)
 
@@ -294,14 +306,11 @@ def _ranges(config: TrainConfig | SyncNetConfig) -> dict[str, tuple[bool, str]]:
     """For each key with a restricted range, whether its value is valid, and what is expected."""
     features = [*FEATURE_DIMS, LIPS] if isinstance(config, TrainConfig) else [*FEATURE_DIMS]
     ranges = {
-        "grad_accum_steps": (
-            1 <= config.grad_accum_steps <= config.batch_size,
-            f"a number from 1 to the batch_size of {config.batch_size}",
-        ),
         "mouth_size": (config.mouth_size > 0 and config.mouth_size % 32 == 0, "a multiple of 32"),
         "learning_rate": (0 < config.learning_rate < math.inf, "a number above 0"),
         "audio_features": (config.audio_features in features, f"one of {', '.join(features)}"),
         "precision": (config.precision in ("bf16", "fp32"), "bf16 or fp32"),
+        "schedule": (config.schedule in ("cosine", "constant"), "cosine or constant"),
     }
     for name in ("speaker_sampling_exponent", "weight_decay"):
         if hasattr(config, name):
@@ -324,6 +333,7 @@ def _ranges(config: TrainConfig | SyncNetConfig) -> dict[str, tuple[bool, str]]:
             "generator": (config.generator in GENERATOR_NAMES, f"one of {', '.join(GENERATOR_NAMES)}"),
             "audio_encoder": (config.audio_encoder in AUDIO_ENCODERS, f"one of {', '.join(AUDIO_ENCODERS)}"),
             "audio_learning_rate_factor": (0 <= config.audio_learning_rate_factor <= 1, "a number from 0 to 1"),
+            "crop_scale_jitter": (0 <= config.crop_scale_jitter <= 0.5, "a number from 0 to 0.5"),
             "deformation": (config.deformation in DEFORMATIONS, f"one of {', '.join(DEFORMATIONS)}"),
             "sync_target": (config.sync_target in ("one", "real"), "one or real"),
         }

@@ -21,7 +21,8 @@ SYNC_RADIUS = SYNC_WINDOW // 2  # rows of audio features on either side of the m
 SYNC_HALF = CLIP_LENGTH // 2  # frames on either side of the middle of SyncNet's five frames
 REFERENCE_GAP = 5  # frames; a reference nearer to the target frame would show the target's mouth
 
-# One sample: clip, index or indices of its target frames, indices of its reference frames, gain, bias, mirrored.
+# One sample: clip, index or indices of its T target frames, indices of its reference frames (N,) or (T, N), gain,
+# bias, mirrored.
 Sample = tuple[Clip, int | np.ndarray, np.ndarray, float, float, bool]
 
 
@@ -31,7 +32,7 @@ class Batch(NamedTuple):
     Images are uint8, or float32 in [0, 1], RGB.
 
     target: (B·T, 3, H, W), the frames of a sample one after another.
-    references: (B, 3N, H, W).
+    references: (B, 3N, H, W), or (B·T, 3N, H, W) if each target frame has its own.
     audio_window: (B·T, D, 5), the audio window of each frame.
     sync_audio: (B, D, T + 4), the rows of audio features that the windows of a sample cover.
     clip_ids: names of the clips of the whole batch, all shards, for messages.
@@ -60,13 +61,15 @@ class SyncBatch(NamedTuple):
 class TrainingBatches(torch.utils.data.Dataset):
     """Item k is the `Batch` of training step k: random frames with random reference frames of the same clip.
 
-    Brightness and contrast of every sample are changed slightly, and half of the samples are mirrored, because new
-    speakers and lighting differ more than those of the dataset.
-
     speaker_sampling_exponent: a speaker with n frames is sampled with probability ∝ n ** exponent. With 1 all
         frames are equally probable. A higher exponent favours long recordings of few speakers, from which the
         mapping from audio to lips is learned sooner. A lower one favours many different faces.
     clip_length: T, consecutive target frames per sample.
+    references_per_frame: whether each target frame of a sample has its own reference frames.
+    augment: whether brightness and contrast of every sample are changed slightly, and half of the samples mirrored:
+        new speakers and lighting differ more than those of the dataset.
+    crop_scale_jitter: the targets and each reference frame show up to this fraction more of the scene than the
+        prepared crops; what lies outside of these is filled by reflection.
     shard: numbers of the samples of every batch that this process trains on; None for all.
     """
 
@@ -79,6 +82,9 @@ class TrainingBatches(torch.utils.data.Dataset):
         seed: int,
         speaker_sampling_exponent: float = 1.0,
         clip_length: int = 1,
+        references_per_frame: bool = False,
+        augment: bool = True,
+        crop_scale_jitter: float = 0.0,
         shard: Sequence[int] | None = None,
     ) -> None:
         self.clips = clips
@@ -87,6 +93,9 @@ class TrainingBatches(torch.utils.data.Dataset):
         self.num_steps = num_steps
         self.seed = seed
         self.clip_length = clip_length
+        self.references_per_frame = references_per_frame
+        self.augment = augment
+        self.crop_scale_jitter = crop_scale_jitter
         self.shard = range(batch_size) if shard is None else shard
         self.cumulative = np.cumsum(clip_probabilities(clips, speaker_sampling_exponent))
 
@@ -95,14 +104,21 @@ class TrainingBatches(torch.utils.data.Dataset):
 
     def __getitem__(self, step: int) -> Batch:
         rng = np.random.default_rng((self.seed, step))
-        samples = []
+        samples, scales = [], []
         for number in draw_clips(rng, self.cumulative, self.batch_size):
             clip = self.clips[number]
             indices = rng.integers(len(clip.frames) - self.clip_length + 1) + np.arange(self.clip_length)
-            references = reference_indices(rng, len(clip.frames), indices, self.num_references)
-            samples.append((clip, indices, references, *sample_augmentation(rng)))
+            sets = self.clip_length if self.references_per_frame else 1
+            references = np.stack(
+                [reference_indices(rng, len(clip.frames), indices, self.num_references) for _ in range(sets)]
+            )
+            augmentation = sample_augmentation(rng) if self.augment else (1.0, 0.0, False)
+            samples.append((clip, indices, references, *augmentation))
+            of_target, *of_references = 1 + rng.uniform(0, self.crop_scale_jitter, 1 + references.size)
+            scales.append([*[of_target] * self.clip_length, *of_references])
         clip_ids = [clip.id for clip, *_ in samples]
-        return stack_samples([samples[number] for number in self.shard])._replace(clip_ids=clip_ids)
+        batch = stack_samples([samples[number] for number in self.shard], [scales[number] for number in self.shard])
+        return batch._replace(clip_ids=clip_ids)
 
 
 class SyncBatches(torch.utils.data.Dataset):
@@ -226,24 +242,44 @@ def to_float(images: torch.Tensor) -> torch.Tensor:
     return images.float() / 255
 
 
-def stack_samples(samples: list[Sample]) -> Batch:
-    """Stack samples, all with the same number of target frames, into a batch of uint8 images."""
+def stack_samples(samples: list[Sample], scales: list[list[float]] | None = None) -> Batch:
+    """Stack samples, all with the same number of target frames, into a batch of uint8 images.
+
+    scales: for each sample, by how much the crops of its target and reference frames are enlarged (`zoom_out`).
+    """
     targets, references, audio, sync_audio = [], [], [], []
-    for clip, indices, reference, gain, bias, mirror in samples:
-        indices = np.atleast_1d(indices)
-        images = _augment(clip.frames[[*indices, *reference]], gain, bias, mirror)
+    for number, (clip, indices, reference, gain, bias, mirror) in enumerate(samples):
+        indices, sets = np.atleast_1d(indices), np.atleast_2d(reference)
+        crops = clip.frames[[*indices, *sets.ravel()]]
+        if scales:
+            crops = np.stack([zoom_out(crop, scale) for crop, scale in zip(crops, scales[number], strict=True)])
+        images = _augment(crops, gain, bias, mirror)
         targets.append(images[: len(indices)])
-        references.append(images[len(indices) :].reshape(-1, *images.shape[2:]))
+        references.append(images[len(indices) :].reshape(len(sets), -1, *images.shape[2:]))
         audio.append(audio_windows(clip.features, indices))
         middle = indices[len(indices) // 2]
         sync_audio.append(audio_windows(clip.features, np.array([middle]), WINDOW_RADIUS + len(indices) // 2)[0])
     return Batch(
         torch.from_numpy(np.concatenate(targets)),
-        torch.from_numpy(np.stack(references)),
+        torch.from_numpy(np.concatenate(references)),
         torch.from_numpy(np.concatenate(audio)),
         torch.from_numpy(np.stack(sync_audio)),
         [sample[0].id for sample in samples],
     )
+
+
+def zoom_out(crop: np.ndarray, scale: float) -> np.ndarray:
+    """A face crop (H, W, 3) uint8 as if its radius were `scale` ≥ 1 times as large, around the same anchor.
+
+    What lies outside of the given crop is filled by reflection.
+    """
+    if scale == 1:
+        return crop
+    height, width = crop.shape[:2]
+    x, y = width / 2 - 0.5, mouth_size_of(height) / 2 - 0.5  # landmarks 33 (x) and 29 (y), see FaceCrop
+    matrix = np.array([[scale, 0, (1 - scale) * x], [0, scale, (1 - scale) * y]])
+    options = {"flags": cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, "borderMode": cv2.BORDER_REFLECT_101}
+    return cv2.warpAffine(crop, matrix, (width, height), **options)
 
 
 def mouth_stack(

@@ -308,6 +308,18 @@ def test_refused_command_lines(recipe, prepared_dataset, tmp_path, capsys, flags
     assert not (tmp_path / "run").exists()
 
 
+def test_resuming_on_other_data_is_refused(recipe, prepared_dataset, finished_run, tmp_path, capsys):
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "clips").symlink_to(prepared_dataset / "clips")
+    lines = read_jsonl(prepared_dataset / "manifest.jsonl")
+    swapped = [line | {"split": "val" if line["split"] == "train" else "train"} for line in lines]
+    (data / "manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in swapped))
+    flags = ("--config", recipe, "--data", data, "--run-dir", finished_run, "--max-steps", 6, "--resume")
+    assert f"--data: {data}: is not the dataset" in refusal(capsys, *flags)
+    assert load_training_state(finished_run / "state.pt")["step"] == 4
+
+
 def test_clips_with_a_nan_loss_are_named(recipe, prepared_dataset, tmp_path, capsys):
     data = tmp_path / "data"
     shutil.copytree(prepared_dataset, data)

@@ -4,6 +4,7 @@ import argparse
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,14 +13,14 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from configs.schema import SyncNetConfig, TrainConfig, dump_config, load_config
-from data_processing.dataset import Clip, load_clips, thin
+from data_processing.dataset import Clip, fingerprint, load_clips, thin
 from data_processing.media.video_reader import FPS
 from models.checkpoint import load_training_state, save_training_state
 from training import distributed
 from training.loading import DeviceBatches, load_batches
 from training.log import RunLog
 from utils.device import choose_device
-from utils.errors import OutputError, ParameterError, error_reason
+from utils.errors import DatasetError, OutputError, ParameterError, error_reason
 from utils.files import remove_leftovers, write_atomically
 
 # what may change when a run is resumed; of these, only max_steps changes the weights: by the learning rate
@@ -107,22 +108,36 @@ class TrainingRun:
         """Whether this is the process that writes files."""
         return distributed.rank() == 0
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of the clips of the dataset."""
+        return fingerprint(self.data)
+
     def load_splits(self) -> list[Sequence[Clip]]:
         """The training clips, and the validation clips of held-out speakers."""
         with distributed.main_process_first():
             return load_splits(self.data, self.config)
 
     def load_state(self, trainer: Trainer) -> bool:
-        """Continue from state.pt if it exists; return whether it does."""
-        state = self.run_dir / "state.pt"
-        if not state.exists():
+        """Continue from state.pt if it exists; return whether it does.
+
+        Raises:
+            DatasetError: the run was started on other data.
+        """
+        path = self.run_dir / "state.pt"
+        if not path.exists():
             return False
-        trainer.load_state(load_training_state(state))
+        state = load_training_state(path)
+        if state.get("data", self.fingerprint) != self.fingerprint:
+            raise DatasetError(
+                self.data, f"is not the dataset, or not the clips of it, that {self.run_dir} trains on"
+            )
+        trainer.load_state(state)
         return True
 
     def save_state(self, trainer: Trainer) -> None:
         """Save what `load_state` needs."""
-        save_training_state(self.run_dir / "state.pt", trainer.state())
+        save_training_state(self.run_dir / "state.pt", trainer.state() | {"data": self.fingerprint})
 
     def start(self, trainer: Trainer, batches: Dataset) -> tqdm:
         """Write the configuration, open the log, and return a progress bar over the remaining batches."""

@@ -13,7 +13,8 @@ def cosine_decay(step: int, total: int) -> float:
 def learning_rate(config: TrainConfig | SyncNetConfig, step: int) -> float:
     """Learning rate of one training step.
 
-    Cosine decay from `learning_rate` to 0 at `max_steps`, multiplied by a linear warm-up over `warmup_steps`.
+    It is constant, or falls along a cosine to 0 at `max_steps`; a linear warm-up over `warmup_steps` multiplies it.
     """
     warmup = min(1.0, (step + 1) / max(1, config.warmup_steps))
-    return config.learning_rate * warmup * cosine_decay(step, config.max_steps)
+    decay = cosine_decay(step, config.max_steps) if config.schedule == "cosine" else 1.0
+    return config.learning_rate * warmup * decay

@@ -16,6 +16,7 @@ from data_processing.batches import (
     mouth_stack,
     reference_indices,
     to_float,
+    zoom_out,
 )
 from data_processing.dataset import Clip
 
@@ -233,3 +234,46 @@ def test_shards_together_are_the_whole_batch():
     assert whole.clip_ids == parts[0].clip_ids == parts[1].clip_ids
     whole, *parts = (SyncBatches(CLIPS, 4, 1, 0, 2, 10, shard=shard)[0] for shard in (None, *shards))
     assert torch.equal(torch.stack([part.audio for part in parts], dim=1).flatten(0, 1), whole.audio)
+
+
+def test_each_frame_of_a_clip_may_have_its_own_references():
+    options = {"clip_length": 3, "augment": False}
+    shared, own = (
+        TrainingBatches([CLIPS[0]], 2, 4, 1, seed=0, references_per_frame=per_frame, **options)[0]
+        for per_frame in (False, True)
+    )
+    assert shared.references.shape == (2, 12, 26, 20) and own.references.shape == (6, 12, 26, 20)
+    index, references = own.target[:, 0, 0, 0].int(), own.references[:, ::3, 0, 0].int()  # red is the frame index
+    assert len({tuple(row) for row in references.tolist()}) == 6
+    for sample in (slice(0, 3), slice(3, 6)):  # as far from all frames of the clip as shared ones
+        assert (references[sample].flatten()[:, None] - index[sample]).abs().min() >= REFERENCE_GAP
+    assert torch.equal(own.target[:, 1], torch.arange(20, dtype=torch.uint8).expand(6, 26, 20))  # as it is
+
+
+def test_zoom_out_shows_more_around_the_anchor():
+    """S = 32: the crop's anchor is between the pixels 15 and 16 of rows, and 19 and 20 of columns."""
+    rows, columns = np.mgrid[:52, :40]
+    crop = np.stack([4 * rows, 5 * columns, np.zeros_like(rows)], axis=-1).astype(np.uint8)
+    zoomed = zoom_out(crop, 1.1)
+    inside = (slice(2, 46), slice(3, 37))
+    assert np.abs(zoomed[..., 0] - 4 * (15.5 + 1.1 * (rows - 15.5)))[inside].max() < 1
+    assert np.abs(zoomed[..., 1] - 5 * (19.5 + 1.1 * (columns - 19.5)))[inside].max() < 1
+    assert zoomed[-1, 20, 0] < 4 * 51  # reflected: nothing is below the last row
+    assert zoom_out(crop, 1) is crop
+
+
+def test_crop_scale_jitter_is_one_scale_for_the_target_and_one_for_each_reference():
+    crop = np.zeros((26, 20, 3), np.uint8)
+    crop[:, :, 1] = 12 * np.arange(20)
+    clip = replace(CLIPS[0], frames=np.broadcast_to(crop, (100, 26, 20, 3)))
+    options = {"clip_length": 5, "augment": False, "crop_scale_jitter": 0.2}
+    batch = TrainingBatches([clip], 8, 5, 1, seed=1, **options)[0]
+
+    def slopes(green: torch.Tensor) -> torch.Tensor:  # of the middle of a row
+        return (green[..., 13, 14].float() - green[..., 13, 5].float()) / 108
+
+    targets = slopes(batch.target[:, 1].unflatten(0, (8, 5)))
+    assert torch.equal(targets, targets[:, :1].expand(8, 5))
+    scales = torch.cat([targets[:, 0], slopes(batch.references[:, 1::3]).flatten()])
+    assert scales.min() > 0.97 and scales.max() < 1.23
+    assert len(scales.unique()) > 6 and scales.std() > 0.03

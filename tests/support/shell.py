@@ -46,7 +46,7 @@ def make_home(tmp_path: Path) -> Path:
     """A folder with copies of the shell scripts and the stand-in as .venv/bin/python."""
     (tmp_path / "scripts").mkdir()
     (tmp_path / ".venv/bin").mkdir(parents=True)
-    for script in ("train_all.sh", "reproduce_tables.sh", "stage.sh"):
+    for script in ("reproduce_tables.sh", "stage.sh"):
         shutil.copy(ROOT / "scripts" / script, tmp_path / "scripts")
     python = tmp_path / ".venv/bin/python"
     python.write_text(STAND_IN)

@@ -25,6 +25,8 @@ def test_learning_rate_closed_form():
     }
     assert {step: learning_rate(config, step) for step in expected} == pytest.approx(expected, abs=1e-18)
     assert learning_rate(replace(config, warmup_steps=0), 0) == pytest.approx(2e-4)
+    constant = replace(config, schedule="constant")
+    assert [learning_rate(constant, step) for step in (4, 9, 50, 250)] == pytest.approx([1e-4, 2e-4, 2e-4, 2e-4])
 
 
 def test_cosine_decay_falls_from_one_to_zero():
