@@ -4,7 +4,8 @@
 
 The run directory holds config.yaml (the resolved configuration), state.pt (for --resume), generator.safetensors
 (the latest weights, for inference.py), best.safetensors (the weights with the lowest LPIPS on held-out speakers),
-log.jsonl and TensorBoard events. For several GPUs, start the command with torchrun: see training/distributed.py.
+checkpoints/ (earlier weights), log.jsonl, TensorBoard events and report.html. For several GPUs, start the command
+with torchrun: see training/distributed.py.
 """
 
 import argparse
@@ -68,9 +69,11 @@ def train(run: TrainingRun) -> None:
         if run.is_due(step, config.save_every, last):
             run.save_state(trainer)
             save_release(trainer, run.run_dir / "generator.safetensors", info)
+        if run.is_due(step, config.checkpoint_every):
+            run.save_numbered(step, lambda path: save_release(trainer, path, info))
         if last:
             break
-    print(run.finish(trainer.step, "generator.safetensors"))
+    print(run.finish(trainer.step, "generator.safetensors", info["data"]))
 
 
 def make_batches(config: TrainConfig, clips: list[Clip]) -> TrainingBatches:

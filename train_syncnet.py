@@ -3,7 +3,8 @@
     python train_syncnet.py --config configs/stages/syncnet_64.yaml --data data/mine --run-dir runs/syncnet_64
 
 The run directory holds config.yaml (the resolved configuration), state.pt (for --resume), syncnet.safetensors (the
-weights with the highest accuracy on held-out speakers, for train_dinet.py), log.jsonl and TensorBoard events.
+weights with the highest accuracy on held-out speakers, for train_dinet.py), checkpoints/ (earlier weights),
+log.jsonl, TensorBoard events and report.html.
 """
 
 import argparse
@@ -47,6 +48,7 @@ def train(run: TrainingRun) -> None:
     trainer.distribute()
     batches.shard = process_samples(config)
 
+    info = {"data": summarize_clips(train_clips), "held_out": {}}
     recent: deque[dict[str, float]] = deque(maxlen=PLATEAU_STEPS)
     bar = run.start(trainer, batches)
     for batch in bar:
@@ -68,16 +70,18 @@ def train(run: TrainingRun) -> None:
             tqdm.write(f"step {step}: " + ", ".join(f"{name} {value:.4g}" for name, value in held_out.items()))
             if len(recent) == PLATEAU_STEPS and (advice := diagnose(list(recent), held_out)):
                 tqdm.write(advice)
+            info["held_out"] = held_out
             if held_out["accuracy"] > trainer.best:
                 trainer.best = held_out["accuracy"]
-                info = {"data": summarize_clips(train_clips), "held_out": held_out}
                 save_release(trainer, run.run_dir / "syncnet.safetensors", info)
         if run.is_due(step, config.save_every, last):
             run.save_state(trainer)
+        if run.is_due(step, config.checkpoint_every):
+            run.save_numbered(step, lambda path: save_release(trainer, path, info))
         if last:
             break
     print(f"best accuracy on held-out speakers: {trainer.best:.3f}")
-    print(run.finish(trainer.step, "syncnet.safetensors"))
+    print(run.finish(trainer.step, "syncnet.safetensors", info["data"]))
 
 
 def run(args: argparse.Namespace) -> None:

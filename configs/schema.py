@@ -60,7 +60,10 @@ class TrainConfig:
     channels_last: memory layout of the networks.
     compile: compile the generator with torch.compile. Takes minutes at the start; not faster on every machine.
     init_from: checkpoint whose weights training starts from, or null.
+    ema: decay per step of an exponential moving average of the generator, which is then validated and saved; 0 for
+        none.
     log_every, validate_every, image_every, save_every: intervals in steps.
+    checkpoint_every, keep_checkpoints: interval in steps of checkpoints that are numbered, and how many are kept.
     val_frames: frames generated per held-out clip in a validation.
     """
 
@@ -94,11 +97,14 @@ class TrainConfig:
     precision: str
     channels_last: bool
     compile: bool
+    ema: float
     init_from: str | None
     log_every: int
     validate_every: int
     image_every: int
     save_every: int
+    checkpoint_every: int
+    keep_checkpoints: int
     val_frames: int
 
 
@@ -136,6 +142,8 @@ class SyncNetConfig:
     log_every: int
     validate_every: int
     save_every: int
+    checkpoint_every: int
+    keep_checkpoints: int
 
 
 FOLDER = Path(__file__).parent
@@ -333,6 +341,7 @@ def _ranges(config: TrainConfig | SyncNetConfig) -> dict[str, tuple[bool, str]]:
             "generator": (config.generator in GENERATOR_NAMES, f"one of {', '.join(GENERATOR_NAMES)}"),
             "audio_encoder": (config.audio_encoder in AUDIO_ENCODERS, f"one of {', '.join(AUDIO_ENCODERS)}"),
             "audio_learning_rate_factor": (0 <= config.audio_learning_rate_factor <= 1, "a number from 0 to 1"),
+            "ema": (0 <= config.ema < 1, "a number from 0 to below 1"),
             "crop_scale_jitter": (0 <= config.crop_scale_jitter <= 0.5, "a number from 0 to 0.5"),
             "deformation": (config.deformation in DEFORMATIONS, f"one of {', '.join(DEFORMATIONS)}"),
             "sync_target": (config.sync_target in ("one", "real"), "one or real"),

@@ -171,6 +171,19 @@ def test_run_stopped_by_the_time_limit_can_be_resumed(recipe, prepared_dataset, 
     assert "finished at step 2" in capsys.readouterr().out
 
 
+def test_numbered_checkpoints_are_of_the_moving_average(recipe, prepared_dataset, tmp_path):
+    recipe.write_text(TINY + "ema: 0.5\ncheckpoint_every: 1\nkeep_checkpoints: 2\n")
+    train("--config", recipe, "--data", prepared_dataset, "--run-dir", tmp_path, "--max-steps", 3)
+    paths = sorted((tmp_path / "checkpoints").iterdir())
+    assert [path.name for path in paths] == ["step_00000002.safetensors", "step_00000003.safetensors"]
+    state, (second, third) = load_training_state(tmp_path / "state.pt"), (load_model(path).model for path in paths)
+    name = "decoder.4.weight"
+    mean = 0.5 * second.state_dict()[name] + 0.5 * state["generator"][name]
+    torch.testing.assert_close(third.state_dict()[name], mean, rtol=1e-3, atol=1e-6)  # stored in 16 bits
+    torch.testing.assert_close(state["ema"][f"module.{name}"], mean, rtol=1e-3, atol=1e-6)
+    assert not torch.equal(state["generator"][name], state["ema"][f"module.{name}"])
+
+
 def test_longer_run_continues_with_its_optimizer(recipe, prepared_dataset, finished_run, tmp_path, monkeypatch):
     shutil.copytree(finished_run, tmp_path / "run")
     shutil.copytree(finished_run, tmp_path / "other")
@@ -196,7 +209,8 @@ def test_run_directory(finished_run):
     names = {
         path.name.split(".")[0] + path.suffix for path in finished_run.iterdir() if "tfevents" not in path.name
     }
-    assert names == {"config.yaml", "state.pt", "generator.safetensors", "best.safetensors", "log.jsonl"}
+    checkpoints = {"state.pt", "generator.safetensors", "best.safetensors"}
+    assert names == {"config.yaml", "log.jsonl", "report.html", *checkpoints}
 
     config = load_config(finished_run / "config.yaml")
     assert (config.mouth_size, config.max_steps, config.precision) == (32, 4, "fp32")

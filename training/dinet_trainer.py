@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from configs.schema import TrainConfig
 from data_processing.batches import Batch
@@ -39,6 +40,7 @@ class Trainer:
             a weight.
         discriminator_optimizer: None without discriminators.
         syncnet: None if the sync loss has no weight.
+        ema: moving average of the generator, or None.
         new_audio_encoder: whether the audio encoder starts from random weights, not from `init_from`.
         step: number of training steps taken.
         best: lowest LPIPS on held-out speakers so far.
@@ -52,6 +54,7 @@ class Trainer:
     syncnet: LoadedModel | None
     config: TrainConfig
     device: torch.device
+    ema: AveragedModel | None = None
     new_audio_encoder: bool = True
     step: int = 0
     best: float = math.inf
@@ -98,8 +101,14 @@ class Trainer:
             load_frozen_syncnet(config, device) if config.loss_weights["sync"] else None,
             config,
             device,
+            ema=_new_average(generator, config.ema) if config.ema else None,
             new_audio_encoder=generator.audio_encoder is new_encoder,
         )
+
+    @property
+    def released(self) -> DINet | Wav2Lip:
+        """The generator that is validated and saved for inference."""
+        return self.ema.module if self.ema else self.generator
 
     @property
     def adversarial(self) -> bool:
@@ -127,7 +136,13 @@ class Trainer:
                 "discriminators": self.discriminators,
                 "discriminator_optimizer": self.discriminator_optimizer,
             }
+        if self.ema:
+            parts["ema"] = self.ema
         return parts
+
+
+def _new_average(generator: DINet | Wav2Lip, decay: float) -> AveragedModel:
+    return AveragedModel(generator, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
 
 
 def train_step(trainer: Trainer, batch: Batch) -> dict[str, float]:
@@ -145,6 +160,7 @@ def train_step(trainer: Trainer, batch: Batch) -> dict[str, float]:
     config, generator = trainer.config, trainer.generator
     rate = learning_rate(config, trainer.step)
     _set_modes(generator, config)
+    torch.manual_seed(hash((config.seed, trainer.step, distributed.rank())))  # of dropout, the same when resumed
     parts = micro_batches(batch, config.grad_accum_steps, trainer.device)
     losses: defaultdict[str, torch.Tensor | float] = defaultdict(float)
     output = None
@@ -171,6 +187,8 @@ def train_step(trainer: Trainer, batch: Batch) -> dict[str, float]:
     values = distributed.sum_values(losses)
     check_finite(values, trainer.step, batch.clip_ids)
     optimizer_step(trainer.generator_optimizer, rate)
+    if trainer.ema:
+        trainer.ema.update_parameters(generator)
     trainer.step += 1
     return values
 
@@ -240,7 +258,7 @@ def validate(trainer: Trainer, samples: list, metrics: dict[str, ImageMetric]) -
     means = {}
     for name, shift in (("matched", 0), ("shifted", AUDIO_SHIFT)):
         options = {"audio_shift": shift, "device": trainer.device, "precision": dtype}
-        scores = score_clips(trainer.generator, samples, metrics, **options)
+        scores = score_clips(trainer.released, samples, metrics, **options)
         means |= {f"{metric}_{name}": value for metric, value in scores.means().items()}
     means["audio_gap_db"] = means["psnr_matched"] - means["psnr_shifted"]
     return means
@@ -253,12 +271,14 @@ def image_grid(trainer: Trainer, batch: Batch) -> torch.Tensor:
     Returns:
         (3, rows × H, columns × W) RGB in [0, 1], on the CPU.
     """
-    trainer.generator.eval()
-    masked_source = trainer.generator.mask(batch.target)
+    generator = trainer.released
+    was_training = generator.training
+    generator.eval()
+    masked_source = generator.mask(batch.target)
     with autocast(trainer.config.precision, trainer.device):
         inputs = (masked_source, batch.references, batch.audio_window)
-        output = trainer.generator(*(x.to(trainer.device) for x in inputs)).float().cpu()
-    trainer.generator.train()
+        output = generator(*(x.to(trainer.device) for x in inputs)).float().cpu()
+    generator.train(was_training)
     columns = [masked_source, *batch.references.split(3, dim=1)[:2], output, batch.target]
     rows = torch.cat(columns, dim=3)
     return torch.cat(list(rows), dim=1)
@@ -269,7 +289,7 @@ def save_release(trainer: Trainer, path: Path, info: dict[str, Any]) -> None:
     config = trainer.config
     save_model(
         path,
-        trainer.generator,
+        trainer.released,
         audio_features=config.audio_features,
         mouth_size=config.mouth_size,
         info={"steps": trainer.step, "batch_size": config.batch_size, "seed": config.seed, **info},

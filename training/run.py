@@ -3,7 +3,7 @@
 import argparse
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,13 +18,17 @@ from data_processing.media.video_reader import FPS
 from models.checkpoint import load_training_state, save_training_state
 from training import distributed
 from training.loading import DeviceBatches, load_batches
-from training.log import RunLog
+from training.log import Logger, RunLog, TensorBoardLogger, WandbLogger, import_wandb
+from training.report import write_report
 from utils.device import choose_device
 from utils.errors import DatasetError, OutputError, ParameterError, error_reason
-from utils.files import remove_leftovers, write_atomically
+from utils.files import output_errors, remove_leftovers, write_atomically
 
 # what may change when a run is resumed; of these, only max_steps changes the weights: by the learning rate
-CHANGEABLE = ("max_steps", "log_every", "validate_every", "image_every", "save_every")
+CHANGEABLE = (
+    *("max_steps", "log_every", "validate_every", "image_every", "save_every"),
+    *("checkpoint_every", "keep_checkpoints"),
+)
 
 
 class Trainer(Protocol):
@@ -47,6 +51,7 @@ class TrainingRun:
         run_dir: where everything is written.
         resume: continue from state.pt in `run_dir`.
         max_minutes: time limit; None for none.
+        wandb: project of Weights & Biases that receives the log, too; None for none.
         log: set by `start`, in the main process only.
         batches: set by `start`.
     """
@@ -57,6 +62,7 @@ class TrainingRun:
     device: torch.device
     resume: bool = False
     max_minutes: float | None = None
+    wandb: str | None = None
     _started: float = field(default_factory=time.monotonic, init=False)
     log: RunLog | None = field(default=None, init=False)
     batches: DeviceBatches | None = field(default=None, init=False)
@@ -72,6 +78,8 @@ class TrainingRun:
         """
         if args.max_minutes is not None and not args.max_minutes > 0:
             raise ParameterError("max_minutes", f"expected a number above 0, found {args.max_minutes:g}")
+        if args.wandb:
+            import_wandb()
         flags = {key.name: getattr(args, key.name, None) for key in fields(kind)}
         overrides = {name: str(value) if isinstance(value, Path) else value for name, value in flags.items()}
         config = load_config(args.config, overrides, kind)
@@ -79,7 +87,7 @@ class TrainingRun:
         torch.backends.cudnn.benchmark = device.type == "cuda"  # all batches of a run have the same shapes
         device = distributed.init(device, max_processes(config))
         run_dir = args.run_dir or Path("runs") / "-".join(path.stem for path in args.config)
-        return cls(config, args.data, run_dir, device, args.resume, args.max_minutes)
+        return cls(config, args.data, run_dir, device, args.resume, args.max_minutes, args.wandb)
 
     def describe(self) -> str:
         """Run directory, device and configuration, as YAML."""
@@ -145,7 +153,10 @@ class TrainingRun:
             create_run_dir(self.run_dir, self.config)
             if trainer.step == 0:  # so that a run killed before its first save can be resumed
                 self.save_state(trainer)
-            self.log = RunLog(self.run_dir, trainer.step)
+            loggers: list[Logger] = [TensorBoardLogger(self.run_dir, trainer.step)]
+            if self.wandb:
+                loggers.append(WandbLogger(self.run_dir, self.wandb, asdict(self.config)))
+            self.log = RunLog(self.run_dir, trainer.step, loggers)
         self.batches = DeviceBatches(load_batches(batches, trainer.step, self.device), self.device)
         return tqdm(
             self._wait_for_validation(trainer),
@@ -175,10 +186,29 @@ class TrainingRun:
         """True in the main process every `interval` steps, and at the last step if `last`."""
         return self.is_main and (last or step % interval == 0)
 
-    def finish(self, step: int, checkpoint: str) -> str:
-        """Close the log; return a message with the path of the trained network and how to continue."""
+    def save_numbered(self, step: int, save: Callable[[Path], None]) -> None:
+        """Save a checkpoint with the number of its step, and remove the oldest beyond `keep_checkpoints`."""
+        folder = self.run_dir / "checkpoints"
+        with output_errors(folder):
+            folder.mkdir(exist_ok=True)
+        save(folder / f"step_{step:08}.safetensors")
+        for path in sorted(folder.glob("step_*.safetensors"))[: -self.config.keep_checkpoints]:
+            path.unlink()
+
+    def finish(self, step: int, checkpoint: str, data: str) -> str:
+        """Close the log and write the report.
+
+        Args:
+            step: the last step.
+            checkpoint: file name of the trained network.
+            data: description of the data for the report.
+
+        Returns:
+            A message with the path of the trained network and how to continue.
+        """
         if self.is_main:
             self.log.close()
+            write_report(self.run_dir, f"{step} steps of {self.config.batch_size} samples; {data}")
         if step >= self.config.max_steps:
             return f"finished at step {step}: {self.run_dir / checkpoint}"
         return (
@@ -205,6 +235,7 @@ def training_parser(description: str, base: str) -> argparse.ArgumentParser:
     add("--max-steps", type=int, help="overrides max_steps of the configuration")
     add("--max-minutes", type=float, help="stop after this time; --resume continues the run")
     add("--device", default="auto", help="auto (default), cpu, cuda, cuda:1, …")
+    add("--wandb", metavar="PROJECT", help="log to this project of Weights & Biases, too")
     return parser
 
 

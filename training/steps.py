@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from data_processing.batches import to_float
 from training import distributed
 from utils.errors import UserError
 
@@ -39,7 +40,7 @@ def micro_batches(batch: Batch, grad_accum_steps: int, device: torch.device) -> 
 
 def _to_float(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     tensor = tensor.to(device, non_blocking=True)
-    return tensor.float() / 255 if tensor.dtype == torch.uint8 else tensor
+    return to_float(tensor) if tensor.dtype == torch.uint8 else tensor
 
 
 def optimizer_step(optimizer: torch.optim.Optimizer, rate: float) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from configs.schema import load_config
-from data_processing.batches import Batch, TrainingBatches
+from data_processing.batches import Batch, TrainingBatches, to_float
 from data_processing.dataset import load_clips
 from models.checkpoint import save_model
 from models.dinet import DINet, DINetConfig
@@ -47,7 +47,8 @@ def adversarial_trainer(recipe) -> Trainer:
 
 @pytest.fixture
 def batch(prepared_dataset) -> Batch:
-    return TrainingBatches(load_clips(prepared_dataset, "train", 64, "whisper"), 2, 5, 1, 0, clip_length=5)[0]
+    batch = TrainingBatches(load_clips(prepared_dataset, "train", 64, "whisper"), 2, 5, 1, 0, clip_length=5)[0]
+    return batch._replace(target=to_float(batch.target), references=to_float(batch.references))
 
 
 def stack_clips(images: torch.Tensor) -> torch.Tensor:
@@ -244,6 +245,20 @@ def test_init_from_a_generator_of_another_configuration_is_refused(recipe, tmp_p
     with pytest.raises(ParameterError, match=r"start\.safetensors: expected ") as caught:
         Trainer.create(replace(load_config(recipe), init_from=str(saved)), torch.device("cpu"))
     assert caught.value.parameter == "init_from"
+
+
+def test_dropout_depends_on_seed_and_step_only(recipe):
+    recipe.write_text(TINY + "audio_encoder: whitened\n")
+    audio = torch.rand(2, 384, 9)
+    batch = Batch(torch.rand(2, 3, 52, 40), torch.rand(2, 15, 52, 40), audio[..., :5], audio, ["a", "b"])
+    losses = []
+    for interrupted in (False, True):
+        trainer = Trainer.create(load_config(recipe), torch.device("cpu"))
+        train_step(trainer, batch)
+        if interrupted:
+            torch.rand(100)  # a resumed run has another history of random numbers
+        losses.append(train_step(trainer, batch))
+    assert losses[0] == losses[1]
 
 
 @pytest.mark.parametrize("factor", [0.0, 0.1])

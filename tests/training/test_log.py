@@ -4,19 +4,23 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
+from matplotlib.figure import Figure
 
 from tests.support.training import tensorboard_events
 from training import log
-from training.log import RunLog
+from training.log import RunLog, TensorBoardLogger, WandbLogger
+from utils.errors import ParameterError
 from utils.files import read_jsonl
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_values_go_to_both_logs(tmp_path):
-    run_log = RunLog(tmp_path, 0)
+    run_log = RunLog(tmp_path, 0, [TensorBoardLogger(tmp_path, 0)])
     run_log.add("train", 1, {"loss": 0.5})
     run_log.add("val", 1, {"psnr": 20.0})
     run_log.close()
@@ -30,21 +34,64 @@ def test_continued_log_drops_later_and_incomplete_lines(tmp_path):
     """A killed run may have logged after its last saved state. Keys of earlier versions stay."""
     lines = '{"step": 2, "val_ranked_right": 0.5}\n{"step": 3, "loss": 1.0}\n{"step": 4, "lo'
     (tmp_path / "log.jsonl").write_text(lines)
-    run_log = RunLog(tmp_path, 2)
+    run_log = RunLog(tmp_path, 2, [])
     run_log.add("train", 3, {"loss": 2.0})
     run_log.close()
     assert read_jsonl(tmp_path / "log.jsonl") == [{"step": 2, "val_ranked_right": 0.5}, {"step": 3, "loss": 2.0}]
 
 
+class FakeWandb:
+    """Records what would be sent to Weights & Biases."""
+
+    Image = staticmethod(lambda image: type(image).__name__)
+
+    def __init__(self) -> None:
+        self.runs, self.sent = [], []
+
+    def init(self, **options: object) -> SimpleNamespace:
+        self.runs.append(options)
+        return SimpleNamespace(define_metric=lambda *_, **__: None, log=self.sent.append, finish=lambda: None)
+
+
+def test_wandb_gets_values_images_and_figures_of_one_run(tmp_path, monkeypatch):
+    fake = FakeWandb()
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    run_dir = tmp_path / "frame_64"
+    run_dir.mkdir()
+    for step in (0, 2):  # started, then resumed
+        run_log = RunLog(run_dir, step, [WandbLogger(run_dir, "dinet", {"batch_size": 4})])
+        run_log.add("train", step + 1, {"loss": 0.5})
+        run_log.add_image("image", step + 1, torch.rand(3, 4, 4))
+        run_log.add_figure("figure", step + 1, Figure())
+        run_log.close()
+    assert fake.sent[:3] == [
+        {"step": 1, "train/loss": 0.5},
+        {"step": 1, "image": "Tensor"},
+        {"step": 1, "figure": "Figure"},
+    ]
+    first, second = fake.runs
+    assert first == second  # with the same id
+    assert (first["project"], first["name"], first["config"]) == ("dinet", "frame_64", {"batch_size": 4})
+
+
+def test_missing_wandb_is_one_error(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(ParameterError, match="the package wandb is not installed") as caught:
+        WandbLogger(tmp_path, "dinet", {})
+    assert caught.value.parameter == "wandb"
+    assert not list(tmp_path.iterdir())
+
+
 FULL_DISK = """
 import resource, sys, torch
 from pathlib import Path
-from training.log import RunLog
+from training.log import RunLog, TensorBoardLogger
 from utils.errors import OutputError
 
 for limit in (10, 600, 100_000):  # the first line, the first image, a later image
     resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-    log = RunLog(Path(f"{sys.argv[1]}/{limit}"), 0)
+    folder = Path(f"{sys.argv[1]}/{limit}")
+    log = RunLog(folder, 0, [TensorBoardLogger(folder, 0)])
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
     try:
         for step in range(1, 200):

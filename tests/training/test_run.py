@@ -93,5 +93,16 @@ def test_intervals(config, tmp_path):
     assert run.is_due(7, 3, last=True)
 
 
+def test_newest_numbered_checkpoints_are_kept(config, tmp_path):
+    run = TrainingRun(replace(config, keep_checkpoints=2), tmp_path, tmp_path, torch.device("cpu"))
+    for step in (5, 10, 1000, 99_000):
+        run.save_numbered(step, lambda path, step=step: path.write_text(str(step)))
+    kept = sorted((tmp_path / "checkpoints").iterdir())
+    assert [(path.name, path.read_text()) for path in kept] == [
+        ("step_00001000.safetensors", "1000"),
+        ("step_00099000.safetensors", "99000"),
+    ]
+
+
 def test_one_process_trains_on_the_whole_batch(config):
     assert process_samples(replace(config, batch_size=5, grad_accum_steps=2)) == [0, 1, 2, 3, 4]
