@@ -54,6 +54,12 @@ class FaceLight:
             _pixels(image, cheeks).mean(axis=0), float(_pixels(image, points[UPPER_FACE]).mean(axis=1).std())
         )
 
+    @classmethod
+    def median(cls, lights: Sequence["FaceLight"]) -> "FaceLight":
+        """The median of several."""
+        colour = np.median([light.colour for light in lights], axis=0)
+        return cls(colour, float(np.median([light.contrast for light in lights])))
+
     def natural(self) -> "FaceLight":
         """The nearest light in which skin has its natural colour, at the same brightness."""
         red, green, blue = self.colour + 1

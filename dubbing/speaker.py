@@ -5,27 +5,27 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import groupby
+from itertools import cycle, groupby, islice
 from math import inf
 
 import numpy as np
-import torch
 
 from data_processing.face.crop import FaceCrop
 from data_processing.face.detectors import FaceSelector, largest_face, track_landmarks
 from data_processing.face.radius import ShotRadius
 from data_processing.face.tracking import mouth_in_view, track_chunks
 from dubbing.audio_stream import AudioStream
-from dubbing.covers import CoverFinder
+from dubbing.covers import CoverFinder, StillSearch, face_of, uncovered
 from dubbing.frame_sources import FrameSource
 from dubbing.generator import GeneratorSession
 from dubbing.light import FaceLight, LightChange, Tint, face_levels, to_uint8
 from dubbing.placements import NO_SHOT, FacePlacement
 from dubbing.references import ReferenceCrop, choose_references
-from dubbing.texture import NUM_CANDIDATES, Candidate, ShotTexture
+from dubbing.texture import NUM_CANDIDATES, Candidate, ShotTexture, lower_part
 
 SMALL_SIDE = 270  # pixels: shorter side of the frames in which brightness is measured
-CACHED_SHOTS = 8  # shots whose reference frames and texture stay in memory: about 5 MB each at 1080 lines
+CACHED_SHOTS = 8  # shots whose reference frames and texture stay in memory: about 10 MB each at 1080 lines
+NUM_EXAMINED = 30  # frames of a shot among which covered candidates for texture find a substitute
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class _Appearance:
     tint: of monochrome video, else None.
     crops: (13S/8, 5S/4, 3) uint8 RGB each, the reference crops as the generator sees them.
     texture: of frames of the shot; None if it is not used.
-    views: of the reference frames, for the search for covers; None if covers are not kept.
+    covers: finds what covers the face; None if that is not kept.
     """
 
     light: FaceLight
@@ -45,7 +45,7 @@ class _Appearance:
     tint: Tint | None
     crops: list[np.ndarray]
     texture: ShotTexture | None
-    views: torch.Tensor | None
+    covers: CoverFinder | None
 
 
 class Speaker:
@@ -89,9 +89,10 @@ class Speaker:
         self.candidates: list[list[tuple[int, FacePlacement]]] = []
         self.cancelled = threading.Event()
         self._fixed_crops = reference_crops
-        self._covers = CoverFinder(generator.device) if keep_covers else None
-        self._num_candidates = NUM_CANDIDATES if texture else 0
+        self._texture, self._keep_covers = texture, keep_covers
         self._chosen_before = chosen_before_s * source.fps
+        # of every shot: reference frames, candidates, and what is examined, as if the face were never covered
+        self._preferred: list[list[list[tuple[int, FacePlacement]]]] = []
         # brightness and contrast of the face in tracked frames, by frame index
         self._levels: dict[int, tuple[float, float]] = {}
         self._appearance = lru_cache(CACHED_SHOTS)(self._measure_appearance)
@@ -128,10 +129,13 @@ class Speaker:
                         row: FacePlacement(chunk.landmarks.points[row], float(radii[row - start]), number, 1.0)
                         for row in range(start, last)
                     }
-                    num_candidates = min(self._num_candidates, int(chunk.landmarks.found[start:last].sum()))
-                    for chosen, count in (self.references, num_references), (self.candidates, num_candidates):
-                        rows = choose_references(chunk.landmarks, start, last, count, levels)
-                        chosen.append([(chunk.offset + row, placed[row]) for row in rows])
+                    num_found = int(chunk.landmarks.found[start:last].sum())
+                    counts = [num_references, *(min(count, num_found) for count in (NUM_CANDIDATES, NUM_EXAMINED))]
+                    chosen = [choose_references(chunk.landmarks, start, last, count, levels) for count in counts]
+                    preferred = [[(chunk.offset + row, placed[row]) for row in rows] for rows in chosen]
+                    self._preferred.append(preferred)
+                    self.references.append(preferred[0])
+                    self.candidates.append(preferred[1])
                     self._appearance(number)  # now, while live frames are still held
                 for frame, radius_px in zip(frames, radii, strict=False):
                     strength = float(chunk.strengths[frame - chunk.start])
@@ -161,12 +165,12 @@ class Speaker:
             source_crops.append(to_uint8(appearance.to_natural.apply(changes[-1].apply(image))))
         windows = self.audio.windows(np.array(times_s))
         generated = self.generator.generate(source_crops, self._encoded(shot), windows)
-        covers = self._covers.masks(source_crops, appearance.views) if self._covers else [None] * len(crops)
         dubbed = []
-        for crop, frame, change, image, one, cover in zip(
-            crops, frames, changes, generated, placements, covers, strict=True
-        ):
-            detail = None
+        for crop, frame, change, image, one in zip(crops, frames, changes, generated, placements, strict=True):
+            cover = detail = None
+            if appearance.covers:
+                part = appearance.to_natural.apply(change.apply(lower_part(frame, crop)))
+                cover = appearance.covers.mask(to_uint8(part), crop, one.points)
             x0, y0, x1, y1 = bounds = crop.paste_bounds(frame)
             if appearance.texture and x0 < x1 and y0 < y1:
                 image, brightness = appearance.texture.transfer(image, crop, bounds)
@@ -185,32 +189,50 @@ class Speaker:
         return FaceCrop.from_landmarks(placement.points, placement.radius_px, self.generator.mouth_size)
 
     def _measure_appearance(self, shot: int) -> _Appearance:
-        placements = dict(self.references[shot] + self.candidates[shot])
-        own_crops: dict[int, ReferenceCrop] = {}
+        """Look at some frames of a shot. Covered ones in `references` and `candidates` give way to others."""
+        preferred_references, preferred_candidates, examined = self._preferred[shot]
+        placements = dict(preferred_references + preferred_candidates + examined)
+        indices = sorted(placements)
+        face_crops = {index: self._crop(placements[index]) for index in indices}
+        crops: dict[int, ReferenceCrop] = {}
         candidates: dict[int, Candidate] = {}
-        wanted, indices = dict(self.candidates[shot]), sorted(placements)
+        still_search = StillSearch(list(face_crops.values()))
         for index, frame in zip(indices, self.source.frames(indices), strict=True):
-            crop = self._crop(placements[index])
-            own_crops[index] = ReferenceCrop(crop.extract(frame), crop.to_crop(placements[index].points))
-            if index in wanted:
-                candidates[index] = Candidate.of(frame, crop)
-        references = self._fixed_crops or [own_crops[index] for index, _ in self.references[shot]]
-        lights = [FaceLight.of(*reference) for reference in references]
-        colour = np.median([light.colour for light in lights], axis=0)
-        median = FaceLight(colour, float(np.median([light.contrast for light in lights])))
+            crop, points = face_crops[index], placements[index].points
+            crops[index] = ReferenceCrop(crop.extract(frame), crop.to_crop(points))
+            candidates[index] = Candidate.of(frame, crop)
+            still_search.add(frame, points)
+        still = still_search.finish()
+        lights = {index: FaceLight.of(*crop) for index, crop in crops.items()}
+        usual = FaceLight.median(list(lights.values()))
+        images, faces = [], []
+        for index, crop in face_crops.items():
+            images.append(to_uint8(LightChange.between(lights[index], usual).apply(candidates[index].image)))
+            faces.append(face_of(crop, placements[index].points) & (still.in_crop(crop) == 0))
+        clear = {index for index, is_clear in zip(indices, uncovered(images, faces), strict=True) if is_clear}
+        for chosen, preferred in (self.references, preferred_references), (self.candidates, preferred_candidates):
+            own = {index: one for index, one in preferred + examined if index in clear}
+            chosen[shot] = list(islice(cycle(own.items()), len(preferred)))
+
+        references = self._fixed_crops or [crops[index] for index, _ in self.references[shot]]
+        reference_lights = [FaceLight.of(*reference) for reference in references]
+        median = FaceLight.median(reference_lights)
         changed = [
             LightChange.between(light, median).apply(one.image)
-            for light, one in zip(lights, references, strict=True)
+            for light, one in zip(reference_lights, references, strict=True)
         ]
         to_natural = LightChange.between(median, median.natural())
-        crops = [to_uint8(to_natural.apply(image)) for image in changed]
-        texture = None
-        if candidates:
-            changes = (LightChange.between(FaceLight.of(*own_crops[index]), median) for index in candidates)
-            pairs = zip(candidates.values(), changes, strict=True)
-            texture = ShotTexture([candidate.in_light(change, to_natural) for candidate, change in pairs])
-        views = self._covers.views(crops) if self._covers else None
-        return _Appearance(median, to_natural, Tint.of(changed), crops, texture, views)
+        reference_crops = [to_uint8(to_natural.apply(image)) for image in changed]
+        natural = {
+            index: candidates[index].in_light(LightChange.between(lights[index], median), to_natural)
+            for index in sorted(clear)
+        }
+        texture = covers = None
+        if self._texture:
+            texture = ShotTexture([natural[index] for index in sorted(dict(self.candidates[shot]))])
+        if self._keep_covers:
+            covers = CoverFinder([one.image for one in natural.values()], still)
+        return _Appearance(median, to_natural, Tint.of(changed), reference_crops, texture, covers)
 
     def _landmarks(self) -> Iterator[tuple[np.ndarray, bool]]:
         """Landmarks (68, 2) and shot cut of every frame; NaN also where the face is turned away or its mouth is

@@ -31,16 +31,21 @@ SOFTNESS = 1 / 64  # mouth sizes; standard deviation of the blur of that differe
 MAX_SIZE = 512  # mouth size of the finest texture, so that faces that fill a 4K frame do not take more time
 ZERO = 128  # of detail stored in 8 bits
 
-_TOP = mouth_margin_top(FLOW_SIZE)  # pasting uses no row of a crop above it
-_HEIGHT, _WIDTH = crop_size(FLOW_SIZE)[0] - _TOP, crop_size(FLOW_SIZE)[1]
-_GRID = np.dstack(np.meshgrid(np.arange(_WIDTH), np.arange(_HEIGHT))).astype(np.float32)
+TOP = mouth_margin_top(FLOW_SIZE)  # pasting uses no row of a crop above it
+HEIGHT, WIDTH = crop_size(FLOW_SIZE)[0] - TOP, crop_size(FLOW_SIZE)[1]  # of the lower part of a face crop
+_GRID = np.dstack(np.meshgrid(np.arange(WIDTH), np.arange(HEIGHT))).astype(np.float32)
+
+
+def lower_part(frame: np.ndarray, crop: FaceCrop) -> np.ndarray:
+    """The face crop of a frame (H, W, 3) at FLOW_SIZE, from row TOP on: (HEIGHT, WIDTH, 3) uint8 RGB."""
+    return replace(crop, pixel_size=_scales(crop)[0], mouth_size=FLOW_SIZE).extract(frame)[TOP:]
 
 
 @dataclass(frozen=True)
 class Candidate:
     """A frame of the shot that texture can come from.
 
-    image: (160, 160, 3) uint8 RGB, its face crop at FLOW_SIZE from row _TOP on.
+    image: (HEIGHT, WIDTH, 3) uint8 RGB, its `lower_part`.
     detail: (h, w) uint8, brightness that is finer than mouth size S, plus ZERO.
     left, top, pixel_size: placement of `detail` in pixels of `image`.
     """
@@ -55,16 +60,15 @@ class Candidate:
     def of(cls, frame: np.ndarray, crop: FaceCrop) -> "Candidate":
         """The candidate of a frame (H, W, 3) uint8 RGB with a face crop of mouth size S."""
         pixel_size, step = _scales(crop)
-        image = replace(crop, pixel_size=pixel_size, mouth_size=FLOW_SIZE).extract(frame)[_TOP:]
-        left, top = crop.left, crop.top + _TOP * pixel_size
+        left, top = crop.left, crop.top + TOP * pixel_size
         x0, y0 = max(0, floor(left)), max(0, floor(top))
-        x1 = max(x0 + 1, min(frame.shape[1], ceil(left + _WIDTH * pixel_size)))
-        y1 = max(y0 + 1, min(frame.shape[0], ceil(top + _HEIGHT * pixel_size)))
+        x1 = max(x0 + 1, min(frame.shape[1], ceil(left + WIDTH * pixel_size)))
+        y1 = max(y0 + 1, min(frame.shape[0], ceil(top + HEIGHT * pixel_size)))
         detail = crop.detail(frame, (x0, y0, x1, y1)).mean(axis=2)
         size = (max(1, round((x1 - x0) / step)), max(1, round((y1 - y0) / step)))
         detail = cv2.resize(detail, size, interpolation=cv2.INTER_AREA)
         placement = ((x0 - left) / pixel_size, (y0 - top) / pixel_size, step / pixel_size)
-        return cls(image, to_uint8(detail + ZERO), *placement)
+        return cls(lower_part(frame, crop), to_uint8(detail + ZERO), *placement)
 
     def in_light(self, change: LightChange, to_natural: LightChange) -> "Candidate":
         """The same with `change` to the usual light of the shot, and its image as the generator would see it."""
@@ -96,7 +100,7 @@ class ShotTexture:
             The generated crop, float32, with the candidates' detail in the frequencies it can represent, and the
             brightness of finer detail, (y1 − y0, x1 − x0) float32, in the usual light of the shot.
         """
-        image = _resized(generated, crop_size(FLOW_SIZE))[_TOP:]
+        image = _resized(generated, crop_size(FLOW_SIZE))[TOP:]
         chosen, shares = self._most_similar(_lips(image))
         gray, fine = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), _fine(image)
         aligned = [self._align(self.candidates[index], image, gray) for index in chosen]
@@ -110,7 +114,7 @@ class ShotTexture:
             change += weight[..., None] * _fine(warped)
         change *= DRAWN_WEIGHT * trust[..., None]
         full = np.zeros((*crop_size(FLOW_SIZE), 3), np.float32)
-        full[_TOP:] = change
+        full[TOP:] = change
         drawn = generated + _resized(full, generated.shape[:2])
 
         # A mean of different textures is weaker than each of them.
@@ -160,7 +164,7 @@ class ShotTexture:
         matrix = np.array(
             [
                 [step / pixel_size, 0, (x0 + step / 2 - crop.left) / pixel_size - 0.5],
-                [0, step / pixel_size, (y0 + step / 2 - crop.top) / pixel_size - 0.5 - _TOP],
+                [0, step / pixel_size, (y0 + step / 2 - crop.top) / pixel_size - 0.5 - TOP],
             ]
         )
         total = np.zeros((height, width), np.float32)
@@ -190,19 +194,19 @@ def _scales(crop: FaceCrop) -> tuple[float, float]:
 
 
 def _lips(image: np.ndarray) -> np.ndarray:
-    """The lips box at LIPS_SIZE of a face crop from row _TOP on, float32."""
+    """The lips box at LIPS_SIZE of a face crop from row TOP on, float32."""
     factor = FLOW_SIZE // LIPS_SIZE
-    small = cv2.resize(image, (_WIDTH // factor, _HEIGHT // factor), interpolation=cv2.INTER_AREA)
+    small = cv2.resize(image, (WIDTH // factor, HEIGHT // factor), interpolation=cv2.INTER_AREA)
     rows, columns = lips_box(LIPS_SIZE)
-    return small[rows.start - _TOP // factor : rows.stop - _TOP // factor, columns].astype(np.float32)
+    return small[rows.start - TOP // factor : rows.stop - TOP // factor, columns].astype(np.float32)
 
 
 def _fine(image: np.ndarray) -> np.ndarray:
     """The lower part (…, 3) of a face crop at FLOW_SIZE without its brightness at COARSE_SIZE, float32."""
     factor = FLOW_SIZE // COARSE_SIZE
     image = image.astype(np.float32)
-    small = cv2.resize(image, (_WIDTH // factor, _HEIGHT // factor), interpolation=cv2.INTER_AREA)
-    coarse = cv2.resize(small.mean(axis=2), (_WIDTH, _HEIGHT), interpolation=cv2.INTER_CUBIC)
+    small = cv2.resize(image, (WIDTH // factor, HEIGHT // factor), interpolation=cv2.INTER_AREA)
+    coarse = cv2.resize(small.mean(axis=2), (WIDTH, HEIGHT), interpolation=cv2.INTER_CUBIC)
     return image - coarse[..., None]
 
 

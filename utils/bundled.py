@@ -6,6 +6,5 @@ ROOT = Path(__file__).resolve().parents[1]
 BUNDLED_GENERATOR = ROOT / "checkpoints" / "dinet_64.safetensors"
 BUNDLED_SYNCNET = ROOT / "checkpoints" / "syncnet_32.safetensors"
 CLOSED_LIPS = ROOT / "checkpoints" / "closed_lips.npy"  # written by scripts/closed_lips.py
-COVER_NET = ROOT / "checkpoints" / "covers_64.safetensors"  # written by scripts/train_covers.py
 EXAMPLE_VIDEO = ROOT / "examples" / "portrait.mp4"
 EXAMPLE_AUDIO = ROOT / "examples" / "speech.wav"

@@ -5,13 +5,13 @@ rows [y29 − r, y29 + 2.25 r) and columns [x33 − 1.25 r, x33 + 1.25 r), which
 pixel is 2r / S source pixels wide. models/crop_layout.py defines the mouth box in the crop, radius.py the radius.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil, floor
 
 import cv2
 import numpy as np
 
-from models.crop_layout import crop_size, lips_box, mouth_box, mouth_margin_top
+from models.crop_layout import crop_size, lips_box, mouth_box, mouth_margin_top, mouth_size_of
 
 COARSE_SIZE = 64  # mouth size at which blurs and masks are computed: they have no detail
 SPEECH_LANDMARKS = [*range(5, 12), *range(48, 60)]  # chin and lips, which speech moves
@@ -190,8 +190,9 @@ class FaceCrop:
             face_mask = self._hull_mask(landmarks[LOWER_FACE_LANDMARKS], grow=1 / 32, softness=1 / 48)
             mask *= self._to_source(face_mask, bounds)
         if covers is not None:
-            covers = cv2.resize(covers, crop_size(self.mouth_size)[::-1], interpolation=cv2.INTER_LINEAR)
-            mask *= 1 - self._to_source(covers, bounds).clip(0, 1)
+            size = mouth_size_of(len(covers))
+            finer = replace(self, pixel_size=self.pixel_size * self.mouth_size / size, mouth_size=size)
+            mask *= 1 - finer._to_source(covers, bounds).clip(0, 1)
         change = self._to_source(change, bounds)
         texture = region - self._to_source(source, bounds)
         if detail is not None:
