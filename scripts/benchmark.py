@@ -8,9 +8,10 @@ video with both, at the given mouth size.
 memory: memory over time while videos of one and of ten minutes (--video, repeated) are dubbed, each in a process of
 its own; plotted to --output.
 
-train: samples per second of this project's training step and of a baseline, interleaved in one run. The baseline is
-the authors' step: float32, AdaAT as one three-dimensional sampling, the graph of the generator retained for the
-discriminator's step and traversed in it. Losses as in the frame stage of the paper.
+train: samples per second of this project's training step and of a baseline for each mouth size, interleaved in one
+run; on a GPU also the memory. The baseline is the authors' step: float32, AdaAT as one three-dimensional sampling,
+the graph of the generator retained for the discriminator's step and traversed in it. Losses as in the frame stage of
+the paper.
 
 The weights of the networks are random: speed does not depend on them.
 """
@@ -36,7 +37,7 @@ from tqdm import tqdm
 
 from configs.schema import load_config
 from data_processing.audio.features import FEATURE_DIMS
-from data_processing.batches import Batch
+from data_processing.batches import Batch, to_float
 from data_processing.face.crop import FaceCrop
 from data_processing.face.detectors import track_landmarks
 from data_processing.face.radius import crop_radii
@@ -279,27 +280,45 @@ def baseline_step(trainer: Trainer, batch: Batch) -> None:
 
 
 def random_batch(mouth_size: int, batch_size: int, audio_dim: int) -> Batch:
+    """Images are uint8, as they are loaded."""
     generator = torch.Generator().manual_seed(0)
-    target, *references = (
-        torch.rand(batch_size, 3, *crop_size(mouth_size), generator=generator) for _ in range(1 + 5)
-    )
+    size = (batch_size, 3 * (1 + 5), *crop_size(mouth_size))
+    target, references = torch.randint(256, size, generator=generator, dtype=torch.uint8).split([3, 15], dim=1)
     audio = torch.rand(batch_size, audio_dim, 5, generator=generator)
-    return Batch(target, torch.cat(references, dim=1), audio, audio, [])
+    return Batch(target, references, audio, audio, [""] * batch_size)
 
 
-def benchmark_train(mouth_size: int, batch_size: int, repeats: int, device: torch.device) -> None:
-    """Print samples per second of both steps, interleaved, and the speed-up."""
+def benchmark_train(mouth_sizes: list[int], batch_size: int, repeats: int, device: torch.device) -> None:
+    """Print samples per second of both steps, interleaved, the speed-up, and on a GPU the memory of this step."""
     recipe = ROOT / "configs" / "stages" / "frame_64.yaml"
-    common = {"mouth_size": mouth_size, "batch_size": batch_size}
-    trainer = Trainer.create(load_config(recipe, common), device)
-    baseline = Trainer.create(load_config(recipe, common | {"precision": "fp32", "channels_last": False}), device)
-    baseline.generator.deformation.__class__ = SampledAdaAT
-    batch = random_batch(mouth_size, batch_size, trainer.generator.config.audio_dim)
-    steps = {"baseline": lambda: baseline_step(baseline, batch), "ours": lambda: train_step(trainer, batch)}
-    seconds = interleaved(steps, repeats, device)
-    for name, times in seconds.items():
-        print(f"{name:>8}: {batch_size / statistics.median(times):.2f} samples/s")
-    print(f"speed-up: {ratio(seconds, 'baseline', 'ours')} of {repeats} turns")
+    torch.backends.cudnn.benchmark = device.type == "cuda"
+    print(f"\ntraining step, batches of {batch_size}, samples/s\n")
+    print("| S | baseline | ours | speed-up | GPU memory of ours |\n|---|---|---|---|---|")
+    for mouth_size in mouth_sizes:
+        common = {"mouth_size": mouth_size, "batch_size": batch_size}
+        trainer = Trainer.create(load_config(recipe, common), device)
+        plain = common | {"precision": "fp32", "channels_last": False}
+        baseline = Trainer.create(load_config(recipe, plain), device)
+        baseline.generator.deformation.__class__ = SampledAdaAT
+        batch = random_batch(mouth_size, batch_size, trainer.generator.config.audio_dim)
+        floats = batch._replace(target=to_float(batch.target), references=to_float(batch.references))
+        steps = {
+            "baseline": partial(baseline_step, baseline, floats),
+            "ours": partial(train_step, trainer, batch),
+        }
+        seconds = interleaved(steps, repeats, device)
+        rates = (f"{batch_size / statistics.median(times):.2f}" for times in seconds.values())
+        del baseline, steps
+        memory = f"{step_memory(trainer, batch, device) / 1e9:.1f} GB" if device.type == "cuda" else "–"
+        print(f"| {mouth_size} | {' | '.join(rates)} | {ratio(seconds, 'baseline', 'ours')} | {memory} |")
+
+
+def step_memory(trainer: Trainer, batch: Batch, device: torch.device) -> int:
+    """Largest number of bytes on the GPU during a step."""
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats(device)
+    train_step(trainer, batch)
+    return torch.cuda.max_memory_allocated(device)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -307,7 +326,8 @@ def run(args: argparse.Namespace) -> None:
     precision = choose_precision("auto", device)
     print(f"{device}, {torch.get_num_threads()} threads, torch {torch.__version__}")
     if args.what == "train":
-        benchmark_train(args.mouth_size or 64, args.batch_size, args.repeats, device)
+        sizes = [args.mouth_size] if args.mouth_size else [64, 128, 256]
+        benchmark_train(sizes, args.batch_size, args.repeats, device)
     elif args.what == "memory":
         benchmark_memory(args.video or EXAMPLE_VIDEO, args.minutes, args.output)
     else:
@@ -329,7 +349,7 @@ def main() -> None:
         "--video", type=Path, help="infer, memory: video to dub (default for memory: the bundled example)"
     )
     parser.add_argument(
-        "--mouth-size", type=int, help="S (default: 64, 128 and 256 for infer, with dubs at 256; 64 for train)"
+        "--mouth-size", type=int, help="S (default: 64, 128 and 256; dubs at 256)"
     )
     parser.add_argument("--batch-size", type=int, default=16, help="train: samples per step (default 16)")
     parser.add_argument("--minutes", type=float, nargs="+", default=[1, 10], help="memory: lengths (default 1 10)")
