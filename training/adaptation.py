@@ -1,6 +1,5 @@
-"""Adaptation of a generator to one speaker, on minutes of video: batches, training, the best weights."""
+"""Adaptation of a generator to one speaker, on minutes of video: batches, training, which weights are kept."""
 
-import copy
 import hashlib
 import logging
 import math
@@ -16,24 +15,23 @@ import torch
 from torch import nn
 
 from configs.schema import FOLDER, TrainConfig, load_config
-from data_processing.audio.features import FEATURE_DIMS, extract_features
+from data_processing.audio.features import FEATURE_DIMS
 from data_processing.audio.framing import audio_windows
 from data_processing.batches import REFERENCE_GAP, Batch, make_batch, sample_augmentation
 from data_processing.clips import MIN_FRAMES as MIN_SHOT_FRAMES
 from data_processing.dataset import Clip
 from data_processing.face.selection import face_selector
-from data_processing.media.audio_io import load_audio
 from data_processing.media.video_reader import FPS, check_readable
 from evaluation.clips import evenly_spaced, mouth_boxes
 from evaluation.metrics import LPIPS, psnr
 from losses.perceptual import PerceptualLoss
 from models.checkpoint import LoadedModel, load_model, save_model
-from models.crop_layout import lips_box
 from models.dinet import DINet
 from training.dinet_trainer import Trainer, train_step
-from training.run import autocast
+from training.other_speech import Speech, fitting_windows, load_speech, sync_confidence
+from training.steps import autocast
 from training.video_clips import VideoClips, read_clips
-from utils.bundled import BUNDLED_GENERATOR, EXAMPLE_AUDIO
+from utils.bundled import BUNDLED_GENERATOR
 from utils.device import choose_device, choose_precision
 from utils.errors import CheckpointError, FileError, MediaError, OutputError, ParameterError, error_reason
 from utils.files import PartialFile, output_errors
@@ -52,8 +50,9 @@ TIMED_STEPS = 5  # after which the number of steps is chosen; the first one is n
 STEP_UNIT = 25  # the number of steps is a multiple of it, so that it hardly depends on chance
 VALIDATION_TIME = 1.1  # factor by which validation makes training longer
 PATIENCE = 3  # validations without improvement after which training stops
-CANDIDATES = 8  # audio windows among which that of a frame without fitting audio is chosen
-CANDIDATE_FRAMES = 160  # frames for which one is chosen
+FITTED_FRAMES = 160  # frames used of a video whose audio does not fit
+SHARES = (1.0, 0.75, 0.5, 0.25)  # of the way from the weights of the base to the adapted ones
+SYNC_KEPT = 0.95  # of the sync confidence with other speech, at least
 Progress = Callable[[str, int, int], None]
 logger = logging.getLogger(__name__)
 
@@ -65,26 +64,34 @@ class AdaptResult:
     path: its file.
     num_frames: frames in the usable shots of the videos.
     steps: training steps.
-    best_step: the step whose weights are in the file; 0 if they are those of the base.
-    before, after: mean "lpips" and "psnr" of the mouth box on held-out frames, of the base and of the file.
+    best_step: the step whose weights are in the file, mixed with those of the base; 0 if only the latter are.
+    share: of the weights of the best step in this mixture.
+    before, after: of the base and of the file, mean "lpips" and "psnr" of the mouth box on held-out frames, and
+        the "sync" confidence with speech of another voice.
     """
 
     path: Path
     num_frames: int
     steps: int
     best_step: int
+    share: float
     before: dict[str, float]
     after: dict[str, float]
 
     def summary(self) -> str:
         """One line about the result."""
-        seconds = f"{self.num_frames / FPS:.0f} s of video"
+        training = f"{self.path}: {self.steps} steps on {self.num_frames / FPS:.0f} s of video"
         if not self.best_step:
-            return f"{self.path}: {self.steps} steps on {seconds} found nothing better than the generator as it was"
+            return (
+                f"{training} found nothing that draws held-out frames better and follows other speech as well as "
+                "the generator as it was, which this file is"
+            )
+        before, after = self.before, self.after
         return (
-            f"{self.path}: {self.best_step} of {self.steps} steps on {seconds}; held-out frames: LPIPS "
-            f"{self.before['lpips']:.4f} -> {self.after['lpips']:.4f}, PSNR {self.before['psnr']:.2f} -> "
-            f"{self.after['psnr']:.2f} dB"
+            f"{training}, the best at {self.best_step}, {self.share:.0%} of its change kept; "
+            f"held-out frames: LPIPS {before['lpips']:.4f} -> {after['lpips']:.4f}, "
+            f"PSNR {before['psnr']:.2f} -> {after['psnr']:.2f} dB; "
+            f"sync confidence with other speech {before['sync']:.3f} -> {after['sync']:.3f}"
         )
 
 
@@ -99,19 +106,24 @@ def adapt(
     face: str = "largest",
     limits: Limits = DEFAULT_LIMITS,
     config: TrainConfig | None = None,
+    origin: dict[str, Any] | None = None,
     progress: Progress = lambda stage, done, expected: None,
 ) -> AdaptResult:
     """Fine-tune a generator on videos of one speaker, and save the weights that are best on held-out frames.
 
-    Only the deformation and the decoder are trained (TRAINED). If the audio of a video does not fit its lips (no
-    audio track, no sync, or too short to tell), each frame gets the audio window of other speech with which the
-    generator draws it best.
+    Only the deformation and the decoder are trained (TRAINED). What is saved is the mixture of old and new weights
+    (SHARES) with the lowest LPIPS on held-out frames among those whose lips follow speech of another voice as well
+    as before, by the confidence of the bundled SyncNet.
+
+    If the audio of a video does not fit its lips (no audio track, no sync, or too short to tell), each frame gets
+    the audio window of other speech with which the generator draws it best.
 
     The same inputs and number of steps give the same file on the same machine. The number of steps, a multiple of
     STEP_UNIT, follows from the duration of the first steps.
 
     Args:
-        videos: of the speaker; a minute of each is read at most (`read_clips`).
+        videos: of the speaker; a minute of each is read at most (`read_clips`). Their face crops are held in
+            memory together: 37 MB each at S = 64, 600 MB at S = 256.
         output: the file to write.
         checkpoint: the generator to adapt, a DINet driven by audio.
         minutes: time for everything, tracking of the face included; None for the default of the device. At least
@@ -119,6 +131,7 @@ def adapt(
         device: auto, cpu, cuda, …
         landmarks, face, limits: as for dubbing.
         config: of the training; None for configs/bundled/adapt.yaml. `max_steps` is the largest number of steps.
+        origin: what `describe_origin` returned for these files, if the caller has it.
         progress: called with the name of a stage, the units of it that are done, and the units expected.
 
     Raises:
@@ -127,6 +140,7 @@ def adapt(
         MediaError: a video cannot be read or has no usable shot, or all are too short; NoFaceError: it shows no
             face.
         OutputError: `output` cannot be written.
+        WeightsError: weights of the landmark detector, the audio features, VGG-19 or LPIPS are missing.
     """
     started = time.monotonic()
     videos, output, checkpoint = [Path(video) for video in videos], Path(output), Path(checkpoint)
@@ -135,9 +149,12 @@ def adapt(
     for video in videos:
         check_readable(video)
     _check_output(output, [checkpoint, *videos])
-    origin = describe_origin(videos, checkpoint)
+    origin = origin or describe_origin(videos, checkpoint)
     loaded = _load_adaptable(checkpoint, torch_device)
     config = _resolved(config or load_config(CONFIG), loaded, torch_device)
+    # before the face is tracked, so that missing weights show at once
+    trainer, lpips = _new_trainer(loaded.model, config, torch_device), LPIPS().to(torch_device)
+    speech = load_speech(loaded.audio_features)
     select_face = face_selector(face, limits)
     options = (loaded.mouth_size, loaded.audio_features, landmarks, select_face, limits, progress)
     found = [read_clips(video, *options) for video in videos]
@@ -150,11 +167,11 @@ def adapt(
         if part.no_audio_reason:
             message = "%s: %s; adapting without its audio"
             logger.info(message, video, part.no_audio_reason, extra={"path": video})
-        shots += _make_shots(loaded, part, config, torch_device)
+        shots += _make_shots(loaded.model, part, speech, config)
 
-    trainer = _new_trainer(loaded.model, config, torch_device)
-    best_step, before, after = _train(trainer, shots, deadline, progress)
-    notes = origin | {"steps": best_step, "held_out": {"before": before, "after": after}}
+    judge = _Judge(trainer, shots, speech, lpips)
+    best_step, share, before, after = _train(trainer, shots, judge, deadline, progress)
+    notes = origin | {"steps": best_step, "share": share, "held_out": {"before": before, "after": after}}
     save_model(
         output,
         loaded.model,
@@ -162,7 +179,7 @@ def adapt(
         mouth_size=loaded.mouth_size,
         info=loaded.info | {"adapted": notes},
     )
-    return AdaptResult(output, num_frames, trainer.step, best_step, before, after)
+    return AdaptResult(output, num_frames, trainer.step, best_step, share, before, after)
 
 
 def resolved_minutes(minutes: float | None, device: torch.device) -> float:
@@ -247,15 +264,16 @@ class _Shot:
     held_out: np.ndarray
 
 
-def _make_shots(loaded: LoadedModel, found: VideoClips, config: TrainConfig, device: torch.device) -> list[_Shot]:
+def _make_shots(generator: DINet, found: VideoClips, speech: Speech, config: TrainConfig) -> list[_Shot]:
     """The clips of a video, with audio windows that fit the frames."""
     total = sum(len(clip.frames) for clip in found.clips)
     shots = []
     for clip in found.clips:
         used = np.arange(len(clip.frames))
         if found.no_audio_reason:
-            used = evenly_spaced(len(used), max(MIN_SHOT_FRAMES, CANDIDATE_FRAMES * len(used) // total))
-            windows = _fitting_windows(loaded, clip, used, config, device)
+            used = evenly_spaced(len(used), max(MIN_SHOT_FRAMES, FITTED_FRAMES * len(used) // total))
+            references = _references(np.random.default_rng(config.seed), used, config)
+            windows = fitting_windows(generator, speech, clip, used, references, config.precision)
         else:
             windows = audio_windows(clip.features, used)
         num_train = round(len(used) * (1 - HELD_OUT))
@@ -263,42 +281,9 @@ def _make_shots(loaded: LoadedModel, found: VideoClips, config: TrainConfig, dev
     return shots
 
 
-@torch.no_grad()
-def _fitting_windows(
-    loaded: LoadedModel, clip: Clip, used: np.ndarray, config: TrainConfig, device: torch.device
-) -> np.ndarray:
-    """For each frame in `used`, the audio window of the bundled speech with which its lips are drawn best.
-
-    CANDIDATES windows are tried, far from each other in the code of the audio encoder. The mean colour of the lips
-    is ignored, since it depends little on the speech.
-
-    Returns:
-        (T, D, 5), zeros for other frames.
-    """
-    generator = loaded.model.eval()
-    features = extract_features(load_audio(EXAMPLE_AUDIO), loaded.audio_features)
-    candidates = torch.from_numpy(audio_windows(features, np.arange(len(features)))).to(device)
-    codes = generator.audio_encoder(candidates)
-    chosen = [int((codes - codes.mean(dim=0)).norm(dim=1).argmin())]
-    while len(chosen) < CANDIDATES:
-        chosen.append(int(torch.cdist(codes, codes[chosen]).amin(dim=1).argmax()))
-    candidates = candidates[chosen]
-    rng = np.random.default_rng(config.seed)
-    chosen_references = rng.choice(used, config.num_references, replace=False)
-    references = make_batch([(clip, 0, chosen_references, 1.0, 0.0, False)]).references
-    with autocast(config.precision, device):
-        encoded = generator.encode_references(references.to(device))
-    rows, columns = lips_box(loaded.mouth_size)
-    windows = np.zeros((len(clip.frames), *candidates.shape[1:]), np.float32)
-    for index in used:
-        frame = torch.from_numpy(clip.frames[index]).to(device).permute(2, 0, 1).float() / 255
-        target = frame.expand(CANDIDATES, -1, -1, -1)
-        with autocast(config.precision, device):
-            output = generator.generate(generator.mask(target), encoded, candidates).float()
-        difference = (output - target)[..., rows, columns]
-        errors = (difference - difference.mean(dim=(2, 3), keepdim=True)).abs().mean(dim=(1, 2, 3))
-        windows[index] = candidates[int(errors.argmin())].cpu().numpy()
-    return windows
+def _references(rng: np.random.Generator, frames: np.ndarray, config: TrainConfig) -> np.ndarray:
+    """Random reference frames; some repeat if there are too few frames."""
+    return rng.choice(frames, config.num_references, replace=len(frames) < config.num_references)
 
 
 def _training_batch(shots: list[_Shot], config: TrainConfig, step: int) -> Batch:
@@ -311,7 +296,7 @@ def _training_batch(shots: list[_Shot], config: TrainConfig, step: int) -> Batch
     shot = shots[rng.choice(len(shots), p=lengths / lengths.sum())]
     samples, windows = [], []
     for _ in range(REFERENCE_SETS):
-        references = rng.choice(shot.train, config.num_references, replace=False)
+        references = _references(rng, shot.train, config)
         distances = np.abs(shot.train[:, None] - references).min(axis=1)
         distant = shot.train[distances >= REFERENCE_GAP]
         targets = rng.choice(distant if len(distant) else shot.train, config.batch_size // REFERENCE_SETS)
@@ -325,10 +310,7 @@ def _held_out_batch(shots: list[_Shot], config: TrainConfig) -> Batch:
     rng = np.random.default_rng(config.seed)
     frames = [(shot, index) for shot in shots for index in shot.held_out]
     chosen = [frames[number] for number in evenly_spaced(len(frames), config.val_frames)]
-    samples = [
-        (shot.clip, index, rng.choice(shot.train, config.num_references, replace=False), 1.0, 0.0, False)
-        for shot, index in chosen
-    ]
+    samples = [(shot.clip, index, _references(rng, shot.train, config), 1.0, 0.0, False) for shot, index in chosen]
     windows = np.stack([shot.windows[index] for shot, index in chosen])
     return make_batch(samples)._replace(audio_window=torch.from_numpy(windows))
 
@@ -346,18 +328,40 @@ def _new_trainer(generator: DINet, config: TrainConfig, device: torch.device) ->
     return Trainer(generator, nn.ModuleDict(), optimizer, None, perceptual, None, config, device)
 
 
+class _Judge:
+    """Scores a generator on held-out frames, and its sync with speech of another voice."""
+
+    def __init__(self, trainer: Trainer, shots: list[_Shot], speech: Speech, lpips: LPIPS) -> None:
+        config = trainer.config
+        self.trainer, self.speech, self.lpips = trainer, speech, lpips
+        self.held_out = _held_out_batch(shots, config)
+        longest = max(shots, key=lambda shot: len(shot.clip.frames))
+        references = _references(np.random.default_rng(config.seed), longest.train, config)
+        self.driven = (longest.clip, references, config.precision)
+
+    def images(self) -> dict[str, float]:
+        """Mean "lpips" and "psnr" of the mouth boxes of held-out frames."""
+        return _score(self.trainer, self.held_out, self.lpips)
+
+    def sync(self) -> float:
+        """Confidence of SyncNet that the lips follow speech of another voice."""
+        return sync_confidence(self.trainer.generator, self.speech, *self.driven)
+
+
 def _train(
-    trainer: Trainer, shots: list[_Shot], deadline: float, progress: Progress
-) -> tuple[int, dict[str, float], dict[str, float]]:
+    trainer: Trainer, shots: list[_Shot], judge: _Judge, deadline: float, progress: Progress
+) -> tuple[int, float, dict[str, float], dict[str, float]]:
     """Train until the deadline, a value of time.monotonic(), and leave the best weights in the generator.
 
     Returns:
-        The best step, and the scores on held-out frames before and after.
+        The best step, the share of its change that is kept (`_mix`), and the scores before and after.
     """
     config, generator = trainer.config, trainer.generator
-    lpips, held_out = LPIPS().to(trainer.device), _held_out_batch(shots, config)
-    before = best = _score(trainer, held_out, lpips)
-    best_step, weights, num_worse = 0, copy.deepcopy(generator.state_dict()), 0
+    started = time.monotonic()
+    before = judge.images() | {"sync": judge.sync()}
+    deadline -= len(SHARES) * (time.monotonic() - started)  # for `_mix`
+    base = best = _trained_weights(generator)
+    best_step, lowest, num_worse = 0, before["lpips"], 0
     total, timed_from = config.max_steps, 0.0
     while trainer.step < total:
         train_step(trainer, _training_batch(shots, config, trainer.step))
@@ -371,14 +375,61 @@ def _train(
         progress("adapting", trainer.step, total)
         if trainer.step % config.validate_every and trainer.step < total:
             continue
-        scores, num_worse = _score(trainer, held_out, lpips), num_worse + 1
-        if scores["lpips"] < best["lpips"]:
-            best, best_step, num_worse = scores, trainer.step, 0
-            weights = copy.deepcopy(generator.state_dict())
+        lpips, num_worse = judge.images()["lpips"], num_worse + 1
+        if lpips < lowest:
+            lowest, best_step, num_worse = lpips, trainer.step, 0
+            best = _trained_weights(generator)
         if num_worse == PATIENCE or time.monotonic() > deadline:
             break
-    generator.load_state_dict(weights)
-    return best_step, before, best
+    share, after = _mix(generator, base, best, before, judge, progress)
+    return best_step if share else 0, share, before, after
+
+
+def _mix(
+    generator: DINet,
+    base: dict[str, torch.Tensor],
+    adapted: dict[str, torch.Tensor],
+    before: dict[str, float],
+    judge: _Judge,
+    progress: Progress,
+) -> tuple[float, dict[str, float]]:
+    """Mix the weights of the base with the adapted ones, and leave the best mixture in the generator.
+
+    It has the lowest LPIPS among those whose sync with other speech is at least SYNC_KEPT of that of the base.
+
+    Returns:
+        The share of the adapted weights and the scores; 0 and `before` if no share is better than the base.
+    """
+
+    def use(share: float) -> None:
+        _set_weights(generator, {name: base[name].lerp(adapted[name], share) for name in base})
+
+    scores = {}
+    for share in SHARES:
+        use(share)
+        scores[share] = judge.images()
+    for number, share in enumerate(sorted(SHARES, key=lambda share: scores[share]["lpips"]), 1):
+        if scores[share]["lpips"] >= before["lpips"]:
+            break
+        use(share)
+        sync = judge.sync()
+        progress("checking the sync", number, len(SHARES))
+        if sync >= SYNC_KEPT * before["sync"]:
+            return share, scores[share] | {"sync": sync}
+    use(0.0)
+    return 0.0, before
+
+
+def _trained_weights(generator: DINet) -> dict[str, torch.Tensor]:
+    """A copy of the parameters that are trained."""
+    return {name: p.detach().clone() for name, p in generator.named_parameters() if p.requires_grad}
+
+
+@torch.no_grad()
+def _set_weights(generator: DINet, weights: dict[str, torch.Tensor]) -> None:
+    for name, parameter in generator.named_parameters():
+        if name in weights:
+            parameter.copy_(weights[name])
 
 
 @torch.no_grad()

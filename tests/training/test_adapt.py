@@ -12,17 +12,17 @@ from torch import nn
 from configs.schema import load_config
 from data_processing.dataset import Clip
 from data_processing.face.detectors import largest_face
-from models.checkpoint import LoadedModel, load_model, save_model
+from models.checkpoint import load_model, save_model
 from models.dinet import DINet, DINetConfig
 from models.wav2lip import Wav2Lip, Wav2LipConfig
 from tests.conftest import MOUTH
 from tests.support.commands import run_command_line
 from tests.support.media import talking_portrait
 from training import adapt as command
-from training import adaptation, video_clips
+from training import adaptation, other_speech, video_clips
 from training.adapt import adapted_generator
 from training.adaptation import CONFIG, AdaptResult, adapt
-from utils.errors import CheckpointError, MediaError, OutputError, ParameterError
+from utils.errors import CheckpointError, MediaError, OutputError, ParameterError, WeightsError
 
 TINY = replace(load_config(CONFIG), max_steps=3, batch_size=2, val_frames=2, validate_every=1, warmup_steps=1)
 
@@ -56,8 +56,10 @@ def tensors(path: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.slow
-def test_adaptation_lowers_the_error_on_held_out_frames(video, checkpoint, in_sync, tmp_path):
+def test_adaptation_lowers_the_error_on_held_out_frames(video, checkpoint, in_sync, tmp_path, monkeypatch):
     config = replace(TINY, max_steps=12, learning_rate=1e-4, batch_size=4, validate_every=6)
+    monkeypatch.setattr(adaptation, "SYNC_KEPT", -10.0)  # an untrained generator does not follow speech
+    monkeypatch.setattr(other_speech, "SYNC_FRAMES", 20)
     calls = []
     output = tmp_path / "adapted.safetensors"
     result = adapt([video], output, checkpoint=checkpoint, config=config, progress=lambda *call: calls.append(call))
@@ -65,7 +67,8 @@ def test_adaptation_lowers_the_error_on_held_out_frames(video, checkpoint, in_sy
     assert result.steps == 12 and result.best_step in (6, 12)
     assert result.after["lpips"] < result.before["lpips"]
     assert result.after["psnr"] > result.before["psnr"] + 1
-    assert calls[0][0] == "tracking the face" and calls[-1] == ("adapting", 12, 12)
+    assert calls[0][0] == "tracking the face" and calls[-2] == ("adapting", 12, 12)
+    assert calls[-1][0] == "checking the sync"
     assert "12 steps on 2 s of video" in result.summary()
     before, after = tensors(checkpoint), tensors(output)
     changed = {name.split(".")[0] for name, tensor in after.items() if not torch.equal(tensor, before[name])}
@@ -74,74 +77,72 @@ def test_adaptation_lowers_the_error_on_held_out_frames(video, checkpoint, in_sy
     assert statistics and all(torch.equal(before[name], after[name]) for name in statistics)
 
 
-@pytest.mark.slow
-def test_the_best_weights_are_kept_and_runs_repeat(video, checkpoint, tracked, tmp_path, monkeypatch):
+@pytest.fixture
+def judged(checkpoint, tracked, tmp_path, monkeypatch):
+    """Adapts with given scores: LPIPS of the base, after each step, and of each mixture; sync of the base, and of
+    mixtures from the lowest LPIPS on."""
     monkeypatch.setattr(adaptation, "LPIPS", nn.Identity)
 
-    def run(name: str, *lpips: float) -> tuple[AdaptResult, Path]:
-        scores = iter(lpips)
-        monkeypatch.setattr(adaptation, "_score", lambda *_: {"lpips": next(scores), "psnr": 20.0})
-        return adapt([video], tmp_path / name, checkpoint=checkpoint, config=TINY), tmp_path / name
+    def run(name: str, lpips: list[float], sync: list[float]) -> tuple[AdaptResult, Path]:
+        config = replace(TINY, max_steps=len(lpips) - 5)
+        lpips, sync = iter(lpips), iter(sync)
+        monkeypatch.setattr(adaptation, "_score", lambda *_: {"lpips": next(lpips), "psnr": 20.0})
+        monkeypatch.setattr(adaptation, "sync_confidence", lambda *_: next(sync))
+        return adapt([Path("video")], tmp_path / name, checkpoint=checkpoint, config=config), tmp_path / name
 
-    first, first_file = run("first", 0.5, 0.4, 0.6, 0.7)
-    again, again_file = run("again", 0.5, 0.4, 0.6, 0.7)
-    none, none_file = run("none", 0.5, 0.6, 0.6, 0.6)
-    assert (first.steps, first.best_step, none.best_step) == (3, 1, 0)
+    monkeypatch.setattr(adaptation, "check_readable", lambda path: None)
+    monkeypatch.setattr(adaptation, "describe_origin", lambda *_: {})
+    return run
+
+
+@pytest.mark.slow
+def test_the_best_weights_are_kept_and_runs_repeat(checkpoint, judged):
+    lpips, sync = [0.5, 0.4, 0.6, 0.7, 0.4, 0.42, 0.44, 0.46], [0.2] * 2
+    first, first_file = judged("first", lpips, sync)
+    again, again_file = judged("again", lpips, sync)
+    none, none_file = judged("none", [0.5, 0.6, 0.6, 0.6, 0.5, 0.5, 0.5, 0.5], sync)
+    assert (first.steps, first.best_step, first.share) == (3, 1, 1)
     assert again == replace(first, path=again_file)
     assert first_file.read_bytes() == again_file.read_bytes()
     base, kept, best = map(tensors, (checkpoint, none_file, first_file))
+    assert (none.best_step, none.share, none.after) == (0, 0, none.before)
     assert all(torch.equal(base[name], kept[name]) for name in base)
     # after one step of Adam, no weight differs by more than the learning rate
     name = "decoder.4.bias"
     assert 0 < (best[name] - base[name]).abs().max() <= 1.01 * TINY.learning_rate
-    assert "found nothing better" in none.summary()
+    assert "found nothing" in none.summary()
+
+
+@pytest.mark.slow
+def test_the_mixture_follows_other_speech_as_well_as_the_base(checkpoint, judged):
+    training, mixtures = [0.5, 0.4], [0.4, 0.42, 0.44, 0.46]
+    _, whole_file = judged("whole", training + mixtures, [0.2, 0.2])
+    half, half_file = judged("half", training + mixtures, [0.2, 0.1, 0.18, 0.192])
+    none, none_file = judged("none", training + mixtures, [0.2, 0.1, 0.1, 0.1, 0.188])
+    smoother, _ = judged("smoother", [*training, 0.4, 0.39, 0.44, 0.46], [0.2, 0.3])
+    assert smoother.share == 0.75
+    assert (half.share, half.best_step) == (0.5, 1)
+    assert half.before == {"lpips": 0.5, "psnr": 20.0, "sync": 0.2}
+    assert half.after == {"lpips": 0.44, "psnr": 20.0, "sync": 0.192}
+    assert "50% of its change kept" in half.summary() and "0.200 -> 0.192" in half.summary()
+    assert (none.share, none.best_step, none.after) == (0, 0, none.before)
+    base, mixed, adapted, kept = map(tensors, (checkpoint, half_file, whole_file, none_file))
+    assert all(torch.equal(base[name], kept[name]) for name in base)
+    name = "decoder.4.bias"  # in the file as float16
+    assert (adapted[name] - base[name]).abs().min() > 1e-4
+    torch.testing.assert_close(mixed[name].float(), (base[name] + adapted[name]).float() / 2, rtol=0, atol=2e-5)
+    assert load_model(half_file).info["adapted"]["share"] == 0.5
 
 
 @pytest.mark.slow
 def test_training_stops_at_the_time_limit(video, checkpoint, tracked, tmp_path, monkeypatch):
     monkeypatch.setattr(adaptation, "LPIPS", nn.Identity)
     monkeypatch.setattr(adaptation, "_score", lambda *_: {"lpips": 0.5, "psnr": 20.0})
+    monkeypatch.setattr(adaptation, "sync_confidence", lambda *_: 0.2)
     monkeypatch.setattr(adaptation, "STEP_UNIT", 6)
     config = replace(TINY, max_steps=1000, validate_every=1000)
     result = adapt([video], tmp_path / "short", checkpoint=checkpoint, config=config, minutes=1e-3)
     assert result.steps == 6
-
-
-class _Stripes(nn.Module):
-    """Draws stripes as strong as the mean of the audio window; its audio code is that mean."""
-
-    def audio_encoder(self, windows: torch.Tensor) -> torch.Tensor:
-        return windows.mean(dim=(1, 2))[:, None]
-
-    mask = staticmethod(DINet.mask)
-
-    def encode_references(self, references: torch.Tensor) -> None:
-        assert references.shape == (1, 15, 52, 40)
-
-    def generate(self, masked: torch.Tensor, references: None, windows: torch.Tensor) -> torch.Tensor:
-        stripes = torch.arange(masked.shape[3]) % 2 - 0.5
-        return 0.5 + stripes * self.audio_encoder(windows)[:, :, None, None].expand_as(masked)
-
-
-def test_frames_without_fitting_audio_get_the_window_that_draws_them_best(monkeypatch):
-    strengths = np.linspace(0.05, 0.85, 9, dtype=np.float32)  # of the speech, constant around each candidate
-    shown = np.array([0.1, 0.45, 0.8, 0.3, 0.6, 0.2, 0.7])
-    stripes = np.arange(40) % 2 - 0.5
-    frames = 0.3 + shown[:, None, None] * stripes + np.zeros((1, 52, 1))  # darker than drawn, which does not count
-    images = np.repeat((255 * frames.clip(0, 1))[..., None], 3, axis=3).astype(np.uint8)
-    clip = Clip("clip", "speaker", images, np.zeros((7, 1), np.float32), np.zeros((7, 68, 2), np.float32))
-    loaded = LoadedModel(_Stripes(), "whisper", 32, {})
-    config = replace(TINY, precision="fp32")
-    used = np.arange(6)
-    monkeypatch.setattr(adaptation, "load_audio", lambda path: None)
-    monkeypatch.setattr(adaptation, "extract_features", lambda *_: np.repeat(strengths, 5)[:, None])
-    windows = adaptation._fitting_windows(loaded, clip, used, config, torch.device("cpu"))
-    assert windows.shape == (7, 1, 5)
-    assert (windows[6] == 0).all()  # a frame that is not used
-    drawn = windows[:6].mean(axis=(1, 2))
-    order = np.argsort(np.abs(frames.clip(0, 1)[:6].std(axis=(1, 2))))
-    assert (np.diff(drawn[order]) >= 0).all()
-    assert drawn[2] > drawn[1] > drawn[0]
 
 
 def test_targets_and_held_out_frames_are_apart():
@@ -159,6 +160,28 @@ def test_targets_and_held_out_frames_are_apart():
     assert held_out.audio_window[:, 0, 0].tolist() == [86, 89, 92, 95, 98]
     assert (255 * held_out.target[:, 0, 0, 0]).round().tolist() == [86, 89, 92, 95, 98]
     assert (255 * held_out.references).max() < 84.5
+
+
+def test_reference_frames_repeat_if_there_are_too_few():
+    config = replace(TINY, num_references=20)
+    references = adaptation._references(np.random.default_rng(0), np.arange(17), config)
+    assert len(references) == 20 and set(references) <= set(range(17))
+    references = adaptation._references(np.random.default_rng(0), np.arange(30), config)
+    assert len(set(references)) == 20
+
+
+def test_missing_weights_show_before_the_face_is_tracked(checkpoint, tmp_path, monkeypatch):
+    video, output = tmp_path / "video.mp4", tmp_path / "out.safetensors"
+    video.write_bytes(b"video")
+    monkeypatch.setattr(adaptation, "read_clips", lambda *_: pytest.fail("the face is tracked"))
+
+    def missing(name: str = "alex") -> None:
+        raise WeightsError(f"{name}: missing", path=None)
+
+    for function in ("weight_path", "LPIPS", "load_speech"):
+        with monkeypatch.context() as patch, pytest.raises(WeightsError, match="missing"):
+            patch.setattr(adaptation, function, missing)
+            adapt([video], output, checkpoint=checkpoint)
 
 
 @pytest.mark.slow
@@ -189,13 +212,14 @@ def counted(monkeypatch, tmp_path) -> list[Path]:
     """The files that a stand-in for `adapt` wrote; the cache is in a temporary folder."""
     written: list[Path] = []
 
-    def write(videos: list[Path], output: Path, *, checkpoint: Path, **_: object) -> AdaptResult:
+    def write(videos: list[Path], output: Path, *, checkpoint: Path, origin: dict, **_: object) -> AdaptResult:
+        assert origin == adaptation.describe_origin(videos, checkpoint)
         written.append(output)
-        origin = adaptation.describe_origin(videos, checkpoint)
         save_model(
             output, DINet(DINetConfig(384)), audio_features="whisper", mouth_size=32, info={"adapted": origin}
         )
-        return AdaptResult(output, 60, 3, 1, {"lpips": 1, "psnr": 1}, {"lpips": 1, "psnr": 1})
+        scores = {"lpips": 1, "psnr": 1, "sync": 1}
+        return AdaptResult(output, 60, 3, 1, 1.0, scores, scores)
 
     monkeypatch.setattr(command, "adapt", write)
     monkeypatch.setenv("DINET_CACHE", str(tmp_path / "cache"))
