@@ -28,8 +28,8 @@ from utils.device import choose_device, choose_precision
 from utils.errors import MediaError, ParameterError, UserError
 
 EPILOG = (
-    "Intervals are 95 %, by bootstrap over clips or videos. Scores depend on the size of the mouth box: to compare "
-    "checkpoints of different sizes, give the same --size on the same data. The paper's are for S = 256 on HDTF."
+    "Intervals are 95 %, over speakers. Scores depend on the size of the mouth box: to compare checkpoints of "
+    "different sizes, give the same --size on the same data. The paper's are for S = 256 on HDTF."
 )
 DUB_CRF = 10  # of dubs to be scored: compression hardly changes the scores
 
@@ -39,8 +39,6 @@ def main() -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    if args.frames_per_clip < 1:
-        raise ParameterError("frames_per_clip", f"expected at least 1, found {args.frames_per_clip}")
     modes = {
         ("checkpoint", "data"): evaluate_clips,
         ("checkpoint", "videos"): evaluate_dubs,
@@ -126,7 +124,7 @@ def evaluate_dubs(args: argparse.Namespace, device: torch.device) -> None:
 
         failed = dub_folder(dub, args.videos, dubbed, driven_by)
         if args.cross:
-            report, columns = score_synchrony(dubbed, device), reports.SYNC_COLUMNS
+            report, columns = score_synchrony(dubbed, args.videos, device), reports.SYNC_COLUMNS
         elif args.silent:
             report, columns = score_leakage(dubbed, args.videos), reports.LEAKAGE_COLUMNS
         else:
@@ -155,6 +153,14 @@ def _print_and_write(
     if args.output:
         reports.write_report(args.output, report)
         reports.write_video_tables(args.output, report, tables, strips)
+
+
+def _frames(text: str) -> int | None:
+    if text == "all":
+        return None
+    if not text.isdecimal() or int(text) < 1:
+        raise ParameterError("frames_per_clip", f"expected at least 1, or all, found {text}")
+    return int(text)
 
 
 def _flag(name: str) -> str:
@@ -195,7 +201,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--ground-truth", type=Path, metavar="DIR", help="real videos with the same names")
     add("--own-crops", action="store_true", help="for heads in another framing: crop each by its own landmarks")
     add = parser.add_argument_group("all modes").add_argument
-    add("--frames-per-clip", type=int, default=8, metavar="N", help="or per video (default: %(default)s)")
+    text = "frames of a clip or video that are compared, or all (default: %(default)s)"
+    add("--frames-per-clip", type=_frames, default=8, metavar="N", help=text)
     add("--output", type=Path, metavar="DIR", help="write evaluation.json here, for videos also tables")
     add("--device", default="auto", help="auto (default), cpu, cuda, cuda:1, …")
     return parser

@@ -54,7 +54,8 @@ def validation_samples(
 ) -> list[Sample]:
     """Up to `per_clip` evenly spaced frames of each clip with random reference frames, without augmentation.
 
-    All frames if `per_clip` is None. The reference frames depend only on the seed, the position of the clip in `clips` and the index of the frame.
+    All frames if `per_clip` is None. The reference frames depend only on the seed, the position of the clip in
+    `clips` and the index of the frame.
     """
     samples = []
     for number, clip in enumerate(clips):
@@ -230,6 +231,7 @@ def evaluate_generator(
         "num_speakers": len(set(matched.speakers)),
         "num_frames": len(samples),
         "audio_shift_frames": AUDIO_SHIFT,
+        "intervals_over": "speakers",
         **{
             audio: {
                 name: {"mean": float(values.mean()), "interval": mean_interval(values, matched.speakers)}

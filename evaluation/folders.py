@@ -1,6 +1,6 @@
 """Scores of the videos of a folder: a report with the means, and the reason of each failure."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from data_processing.sources import list_videos
+from data_processing.sources import find_sources, list_videos
+from evaluation.metrics import frechet_distance
 from evaluation.reports import means_over
 from evaluation.videos import (
     MOUTH_SIZE,
@@ -62,7 +63,7 @@ def find_pairs(generated: Path, ground_truth: Path) -> tuple[list[tuple[str, Pat
 def compare_folders(
     generated: Path,
     ground_truth: Path,
-    count: int,
+    count: int | None,
     device: torch.device,
     *,
     own_crops: bool = False,
@@ -72,8 +73,8 @@ def compare_folders(
 
     Returns:
         A report for JSON and, by name, the strips of the videos (see `VideoScores.strip`). The report has the
-        'means' over videos with bootstrap intervals, the scores of all 'videos', 'failed' (name to reason) and
-        'unmatched' (paths).
+        'means' over videos with intervals over speakers, the 'speaker' and the scores of all 'videos', 'failed'
+        (name to reason) and 'unmatched' (paths).
 
     Raises:
         FileError: a folder does not exist.
@@ -81,19 +82,18 @@ def compare_folders(
     """
     pairs, unmatched = find_pairs(generated, ground_truth)
     networks = MetricNetworks(device)
-    strips = {}
+    strips: dict[str, np.ndarray] = {}
+    features: list[np.ndarray] = []
 
     def score(output: Path, target: Path) -> dict[str, float | None]:
         result = compare_videos(output, target, networks, count, own_crops=own_crops, second_half=second_half)
-        strips[output.stem] = result.strip()
-        if networks.fid:
-            networks.fid.add(*(torch.from_numpy(result.faces).permute(0, 1, 4, 2, 3) / 255))
-        frames = {"frames": result.faces.shape[1], "unpaired_frames": result.unpaired_frames}
-        return frames | result.scores
+        strips[output.stem] = result.strip
+        features.extend([] if result.features is None else [result.features])
+        return {"frames": result.num_frames, "unpaired_frames": result.unpaired_frames} | result.scores
 
     videos, failed = _score_each(generated, pairs, score)
     means = means_over(videos)
-    if networks.fid and (distance := networks.fid.value()) is not None:
+    if features and (distance := frechet_distance(*np.concatenate(features, axis=1))) is not None:
         means["fid"] = {"mean": distance, "interval": None, "videos": len(videos)}
     report = {
         "generated": str(generated),
@@ -109,25 +109,29 @@ def compare_folders(
     return report, strips
 
 
-def score_synchrony(folder: Path, device: torch.device) -> dict[str, Any]:
+def score_synchrony(folder: Path, sources: Path, device: torch.device) -> dict[str, Any]:
     """SYNC_COLUMNS of all videos of a folder, without ground truth: a report like that of `compare_folders`.
 
+    Args:
+        sources: folder of the videos of the same names that were dubbed.
+
     Raises:
-        FileError: the folder does not exist.
-        MediaError: see `find_videos`; or no video could be scored.
+        FileError: a folder does not exist.
+        MediaError: see `find_pairs`; or no video could be scored.
     """
     syncnet_v2 = official_syncnet(device)
 
-    def score(path: Path) -> dict[str, float | None]:
-        return video_synchrony(path, syncnet_v2)
+    def score(dub: Path, source: Path) -> dict[str, float | None]:
+        return video_synchrony(dub, syncnet_v2)
 
-    videos, failed = _score_each(folder, find_videos(folder).items(), score)
+    pairs, unmatched = find_pairs(folder, sources)
+    videos, failed = _score_each(folder, pairs, score)
     return {
         "generated": str(folder),
         "means": means_over(videos),
         "videos": videos,
         "failed": failed,
-        "unmatched": [],
+        "unmatched": unmatched,
     }
 
 
@@ -154,20 +158,24 @@ def score_leakage(silent_dubs: Path, sources: Path) -> dict[str, Any]:
 
 
 def _score_each(
-    folder: Path, videos: Iterable[tuple[Any, ...]], score: Callable[..., dict[str, float | None]]
-) -> tuple[dict[str, dict[str, float | None]], dict[str, str]]:
-    """Score videos, given as name and arguments of `score`. One that fails is reported and skipped.
+    folder: Path, pairs: list[tuple[str, Path, Path]], score: Callable[[Path, Path], dict[str, float | None]]
+) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+    """Score pairs of `find_pairs`. One that fails is reported and skipped.
 
     Returns:
-        The scores of each video, and the reason of each failure, by name.
+        The 'speaker' and the scores of each pair, and the reason of each failure, by name. Speakers are those of a
+        MANIFEST.tsv beside the second videos, else each is one of its own.
 
     Raises:
         MediaError: no video of this folder could be scored.
+        FileError: a MANIFEST.tsv is not valid.
     """
+    sources = find_sources([source for *_, source in pairs], folder, None)
+    speakers = {source.path: source.speaker for source in sources}
     scores, failed = {}, {}
-    for name, *paths in tqdm(list(videos), unit="video", disable=None):
+    for name, generated, source in tqdm(pairs, unit="video", disable=None):
         try:
-            scores[name] = score(*paths)
+            scores[name] = {"speaker": speakers.get(source, name), **score(generated, source)}
         except UserError as error:
             failed[name] = str(error)
     if not scores:

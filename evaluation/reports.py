@@ -14,7 +14,7 @@ import numpy as np
 from data_processing.media.video_reader import FPS
 from evaluation.artifacts import ARTIFACTS
 from evaluation.clips import SYNC_FRAMES
-from evaluation.metrics import bootstrap_interval
+from evaluation.metrics import SSIM_NOTE, mean_interval
 from utils.errors import OutputError, error_reason
 from utils.files import write_atomically
 from utils.weights import is_cached
@@ -57,8 +57,11 @@ CLIP_DIGITS = {"psnr": 2, "ssim": 4, "lpips": 4, "lpips_vgg": 4}  # decimals of 
 def means_over(videos: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Means of LABELS over the videos that have a value.
 
+    Args:
+        videos: scores by name of the video, with its 'speaker'.
+
     Returns:
-        Per column 'mean', bootstrap 'interval' and the number of 'videos'; no entry for a column without values.
+        Per column 'mean', 'interval' over speakers and number of 'videos'; no entry for a column without values.
     """
     means = {}
     for column in LABELS:
@@ -66,7 +69,7 @@ def means_over(videos: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
         values = np.array([videos[name][column] for name in names])
         values = np.abs(values) if column in OFFSET_COLUMNS else values
         if len(values):
-            interval = bootstrap_interval(values, names)
+            interval = mean_interval(values, [videos[name]["speaker"] for name in names])
             means[column] = {"mean": float(values.mean()), "interval": interval, "videos": len(values)}
     return means
 
@@ -91,17 +94,25 @@ def with_interval(mean: float, interval: tuple[float, float] | None, digits: int
 def video_tables(report: dict[str, Any], columns: Iterable[str], *, artifacts: bool) -> str:
     """The Markdown tables of a report of `evaluation.folders`: `columns` and, if measured, dubbing artifacts."""
     tables = markdown_table(report, columns)
+    if any(column.startswith("ssim") for column in columns):
+        tables += f"\n{SSIM_NOTE}\n"
     return f"{tables}\nDubbing artifacts:\n\n{markdown_table(report, ARTIFACTS)}" if artifacts else tables
 
 
 def video_summary(report: dict[str, Any], columns: Iterable[str]) -> str:
     """What was scored, what failed and why, what is unmatched, and which weights `columns` miss; one line each."""
-    per_video = report.get("frames_per_video")
-    frames = f", up to {per_video} frames each" if per_video else ""
+    frames = ""
+    if "frames_per_video" in report:
+        per_video = report["frames_per_video"]
+        frames = f", up to {per_video} frames each" if per_video else ", every frame"
+    speakers = {scores["speaker"] for scores in report["videos"].values()}
     lines = [
-        f"{len(report['videos'])} videos scored at {FPS} fps{frames}; {len(report['failed'])} failed, "
-        f"{len(report['unmatched'])} unmatched"
+        f"{len(report['videos'])} videos of {len(speakers)} speakers scored at {FPS} fps{frames}; "
+        f"{len(report['failed'])} failed, {len(report['unmatched'])} unmatched",
+        "95 % intervals over speakers" + ("" if len(speakers) > 1 else ": none for one"),
     ]
+    if speakers == report["videos"].keys():
+        lines.append("each video counts as a speaker of its own: no MANIFEST.tsv beside the real videos names them")
     lines += [f"failed: {name}: {reason}" for name, reason in report["failed"].items()]
     lines += [f"unmatched: {path}" for path in report["unmatched"]]
     download = "python -m scripts.download_weights"
@@ -196,7 +207,8 @@ def clip_summary(report: dict[str, Any]) -> str:
         f"checkpoint {report['checkpoint']['path']} (sha256 {report['checkpoint']['sha256'][:12]}), "
         f"S = {report['mouth_size']}",
         f"{report['data']}, {report['split']}: {report['num_frames']} frames of {report['num_clips']} clips of "
-        f"{report['num_speakers']} speakers; mouth box {size} × {size}, 95 % intervals over clips",
+        f"{report['num_speakers']} speakers; mouth box {size} × {size}, 95 % intervals over speakers",
+        SSIM_NOTE,
         "",
         f"{'':24}{'PSNR ↑':26}{'SSIM ↑':26}{'LPIPS ↓':26}{'LPIPS (VGG) ↓'}",
     ]

@@ -48,6 +48,7 @@ from utils.errors import MediaError, NoFaceError, UserError
 from utils.weights import cached_path, is_cached
 
 MOUTH_SIZE = 256  # face crops of 416 × 320, as in the paper
+STRIP_LENGTH = 6  # frames
 LSE_FRAMES = 1000  # frames of the longest shot that LSE uses; more hardly change it
 
 
@@ -78,26 +79,24 @@ class VideoScores:
     """Scores of one generated video.
 
     scores: COLUMNS and ARTIFACTS by name, None where a score is not available.
+    num_frames: K, the number of frames of which images were compared.
     unpaired_frames: the number of frames by which one video is longer than the other.
-    faces: (2, K, 416, 320, 3) uint8 RGB, the face crops compared, generated and ground truth.
+    strip: up to six mouth boxes in a row, ground truth above generated: (512, W, 3) uint8 RGB.
+    features: (2, K, 2048) of the face crops for FID, generated and ground truth; None without its network.
     """
 
     scores: dict[str, float | None]
+    num_frames: int
     unpaired_frames: int
-    faces: np.ndarray
-
-    def strip(self) -> np.ndarray:
-        """Up to six mouth boxes in a row, ground truth above generated: (512, W, 3) uint8 RGB."""
-        rows, columns = mouth_box(MOUTH_SIZE)
-        mouths = self.faces[::-1, evenly_spaced(self.faces.shape[1], 6), rows, columns]
-        return np.vstack([np.hstack(list(row)) for row in mouths])
+    strip: np.ndarray
+    features: np.ndarray | None
 
 
 def compare_videos(
     generated: Path,
     ground_truth: Path,
     networks: MetricNetworks,
-    count: int,
+    count: int | None,
     *,
     own_crops: bool = False,
     second_half: bool = False,
@@ -106,7 +105,7 @@ def compare_videos(
 
     Args:
         count: number of frames for the image metrics, LMD, CSIM, seam, colour shift and sharpness: evenly spaced
-            among those in which both videos show a face. The other scores use every frame.
+            among those in which both videos show a face; None for all of these. The other scores use every frame.
         own_crops: crop the generated face by its own landmarks; full frames and ARTIFACTS are not scored.
         second_half: score only the frames of the second half, except for the A/V sync.
 
@@ -123,9 +122,11 @@ def compare_videos(
     candidates = np.flatnonzero(has_face)
     if not len(candidates):
         raise NoFaceError(generated, f"no frame in which this video and {ground_truth} both show a face")
-    selected = set(candidates[evenly_spaced(len(candidates), count)].tolist())
+    selected = candidates[evenly_spaced(len(candidates), count)].tolist()
+    shown = {selected[number] for number in evenly_spaced(len(selected), STRIP_LENGTH)}
+    selected = set(selected)
     target_radii, output_radii = _radii(target_landmarks), _radii(output_landmarks)
-    rows, faces, rings = [], [], {}
+    rows, mouths, features, rings = [], [], [], {}
     readers = (read_frames(generated), read_frames(ground_truth))
     for index, (output, target) in enumerate(zip(*readers, strict=False)):
         if index >= length or not has_face[index]:
@@ -154,7 +155,10 @@ def compare_videos(
             row |= {"seam": seam(*pair), "colour_shift": colour_shift(*pair)}
             row["sharpness"] = sharpness(output, target, crop)
         rows.append(row)
-        faces.append(pair)
+        if index in shown:
+            mouths.append(np.vstack(regions["mouth"][::-1]))
+        if networks.fid:
+            features.append(networks.fid.features(torch.from_numpy(pair).permute(0, 3, 1, 2) / 255))
     scores: dict[str, float | None] = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
     waveform = _audio_track(generated)
     if not own_crops:
@@ -163,7 +167,9 @@ def compare_videos(
     return VideoScores(
         scores=scores | _sync_scores(generated, output_landmarks, waveform, networks.syncnet_v2),
         unpaired_frames=abs(len(target_landmarks.points) - len(output_landmarks.points)),
-        faces=np.stack(faces, axis=1),
+        num_frames=len(rows),
+        strip=np.hstack(mouths),
+        features=np.stack(features, axis=1) if features else None,
     )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from evaluation.metrics import SSIM_NOTE
 from evaluation.reports import create_folder, with_interval
 from utils.command_line import run_command
 from utils.errors import FileError
@@ -99,6 +100,7 @@ def table(work: Path, name: str) -> str:
     if len(evaluated_on) > 1:
         found = "; ".join(sorted(evaluated_on))
         raise FileError(work / name, f"expected all rows on the same frames, found {found}")
+    over = " or ".join(sorted({report.get("intervals_over", "clips") for report in reports.values()}))
     heads = [
         "",
         *(f"paper: {head}" for head in HEADS[name]),
@@ -137,10 +139,10 @@ def table(work: Path, name: str) -> str:
         )
     return (
         "\n".join(f"| {' | '.join(line)} |" for line in lines)
-        + f"\n\nMouth box, {evaluated_on.pop()}, each driven by its matched audio; 95 % intervals over clips. "
-        f"SyncNet on {next(iter(reports.values()))['sync']['num_clips']} clips, at the size of each generator. All "
-        "networks are trained with the same losses, frame by frame; the losses of Wav2Lip's authors are different. "
-        "The paper's scores are for S = 256 on HDTF, after its clip stage.\n"
+        + f"\n\nMouth box, {evaluated_on.pop()}, each driven by its matched audio; 95 % intervals over {over}. "
+        f"{SSIM_NOTE}. SyncNet on {next(iter(reports.values()))['sync']['num_clips']} clips, at the size of each "
+        "generator. All networks are trained with the same losses, frame by frame; the losses of Wav2Lip's authors "
+        "are different. The paper's scores are for S = 256 on HDTF, after its clip stage.\n"
     )
 
 

@@ -88,7 +88,7 @@ def test_clips_of_a_dataset(
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"--frames-per-clip": 0}, "--frames-per-clip: expected at least 1"),
+        ({"--frames-per-clip": 0}, "--frames-per-clip: expected at least 1, or all, found 0"),
         (
             {"--size": MOUTH_SIZE // 2},
             f"--size: expected a multiple of 32, at least the checkpoint's {MOUTH_SIZE}, found 16",
@@ -150,7 +150,7 @@ def test_a_checkpoint_on_videos(portrait_clip: Path, tmp_path: Path, capsys: pyt
     printed = capsys.readouterr().out
     assert "FID is missing" in printed
     assert "Dubbing artifacts:" in printed
-    assert "2 videos scored at 25 fps, up to 1 frames each; 2 failed, 0 unmatched" in printed
+    assert "2 videos of 2 speakers scored at 25 fps, up to 1 frames each; 2 failed, 0 unmatched" in printed
     assert f"failed: broken: {real / 'broken.mp4'}: not a media file" in printed
     (real / "broken.mp4").unlink()
     (real / "damaged.mkv").unlink()
@@ -162,7 +162,7 @@ def test_a_checkpoint_on_videos(portrait_clip: Path, tmp_path: Path, capsys: pyt
     report = json.loads((tmp_path / "silent" / "evaluation.json").read_text())
     assert not report["texture"]
     assert report["driven_by"] == "silence"
-    assert report["videos"]["ann"].keys() == set(LEAKAGE_COLUMNS)
+    assert report["videos"]["ann"].keys() == {"speaker", *LEAKAGE_COLUMNS}
     scores = report["videos"]["ann"]
     assert abs(scores["leakage"]) <= scores["opening_range"] < 0.8  # the mouth moves less than it speaks
     assert "leakage, 0: none" in (tmp_path / "silent" / "table.md").read_text()

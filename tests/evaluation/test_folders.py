@@ -32,6 +32,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory, portrait_clip: Path) -> tu
     ground_truth.mkdir()
     for name in ("same", "worse", "broken", "alone"):
         (ground_truth / f"{name}.mp4").write_bytes(portrait_clip.read_bytes())
+    (ground_truth / "MANIFEST.tsv").write_text("file\tperson\nsame.mp4\tAnn\nalone.mp4\tAnn\n")
     (generated / "same.mp4").write_bytes(portrait_clip.read_bytes())
     (generated / "broken.mp4").write_text("no video")
     frames = list(read_frames(portrait_clip))[:36]
@@ -89,7 +90,9 @@ def test_a_smaller_blurred_video_loses_image_quality_not_landmarks(output: Path)
     assert report["means"]["sync_offset_ms"]["mean"] == pytest.approx(abs(same["sync_offset_ms"]))
     mean = report["means"]["ssim_face"]
     assert mean["mean"] == pytest.approx((scores["ssim_face"] + 1) / 2)
-    assert mean["interval"] == [pytest.approx(scores["ssim_face"]), pytest.approx(1)]
+    half_width = 12.706 * (1 - scores["ssim_face"]) / 2  # Student's t for two speakers
+    assert mean["interval"] == pytest.approx([mean["mean"] - half_width, mean["mean"] + half_width], abs=1e-4)
+    assert {scores["speaker"] for scores in report["videos"].values()} == {"Ann", "worse"}
 
 
 @pytest.mark.slow
@@ -103,7 +106,8 @@ def test_failed_and_unmatched_videos_are_named(output: Path, folders: tuple[Path
 @pytest.mark.slow
 def test_output_files(output: Path) -> None:
     report = json.loads((output / "evaluation.json").read_text())
-    head, _, row, _, title, _, artifacts, _, _ = (output / "table.md").read_text().splitlines()
+    head, _, row, _, note, _, title, _, artifacts, _, _ = (output / "table.md").read_text().splitlines()
+    assert note.startswith("SSIM: Gaussian window of 11 × 11 pixels")
     assert title == "Dubbing artifacts:"
     assert [cell.split(",")[0] for cell in artifacts.strip("| ").split(" | ")[1:3]] == ["seam", "colour shift"]
     assert [cell.split(",")[0].split(" (")[0] for cell in head.strip("| ").split(" | ")[1:6]] == [
@@ -120,7 +124,7 @@ def test_output_files(output: Path) -> None:
     with (output / "videos.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [line["video"] for line in rows] == ["same", "worse"]
-    assert rows[0].keys() == {"video", "frames", "unpaired_frames", *COLUMNS, *ARTIFACTS} - {"fid"}
+    assert rows[0].keys() == {"video", "speaker", "frames", "unpaired_frames", *COLUMNS, *ARTIFACTS} - {"fid"}
     sheet = cv2.imread(str(output / "worst_and_best.png"))
     assert sheet.shape == (2 * (40 + 512), 3 * 256, 3)
     top, bottom = sheet[40:552], sheet[592:]  # the worst video first; ground truth above generated

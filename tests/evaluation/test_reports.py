@@ -27,8 +27,8 @@ from utils.errors import OutputError
 
 def video_report() -> dict:
     videos = {
-        "one": {"lse_offset": -2.0, "psnr_face": 30.0, "psnr_frame": 40.0, "jitter": 0.5},
-        "two": {"lse_offset": 1.0, "psnr_face": 32.0, "psnr_frame": None, "jitter": None},
+        "one": {"speaker": "Ann", "lse_offset": -2.0, "psnr_face": 30.0, "psnr_frame": 40.0, "jitter": 0.5},
+        "two": {"speaker": "two", "lse_offset": 1.0, "psnr_face": 32.0, "psnr_frame": None, "jitter": None},
     }
     return {
         "videos": videos,
@@ -41,7 +41,7 @@ def video_report() -> dict:
 
 def test_means_are_over_the_videos_with_a_value() -> None:
     means = video_report()["means"]
-    assert means["psnr_face"] == {"mean": 31.0, "interval": (30.0, 32.0), "videos": 2}
+    assert means["psnr_face"] == {"mean": 31.0, "interval": pytest.approx((18.294, 43.706), abs=1e-3), "videos": 2}
     assert means["psnr_frame"] == {"mean": 40.0, "interval": None, "videos": 1}
     assert means["lse_offset"]["mean"] == 1.5  # of absolute values
     assert "fid" not in means
@@ -50,7 +50,8 @@ def test_means_are_over_the_videos_with_a_value() -> None:
 def test_tables_have_the_columns_of_the_mode() -> None:
     report = video_report()
     both = video_tables(report, COLUMNS, artifacts=True)
-    assert "| 31.00 [30.00, 32.00] |" in both
+    assert "| 31.00 [18.29, 43.71] |" in both
+    assert both.count("SSIM: Gaussian window of 11 × 11 pixels, σ = 1.5") == 1
     assert "PSNR, full frame ↑" in both
     assert "\nDubbing artifacts:\n" in both
     own_crops = video_tables(report, OWN_CROPS_COLUMNS, artifacts=False)
@@ -58,31 +59,44 @@ def test_tables_have_the_columns_of_the_mode() -> None:
     assert "full frame" not in own_crops and "artifacts" not in own_crops
     head, _, row = video_tables(report, SYNC_COLUMNS, artifacts=False).splitlines()
     assert head.count("|") == row.count("|") == 7  # number of videos and five columns
-    assert row == "| 2 | missing | missing | 1.5 [1.0, 2.0] | missing | missing |"
+    assert row == "| 2 | missing | missing | 1.5 [-4.9, 7.9] | missing | missing |"
 
 
 def test_the_summary_names_failed_and_unmatched_videos_and_missing_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reports, "is_cached", lambda name: False)
     lines = video_summary(video_report(), COLUMNS).splitlines()
-    assert lines[:3] == [
-        "2 videos scored at 25 fps, up to 3 frames each; 1 failed, 1 unmatched",
+    assert lines[:4] == [
+        "2 videos of 2 speakers scored at 25 fps, up to 3 frames each; 1 failed, 1 unmatched",
+        "95 % intervals over speakers",
         "failed: bad: folder/bad.mp4: no video stream",
         "unmatched: folder/alone.mp4",
     ]
-    assert [line.split(":")[0] for line in lines[3:]] == ["LSE-D and LSE-C are missing", "FID is missing"]
+    assert [line.split(":")[0] for line in lines[4:]] == ["LSE-D and LSE-C are missing", "FID is missing"]
     sync_report = {name: part for name, part in video_report().items() if name != "frames_per_video"}
     sync_only = video_summary(sync_report, SYNC_COLUMNS).splitlines()
-    assert sync_only[0] == "2 videos scored at 25 fps; 1 failed, 1 unmatched"
-    assert len(sync_only) == 4
-    assert len(video_summary(sync_report, LEAKAGE_COLUMNS).splitlines()) == 3
+    assert sync_only[0] == "2 videos of 2 speakers scored at 25 fps; 1 failed, 1 unmatched"
+    assert len(sync_only) == 5
+    assert len(video_summary(sync_report, LEAKAGE_COLUMNS).splitlines()) == 4
     monkeypatch.setattr(reports, "is_cached", lambda name: True)
     report = video_report()
     report["videos"]["one"]["lse_d"] = 8.0
     lines = video_summary(report, COLUMNS).splitlines()
-    assert len(lines) == 4
-    assert lines[3].endswith("every shot is too short in two")  # "one" has a value
+    assert len(lines) == 5
+    assert lines[4].endswith("every shot is too short in two")  # "one" has a value
     report["videos"]["two"]["lse_d"] = 9.0
-    assert len(video_summary(report, COLUMNS).splitlines()) == 3
+    assert len(video_summary(report, COLUMNS).splitlines()) == 4
+
+
+def test_the_summary_says_whose_videos_they_are_and_how_many_frames() -> None:
+    report = video_report() | {"frames_per_video": None}
+    report["videos"]["two"]["speaker"] = "Ann"
+    lines = video_summary(report, LEAKAGE_COLUMNS).splitlines()
+    assert lines[0] == "2 videos of 1 speakers scored at 25 fps, every frame; 1 failed, 1 unmatched"
+    assert lines[1] == "95 % intervals over speakers: none for one"
+    assert means_over(report["videos"])["psnr_face"]["interval"] is None
+    for name, scores in report["videos"].items():
+        scores["speaker"] = name
+    assert "each video counts as a speaker of its own" in video_summary(report, LEAKAGE_COLUMNS).splitlines()[2]
 
 
 def test_the_summary_of_clips_has_the_sync_scores_and_the_speakers() -> None:
@@ -99,6 +113,7 @@ def test_the_summary_of_clips_has_the_sync_scores_and_the_speakers() -> None:
     assert "4 frames of 2 clips of 1 speakers; mouth box 64 × 64" in text
     assert "matched audio           0.50 [0.25, 0.75]         0.5000 [0.2500, 0.7500]" in text
     assert "audio ± 0.48 s" in text
+    assert "95 % intervals over speakers\nSSIM: Gaussian window of 11 × 11 pixels, σ = 1.5" in text
     assert "SyncNet" not in text
     sync = {"score": 0.5, "confidence": 0.25, "within_one_frame": 1.0}
     text = clip_summary(report | {"sync": {"num_clips": 1, "real": sync, "generated": sync}})
