@@ -31,7 +31,7 @@ EDGE = 1.0  # standard deviation of the blurred edge of a mask
 COARSE = 4
 UNEXPLAINED = 20  # grey levels outside the colours of the other frames
 MAX_UNEXPLAINED = 0.0025  # part of the face
-MIN_FRAMES = 5  # with fewer uncovered ones the frames are too different to tell
+MIN_FRAMES = 5  # with fewer uncovered frames nothing can be told
 USUAL_PART = 0.25  # of the frames that the most usual frame is like
 
 # What stands still
@@ -167,12 +167,13 @@ class CoverFinder:
     """Finds what covers the mouth in the frames of a shot.
 
     Args:
-        images: of `lower_part`, of uncovered frames, in the usual light of the shot.
+        images: of `lower_part`, of uncovered frames, in the usual light of the shot. With fewer than MIN_FRAMES
+            only what stands still is found.
         still: what stands still.
     """
 
     def __init__(self, images: Sequence[np.ndarray], still: StillPixels) -> None:
-        self._palette = Palette([_softened(image) for image in images])
+        self._palette = Palette([_softened(image) for image in images]) if len(images) >= MIN_FRAMES else None
         self._still = still
 
     def mask(self, image: np.ndarray, crop: FaceCrop, points: np.ndarray) -> np.ndarray:
@@ -186,16 +187,17 @@ class CoverFinder:
         Returns:
             The face crop at FLOW_SIZE, float32: 1 where something covers the face, 0 elsewhere, with soft edges.
         """
-        distance = _second_smallest(self._palette.distances(_softened(image)))
-        # Lips, teeth and tongue may look as in no other frame. What covers them reaches beyond them.
-        lips = _lips(crop, points)
-        possible = distance > np.where(lips, SURE, POSSIBLE)
-        covered = np.uint8(_regions(possible, possible & (distance > SURE) & ~lips, MIN_SURE))
-        if covered.any():
-            covered = cv2.morphologyEx(covered, cv2.MORPH_CLOSE, CLOSING, borderType=cv2.BORDER_REPLICATE)
-            covered = cv2.dilate(covered, NEIGHBOURS)
+        covered = self._still.in_crop(crop)
+        if self._palette:
+            distance = _second_smallest(self._palette.distances(_softened(image)))
+            # Lips, teeth and tongue may look as in no other frame. What covers them reaches beyond them.
+            lips = _lips(crop, points)
+            possible = distance > np.where(lips, SURE, POSSIBLE)
+            new = np.uint8(_regions(possible, possible & (distance > SURE) & ~lips, MIN_SURE))
+            new = cv2.morphologyEx(new, cv2.MORPH_CLOSE, CLOSING, borderType=cv2.BORDER_REPLICATE)
+            covered = np.maximum(covered, cv2.dilate(new, NEIGHBOURS))
         mask = np.zeros(crop_size(FLOW_SIZE), np.float32)
-        mask[TOP:] = np.maximum(covered, self._still.in_crop(crop))
+        mask[TOP:] = covered
         return cv2.GaussianBlur(mask, (0, 0), EDGE) if mask.any() else mask
 
 

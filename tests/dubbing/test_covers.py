@@ -56,11 +56,18 @@ def in_crop(mask: np.ndarray) -> np.ndarray:
 
 
 def test_an_uncovered_face_has_empty_masks() -> None:
-    found = finder(noisy(8))
     for frame in noisy(4, seed=1):
-        mask = mask_of(frame, found)
+        mask = mask_of(frame, finder(noisy(8)))
         assert mask.shape == crop_size(FLOW_SIZE)
         assert not mask.any()
+
+
+def test_too_few_frames_tell_nothing() -> None:
+    """As of a photo."""
+    (frame,) = noisy(1)
+    frame[:, 124:134] = 250
+    assert not mask_of(frame, finder(noisy(4))).any()
+    assert mask_of(frame, finder(noisy(5))).any()
 
 
 @pytest.mark.parametrize("colour", [(20, 20, 25), (60, 120, 220), (250, 250, 250)])

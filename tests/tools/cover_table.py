@@ -159,15 +159,20 @@ def cover(frames: list[np.ndarray], landmarks: Landmarks, kind: str) -> tuple[li
     for index, frame in enumerate(frames):
         scale = radius_px / 100
         position = lips + radius_px * np.array(path(index / len(frames))) - scale * CANVAS / 2
-        matrix = np.array([[scale, 0, position[0]], [0, scale, position[1]]])
-        size = frame.shape[1::-1]
+        left, top = np.maximum(np.floor(position).astype(int) - 4, 0)
+        box = slice(top, top + round(scale * CANVAS) + 8), slice(left, left + round(scale * CANVAS) + 8)
+        part, mask = frame[box], np.zeros(frame.shape[:2], np.float32)
+        matrix = np.array([[scale, 0, position[0] - left], [0, scale, position[1] - top]])
         method = cv2.INTER_LINEAR if scale > 0.7 else cv2.INTER_AREA
-        mask = cv2.GaussianBlur(cv2.warpAffine(opacity, matrix, size, flags=method), (0, 0), 0.8)
-        pixels = cv2.warpAffine(colour, matrix, size, flags=method, borderMode=cv2.BORDER_REPLICATE)
-        mixed = frame * (1 - mask[..., None]) + pixels * mask[..., None]
-        noise = np.random.default_rng(index).normal(0, 1.5, frame.shape) * mask[..., None]
-        covered.append(np.clip(np.rint(mixed + noise), 0, 255).astype(np.uint8))
+        covered.append(frame.copy())
         masks.append(mask)
+        if not part.size:  # beside the frame
+            continue
+        own = cv2.GaussianBlur(cv2.warpAffine(opacity, matrix, part.shape[1::-1], flags=method), (0, 0), 0.8)
+        pixels = cv2.warpAffine(colour, matrix, part.shape[1::-1], flags=method, borderMode=cv2.BORDER_REPLICATE)
+        noise = np.random.default_rng(index).normal(0, 1.5, part.shape)
+        mixed = part + (pixels + noise - part) * own[..., None]
+        covered[-1][box], mask[box] = np.clip(np.rint(mixed), 0, 255).astype(np.uint8), own
     return covered, masks
 
 
