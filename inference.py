@@ -144,9 +144,10 @@ def main() -> None:
         help="leave the mouth as generated, without texture from other frames of the shot",
     )
     add(
-        "--keep-covers",
-        action="store_true",
-        help="leave hands, microphones, cups and captions before the mouth as they are (not reliable yet)",
+        "--no-keep-covers",
+        dest="keep_covers",
+        action="store_false",
+        help="draw the mouth over hands, microphones, cups and captions before it",
     )
     add("--side-by-side", action="store_true", help="write source and dubbed frames beside each other")
     add("--device", default="auto", help="auto (default), cpu, cuda, cuda:1, …")

@@ -40,7 +40,7 @@ class DubSettings:
     chosen_before_s: float = inf
     when_short: str = "stop"
     texture: bool = True
-    keep_covers: bool = False
+    keep_covers: bool = True
     side_by_side: bool = False
     crf: int = 16
     resume: bool = False

@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import cycle, groupby, islice
+from itertools import compress, cycle, groupby, islice
 from math import inf
 
 import numpy as np
@@ -205,11 +205,12 @@ class Speaker:
         still = still_search.finish()
         lights = {index: FaceLight.of(*crop) for index, crop in crops.items()}
         usual = FaceLight.median(list(lights.values()))
-        images, faces = [], []
-        for index, crop in face_crops.items():
-            images.append(to_uint8(LightChange.between(lights[index], usual).apply(candidates[index].image)))
-            faces.append(face_of(crop, placements[index].points) & (still.in_crop(crop) == 0))
-        clear = {index for index, is_clear in zip(indices, uncovered(images, faces), strict=True) if is_clear}
+        images = [LightChange.between(lights[index], usual).apply(candidates[index].image) for index in indices]
+        faces = [
+            face_of(crop, placements[index].points) & (still.in_crop(crop) == 0)
+            for index, crop in face_crops.items()
+        ]
+        clear = list(compress(indices, uncovered(list(map(to_uint8, images)), faces)))
         for chosen, preferred in (self.references, preferred_references), (self.candidates, preferred_candidates):
             own = {index: one for index, one in preferred + examined if index in clear}
             chosen[shot] = list(islice(cycle(own.items()), len(preferred)))
@@ -225,7 +226,7 @@ class Speaker:
         reference_crops = [to_uint8(to_natural.apply(image)) for image in changed]
         natural = {
             index: candidates[index].in_light(LightChange.between(lights[index], median), to_natural)
-            for index in sorted(clear)
+            for index in clear
         }
         texture = covers = None
         if self._texture:
