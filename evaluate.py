@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> None:
         ("cross", args.cross, "videos"),
         ("silent", args.silent, "videos"),
         ("no_texture", not args.texture, "videos"),
-        ("keep_covers", args.keep_covers, "videos"),
+        ("no_keep_covers", not args.keep_covers, "videos"),
         ("own_crops", args.own_crops, "generated"),
     ):
         if is_set and needed not in given:
@@ -189,7 +189,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--cross", action="store_true", help="dub each with the audio of the next one; scores only the A/V sync")
     add("--silent", action="store_true", help="dub each with silence; scores only how far the source's lips leak")
     add("--no-texture", dest="texture", action="store_false", help="as inference.py --no-texture")
-    add("--keep-covers", action="store_true", help="as inference.py --keep-covers")
+    add("--no-keep-covers", dest="keep_covers", action="store_false", help="as inference.py --no-keep-covers")
     add = parser.add_argument_group(
         "the videos of any method (--generated and --ground-truth)",
         "Compares videos of any method with the real videos of the same names: PSNR, SSIM and LPIPS of full frame, "

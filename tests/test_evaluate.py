@@ -191,7 +191,7 @@ def test_a_checkpoint_on_videos(portrait_clip: Path, tmp_path: Path, capsys: pyt
         (["--checkpoint", "a", "--data", "b", "--own-crops"], "--own-crops: needs --generated"),
         (["--generated", "a", "--ground-truth", "b", "--silent"], "--silent: needs --videos"),
         (["--generated", "a", "--ground-truth", "b", "--no-texture"], "--no-texture: needs --videos"),
-        (["--generated", "a", "--ground-truth", "b", "--keep-covers"], "--keep-covers: needs --videos"),
+        (["--generated", "a", "--ground-truth", "b", "--no-keep-covers"], "--no-keep-covers: needs --videos"),
         (["--checkpoint", "a", "--videos", "b", "--silent", "--cross"], "--silent: expected without --cross"),
         (["--generated", "absent", "--ground-truth", "b"], "--generated: absent: no such folder"),
         (["--generated", "a", "--reference", "b"], "error: unrecognized arguments: --reference b"),
