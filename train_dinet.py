@@ -84,12 +84,12 @@ def make_batches(config: TrainConfig, clips: list[Clip]) -> TrainingBatches:
         config.num_references,
         config.max_steps,
         config.seed,
-        config.speaker_sampling_exponent,
-        config.clip_length,
-        config.references_per_frame,
-        config.augment,
-        config.crop_scale_jitter,
-        process_samples(config),
+        speaker_sampling_exponent=config.speaker_sampling_exponent,
+        clip_length=config.clip_length,
+        references_per_frame=config.references_per_frame,
+        augment=config.augment,
+        crop_scale_jitter=config.crop_scale_jitter,
+        shard=process_samples(config),
     )
 
 

@@ -24,7 +24,7 @@ from utils.command_line import run_command
 from utils.errors import UserError
 from utils.files import read_jsonl
 
-COMMON = "mouth_size: 32\nmax_steps: 4\nsave_every: 2\nlog_every: 1\nvalidate_every: 4\n"
+COMMON = "mouth_size: 32\nprecision: fp32\nmax_steps: 4\nsave_every: 2\nlog_every: 1\nvalidate_every: 4\n"
 GENERATOR = COMMON + "batch_size: 3\nimage_every: 4\nval_frames: 1\n"
 CONFIGS = {
     "syncnet.yaml": COMMON + "batch_size: 5\n",

@@ -105,7 +105,7 @@ def test_processes_without_a_sample_end_at_once(prepared_dataset, tmp_path):
 # --- one step, in float64, with small networks ----------------------------------------------------------------
 
 SAMPLES, FRAMES = 10, 5
-BATCH_NORM_FREE = {"adversarial": 1, "clip_adversarial": FRAMES}
+DISCRIMINATORS = {"adversarial": 1, "clip_adversarial": FRAMES}  # frames that each sees
 
 
 class SmallGenerator(torch.nn.Module):
@@ -143,7 +143,7 @@ def small_trainer(grad_accum_steps: int, freeze_bn: bool) -> dinet_trainer.Train
     torch.manual_seed(0)
     generator = SmallGenerator()
     discriminators = torch.nn.ModuleDict(
-        {name: torch.nn.Conv2d(3 * frames, 1, 5, 2) for name, frames in BATCH_NORM_FREE.items()}
+        {name: torch.nn.Conv2d(3 * frames, 1, 5, 2) for name, frames in DISCRIMINATORS.items()}
     )
     syncnet = LoadedModel(SyncNet(4).requires_grad_(False), "whisper", 32, {})
     return dinet_trainer.Trainer(
@@ -268,6 +268,15 @@ def test_passes_take_the_step_of_one_pass(float64):
     assert_close(syncnet_step(3), syncnet_step(1))
     one, three = generator_step(1), generator_step(3)
     assert (one["generator.images.conv.weight"] - three["generator.images.conv.weight"]).abs().max() > 1e-6
+
+
+def test_replaced_batch_norms_have_the_parameters_that_the_optimizer_trains():
+    network = ConvBlock(3, 4, 3)
+    parameters, names = [*network.parameters()], [*network.state_dict()]
+    distributed._convert_batchnorm(network)
+    assert isinstance(network.norm, distributed.CpuSyncBatchNorm)
+    assert all(new is old for new, old in zip(network.parameters(), parameters, strict=True))
+    assert [*network.state_dict()] == names
 
 
 def test_shares_are_disjoint_and_complete(monkeypatch):
