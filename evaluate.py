@@ -58,6 +58,7 @@ def run(args: argparse.Namespace) -> None:
         ("no_texture", not args.texture, "videos"),
         ("no_keep_covers", not args.keep_covers, "videos"),
         ("own_crops", args.own_crops, "generated"),
+        ("scheduler", args.scheduler, "generated"),
     ):
         if is_set and needed not in given:
             raise UserError(f"{_flag(option)}: needs {_flag(needed)}")
@@ -98,7 +99,8 @@ def evaluate_clips(args: argparse.Namespace, device: torch.device) -> None:
 
 def evaluate_videos(args: argparse.Namespace, device: torch.device) -> None:
     folders = (args.generated, args.ground_truth)
-    report, strips = compare_folders(*folders, args.frames_per_clip, device, own_crops=args.own_crops)
+    options = {"own_crops": args.own_crops, "scheduler": args.scheduler}
+    report, strips = compare_folders(*folders, args.frames_per_clip, device, **options)
     columns = reports.OWN_CROPS_COLUMNS if args.own_crops else tuple(reports.COLUMNS)
     _print_and_write(report, strips, columns, args, artifacts=not args.own_crops)
 
@@ -200,6 +202,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--generated", type=Path, metavar="DIR", help="videos to score")
     add("--ground-truth", type=Path, metavar="DIR", help="real videos with the same names")
     add("--own-crops", action="store_true", help="for heads in another framing: crop each by its own landmarks")
+    add("--scheduler", metavar="ADDRESS", help="score on a Dask cluster (tcp://…) that sees both folders")
     add = parser.add_argument_group("all modes").add_argument
     text = "frames of a clip or video that are compared, or all (default: %(default)s)"
     add("--frames-per-clip", type=_frames, default=8, metavar="N", help=text)

@@ -19,11 +19,11 @@ import shutil
 from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from zipfile import BadZipFile
 
-import joblib
 import numpy as np
 from tqdm import tqdm
 
@@ -31,6 +31,7 @@ from data_processing.audio.features import FEATURE_DIMS, extract_features
 from data_processing.face.lips import LIP_FEATURES, LIPS, lip_features
 from data_processing.frame_store import BLOCK_FRAMES
 from data_processing.media.audio_io import load_audio
+from data_processing.workers import in_workers
 from utils.errors import DatasetError, OutputError, error_reason
 from utils.files import atomic_path, write_atomically
 
@@ -139,7 +140,7 @@ def open_packed(data: Path, split: str, audio_features: str) -> PackedSplit:
     arrays = {"landmarks": folder / "landmarks.npy", "features": folder / f"features-{audio_features}.npy"}
     if missing := {name: path for name, path in arrays.items() if not path.exists()}:
         if audio_features != LIPS:
-            _extract_missing(data, lines, audio_features)
+            extract_missing(data, lines, audio_features)
         _write_rows(missing, _map_array(index), (_read_clip(data, line, audio_features) for line in lines))
     maps = {name: _map_array(path) for name, path in arrays.items()}
     return PackedSplit(data, split, audio_features, folder, _map_array(index), **maps)
@@ -198,10 +199,20 @@ def _features_path(data: Path, clip: dict, audio_features: str) -> Path:
     return data / "features" / audio_features / f"{clip['id']}.npy"
 
 
-def _extract_missing(data: Path, lines: list[str], audio_features: str) -> None:
-    """Extract the features that the clips were not prepared with.
+def extract_missing(
+    data: Path, lines: list[str], audio_features: str, jobs: int = -1, scheduler: str | None = None
+) -> None:
+    """Extract the features that the clips were not prepared with, as far as `data`/features lacks them.
 
     In processes of their own: TensorFlow, which DeepSpeech needs, conflicts with libraries of the training process.
+
+    Args:
+        lines: of `manifest_lines`.
+        jobs, scheduler: see `in_workers`.
+
+    Raises:
+        ParameterError: there is no scheduler.
+        UserError: the audio track of a clip cannot be read, or the features cannot be written.
     """
     missing = []
     for clip in map(json.loads, lines):
@@ -209,16 +220,15 @@ def _extract_missing(data: Path, lines: list[str], audio_features: str) -> None:
         if clip["audio_features"] == audio_features or not video.exists():
             continue
         if not path.exists() or path.stat().st_mtime < video.stat().st_mtime:
-            missing.append((video, audio_features, clip["num_frames"], path))
+            missing.append((video.resolve(), clip["num_frames"], path.resolve()))
+    work = partial(_extract_one, audio_features)
     if missing:
-        done = joblib.Parallel(n_jobs=-1, return_as="generator_unordered")(
-            joblib.delayed(_extract_one)(*arguments) for arguments in missing
-        )
-        list(tqdm(done, total=len(missing), unit="clip", desc=f"{audio_features} features"))
+        list(in_workers(work, missing, jobs, scheduler, unit="clip", description=f"{audio_features} features"))
 
 
-def _extract_one(clip: Path, audio_features: str, num_frames: int, path: Path) -> None:
-    features = extract_features(load_audio(clip), audio_features, num_frames)
+def _extract_one(audio_features: str, clip: tuple[Path, int, Path]) -> None:
+    video, num_frames, path = clip
+    features = extract_features(load_audio(video), audio_features, num_frames)
     _create_folder(path.parent)
     write_atomically(path, lambda file: np.save(file, features))
 

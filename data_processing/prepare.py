@@ -5,6 +5,7 @@ The prepared dataset is a folder:
     manifest.jsonl   one line per clip: id, source, person, split, num_frames, radius_px, A/V offset, …
     rejected.jsonl   one line per video without a usable clip, with the reason
     dataset.json     the settings that all clips share
+    identities.jsonl with --person-by identity: one line per video with its speaker and descriptor
     clips/ID.mp4     face crops at 25 fps with synchronised audio
     clips/ID.npz     landmarks (T, 68, 2) and crop radii (T,) in source pixels, features (T, D), found (T,)
 
@@ -23,24 +24,30 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from logging.handlers import QueueHandler
 from pathlib import Path
 from queue import SimpleQueue
 
-import joblib
+import cv2
 import numpy as np
 from tqdm import tqdm
 
 from data_processing.audio.features import FEATURE_DIMS, extract_features
 from data_processing.clips import MIN_SYNC_CONFIDENCE, Settings, prepare_video
 from data_processing.face.detectors import BACKENDS, check_available
+from data_processing.face.identities import assign_identities, mean_descriptor
 from data_processing.media.audio_io import SAMPLE_RATE
 from data_processing.media.video_reader import FPS
 from data_processing.sources import Source, assign_splits, find_sources
+from data_processing.workers import in_workers
 from utils.command_line import run_command
 from utils.errors import OutputError, ParameterError, UserError, WeightsError, error_reason
 from utils.files import output_errors, read_jsonl, remove_leftovers, write_atomically
+from utils.weights import weight_path
+
+BY_IDENTITY = "identity"
 
 
 def prepare(
@@ -67,11 +74,7 @@ def prepare(
             video can be used.
         UserError: a file cannot be written, or the weights of a network are missing. No video is rejected for it.
     """
-    try:
-        (output / "clips").mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        reason = f"cannot create the folder {output / 'clips'}: {error_reason(error)}"
-        raise ParameterError("output", reason) from None
+    _create_folder(output / "clips")
     _check_settings(output, settings)
     manifest, rejected = output / "manifest.jsonl", output / "rejected.jsonl"
     done = {line["source"] for path in (manifest, rejected) for line in read_jsonl(path)}
@@ -83,8 +86,10 @@ def prepare(
     for path in (manifest, rejected):
         _end_last_line(path)
     failures = {}
+    work = partial(_prepare_one, output=output.resolve(), settings=settings)
+    results = in_workers(work, todo, jobs, scheduler, unit="video", description="preparing")
     try:
-        with closing(_results(todo, output, settings, jobs, scheduler)) as results:
+        with closing(results):
             for result in results:
                 for record in result.log_records:
                     logging.getLogger(record.name).handle(record)
@@ -127,23 +132,8 @@ class _Result:
     log_records: list[logging.LogRecord] = field(default_factory=list)
 
 
-def _results(
-    todo: list[Source], output: Path, settings: Settings, jobs: int, scheduler: str | None
-) -> Iterator[_Result]:
-    """`_prepare_one` of each source in workers, with a progress bar; closing ends the workers."""
-    workers = _dask(scheduler) if scheduler else joblib.parallel_config(n_jobs=jobs)
-    with workers:
-        results = joblib.Parallel(return_as="generator_unordered")(
-            joblib.delayed(_prepare_one)(source, output.resolve(), settings) for source in todo
-        )
-        with closing(results):
-            yield from tqdm(results, total=len(todo), unit="video", desc="preparing")
-
-
 def _prepare_one(source: Source, output: Path, settings: Settings) -> _Result:
     """`prepare_video` in a worker. It does not raise, so that one bad file does not stop the others."""
-    import cv2
-
     cv2.setNumThreads(1)  # the parallelism is over videos
     result = _Result(source)
     with _recorded_logs(result.log_records):
@@ -181,15 +171,51 @@ def _recorded_logs(records: list[logging.LogRecord]) -> Iterator[None]:
             records.append(queue.get())
 
 
-def _dask(address: str) -> joblib.parallel_config:
-    """A context in which joblib uses the workers of a Dask cluster."""
-    from distributed import Client
+def with_identities(sources: list[Source], output: Path, jobs: int, scheduler: str | None = None) -> list[Source]:
+    """The sources with the speakers that face recognition finds, listed in `output`/identities.jsonl.
 
+    Speakers of videos in that list stay as they are. A video without a face is a speaker of its own.
+
+    Args:
+        output, jobs, scheduler: as for `prepare`.
+
+    Raises:
+        ParameterError: `output` cannot be created, or there is no scheduler.
+        WeightsError: the weights of a network cannot be obtained.
+        OutputError: the list cannot be written.
+    """
+    _create_folder(output)
+    path = output / "identities.jsonl"
+    described = {line["source"] for line in read_jsonl(path)}
+    todo = [source.path.resolve() for source in sources if str(source.path.resolve()) not in described]
+    if todo:  # not in every worker at once
+        check_available("dlib")
+        weight_path("identity")
+    _end_last_line(path)
+    with closing(in_workers(_described, todo, jobs, scheduler, unit="video", description="identities")) as results:
+        for line in results:  # the work of hours is not lost
+            _append(path, [line])
+    lines = read_jsonl(path)
+    vectors = {line["source"]: line["descriptor"] and np.array(line["descriptor"]) for line in lines}
+    persons = assign_identities(vectors, {line["source"]: line["person"] for line in lines if line["person"]})
+    lines = [line | {"person": persons[line["source"]]} for line in lines]
+    write_atomically(path, lambda file: file.write(_to_jsonl(lines).encode()))
+    return [replace(source, speaker=persons[str(source.path.resolve())]) for source in sources]
+
+
+def _described(video: Path) -> dict:
+    """The line of a video in identities.jsonl, without its speaker yet."""
+    cv2.setNumThreads(1)  # the parallelism is over videos
+    descriptor = mean_descriptor(video)
+    numbers = None if descriptor is None else descriptor.round(4).tolist()
+    return {"source": str(video), "person": None, "descriptor": numbers}
+
+
+def _create_folder(path: Path) -> None:
     try:
-        client = Client(address, timeout=10)
-    except (OSError, ValueError, TimeoutError) as error:
-        raise ParameterError("scheduler", f"no Dask scheduler at {address}: {error}") from None
-    return joblib.parallel_config("dask", n_jobs=-1, client=client)
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ParameterError("output", f"cannot create the folder {path}: {error_reason(error)}") from None
 
 
 def _to_jsonl(lines: list[dict]) -> str:
@@ -266,7 +292,10 @@ def run(args: argparse.Namespace) -> None:
         raise ParameterError("jobs", f"expected 1 or more, found {args.jobs}")
     min_confidence = None if args.no_sync else args.min_sync_confidence
     settings = Settings(args.mouth_size, args.landmarks, args.audio_features, min_confidence)
-    sources = find_sources(args.inputs, args.output, args.person)
+    by_identity = args.person_by == BY_IDENTITY
+    sources = find_sources(args.inputs, args.output, args.person, None if by_identity else args.person_by)
+    if by_identity:
+        sources = with_identities(sources, args.output, args.jobs, args.scheduler)
     prepare(sources, args.output, settings, args.val_percent, args.jobs, args.scheduler)
 
 
@@ -280,9 +309,16 @@ def main() -> None:
     add("--mouth-size", type=int, default=256, help="mouth size S of the face crops (default 256: 416x320 crops)")
     add("--landmarks", choices=BACKENDS, default="dlib", help="landmark detector (default dlib)")
     add("--audio-features", choices=list(FEATURE_DIMS), default="whisper", help="default whisper")
-    add(
+    speaker = parser.add_mutually_exclusive_group()
+    speaker.add_argument(
         "--person",
         help="the speaker of all INPUTs (default: as in MANIFEST.tsv, otherwise a new speaker per video)",
+    )
+    speaker.add_argument(
+        "--person-by",
+        metavar="folder|REGEX|identity",
+        help="take the speaker from the first folder inside INPUT, or from what REGEX (its first group, if it has "
+        "any) finds in the path inside INPUT, or find out by face recognition",
     )
     add(
         "--val-percent",

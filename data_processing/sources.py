@@ -2,6 +2,7 @@
 
 import csv
 import logging
+import re
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from utils.errors import FileError, MediaError, ParameterError
 
 METADATA_NAME = "MANIFEST.tsv"
 NUM_NAMED = 5  # files named in a note
+BY_FOLDER = "folder"
 logger = logging.getLogger(__name__)
 
 
@@ -57,7 +59,9 @@ def list_videos(folder: Path, *, recursive: bool = False, exclude: Path | None =
     return videos
 
 
-def find_sources(inputs: list[Path], output: Path, speaker: str | None) -> list[Source]:
+def find_sources(
+    inputs: list[Path], output: Path, speaker: str | None, person_by: str | None = None
+) -> list[Source]:
     """List the videos in files and folders, each once.
 
     The columns `file`, `person` and `audio_late_ms` of a MANIFEST.tsv beside the videos are read if it exists. A
@@ -68,13 +72,17 @@ def find_sources(inputs: list[Path], output: Path, speaker: str | None) -> list[
         inputs: video files, or folders that are searched recursively.
         output: folder of the prepared dataset.
         speaker: name of the speaker of all videos; None for the names in MANIFEST.tsv.
+        person_by: where the paths of the videos, from the input on, have the speaker's name instead: BY_FOLDER for
+            the first folder inside the input (the input itself, for videos that are in none), or a regular
+            expression: its first group, or all that it matches.
 
     Raises:
         MediaError: an input does not exist.
         FileError: a MANIFEST.tsv is not valid.
-        ParameterError: there is no video in the inputs.
+        ParameterError: there is no video in the inputs, or `person_by` is not valid or not in every path.
     """
-    sources, metadata = [], {}
+    sources, metadata, unnamed = [], {}, []
+    pattern = _compiled(person_by) if person_by not in (None, BY_FOLDER) else None
     for given in inputs:
         if not given.exists():
             raise MediaError(given, "no such file or folder")
@@ -86,11 +94,31 @@ def find_sources(inputs: list[Path], output: Path, speaker: str | None) -> list[
                 row = metadata[folder].get(path.relative_to(folder).as_posix(), {})
                 if row or folder in (given, given.parent):
                     break
-            name = speaker or row.get("person") or path.stem
+            folder = given if given.is_dir() else given.parent
+            inside = path.relative_to(folder)
+            if person_by == BY_FOLDER:
+                name = inside.parts[0] if len(inside.parts) > 1 else folder.resolve().name
+            elif pattern:
+                found = pattern.search(inside.as_posix())
+                name = found and found[min(1, pattern.groups)]
+                if not name:
+                    unnamed.append(inside)
+            else:
+                name = speaker or row.get("person") or path.stem
             sources.append(Source(path, name, float(row.get("audio_late_ms") or 0)))
+    if unnamed:
+        reason = f"{person_by!r} finds no name in {len(unnamed)} of {len(sources)} paths, such as {unnamed[0]}"
+        raise ParameterError("person_by", reason)
     if not sources:
         raise ParameterError("inputs", f"no video file (.mp4, .mov, .mkv, …) in {', '.join(map(str, inputs))}")
     return list({source.path.resolve(): source for source in sources}.values())
+
+
+def _compiled(pattern: str) -> re.Pattern[str]:
+    try:
+        return re.compile(pattern)
+    except re.error as error:
+        raise ParameterError("person_by", f"{pattern!r} is not a regular expression: {error}") from None
 
 
 def _read_metadata(path: Path) -> dict[str, dict[str, str]]:
@@ -116,17 +144,20 @@ def _read_metadata(path: Path) -> dict[str, dict[str, str]]:
 def assign_splits(clips: list[dict], val_percent: int) -> None:
     """Set "split" of every manifest line to "train" or "val", with all clips of a speaker in the same split.
 
-    The split depends only on a hash of the speaker's name, so it does not change when speakers are added; but with
-    two or more speakers neither split is left empty. With one speaker, the last clips are held out.
+    A speaker whose clips have a split already keeps it. That of a new one depends only on a hash of the name; but
+    with two or more speakers neither split is left empty. With one speaker, the last clips are held out.
 
     Args:
         clips: manifest lines, changed in place.
-        val_percent: percentage of speakers (or of clips, with one speaker) in the val split.
+        val_percent: percentage of new speakers (or of clips, with one speaker) in the val split.
     """
     speakers = sorted({clip["person"] for clip in clips}, key=_hash_percent)
-    val = {speaker for speaker in speakers if _hash_percent(speaker) < val_percent}
     if len(speakers) > 1:
-        val = (val or {speakers[0]}) - ({speakers[-1]} if len(val) == len(speakers) else set())
+        train, val = ({clip["person"] for clip in clips if clip.get("split") == split} for split in ("train", "val"))
+        new = [speaker for speaker in speakers if (speaker in train) == (speaker in val)]
+        val = val.difference(new) | {speaker for speaker in new if _hash_percent(speaker) < val_percent}
+        if new:
+            val = (val or {new[0]}) - ({new[-1]} if len(val) == len(speakers) else set())
         for clip in clips:
             clip["split"] = "val" if clip["person"] in val else "train"
     else:

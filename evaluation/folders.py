@@ -1,25 +1,30 @@
 """Scores of the videos of a folder: a report with the means, and the reason of each failure."""
 
 from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from data_processing.sources import find_sources, list_videos
+from data_processing.workers import in_workers
 from evaluation.metrics import frechet_distance
 from evaluation.reports import means_over
 from evaluation.videos import (
     MOUTH_SIZE,
     MetricNetworks,
+    VideoScores,
     compare_videos,
     official_syncnet,
     video_leakage,
     video_synchrony,
 )
 from utils.errors import FileError, MediaError, UserError
+
+Pair = tuple[str, Path, Path]
+Score = TypeVar("Score")
 
 
 def find_videos(folder: Path) -> dict[str, Path]:
@@ -41,7 +46,7 @@ def find_videos(folder: Path) -> dict[str, Path]:
     return videos
 
 
-def find_pairs(generated: Path, ground_truth: Path) -> tuple[list[tuple[str, Path, Path]], list[str]]:
+def find_pairs(generated: Path, ground_truth: Path) -> tuple[list[Pair], list[str]]:
     """Pair the videos of two folders by name without suffix.
 
     Returns:
@@ -68,8 +73,13 @@ def compare_folders(
     *,
     own_crops: bool = False,
     second_half: bool = False,
+    scheduler: str | None = None,
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Score all videos of two folders with `compare_videos`. A video that fails is reported and skipped.
+
+    Args:
+        count, own_crops, second_half: of `compare_videos`.
+        scheduler: address of a Dask scheduler, whose workers score the videos. They must see the same folders.
 
     Returns:
         A report for JSON and, by name, the strips of the videos (see `VideoScores.strip`). The report has the
@@ -79,19 +89,24 @@ def compare_folders(
     Raises:
         FileError: a folder does not exist.
         MediaError: see `find_pairs`; or no video could be scored.
+        ParameterError: there is no scheduler.
     """
     pairs, unmatched = find_pairs(generated, ground_truth)
-    networks = MetricNetworks(device)
-    strips: dict[str, np.ndarray] = {}
-    features: list[np.ndarray] = []
-
-    def score(output: Path, target: Path) -> dict[str, float | None]:
-        result = compare_videos(output, target, networks, count, own_crops=own_crops, second_half=second_half)
-        strips[output.stem] = result.strip
-        features.extend([] if result.features is None else [result.features])
-        return {"frames": result.num_frames, "unpaired_frames": result.unpaired_frames} | result.scores
-
-    videos, failed = _score_each(generated, pairs, score)
+    options: dict[str, Any] = {"count": count, "own_crops": own_crops, "second_half": second_half}
+    if scheduler:
+        compare = partial(_compare_on_worker, device=str(device), **options)
+    else:
+        compare = partial(compare_videos, networks=MetricNetworks(device), **options)
+    results, failed = _score_each(generated, pairs, compare, scheduler)
+    videos = _with_speakers(
+        pairs,
+        {
+            name: {"frames": result.num_frames, "unpaired_frames": result.unpaired_frames} | result.scores
+            for name, result in results.items()
+        },
+    )
+    strips = {name: result.strip for name, result in results.items()}
+    features = [result.features for result in results.values() if result.features is not None]
     means = means_over(videos)
     if features and (distance := frechet_distance(*np.concatenate(features, axis=1))) is not None:
         means["fid"] = {"mean": distance, "interval": None, "videos": len(videos)}
@@ -125,7 +140,8 @@ def score_synchrony(folder: Path, sources: Path, device: torch.device) -> dict[s
         return video_synchrony(dub, syncnet_v2)
 
     pairs, unmatched = find_pairs(folder, sources)
-    videos, failed = _score_each(folder, pairs, score)
+    scores, failed = _score_each(folder, pairs, score)
+    videos = _with_speakers(pairs, scores)
     return {
         "generated": str(folder),
         "means": means_over(videos),
@@ -146,7 +162,8 @@ def score_leakage(silent_dubs: Path, sources: Path) -> dict[str, Any]:
         MediaError: see `find_pairs`; or no video could be scored.
     """
     pairs, unmatched = find_pairs(silent_dubs, sources)
-    videos, failed = _score_each(silent_dubs, pairs, video_leakage)
+    scores, failed = _score_each(silent_dubs, pairs, video_leakage)
+    videos = _with_speakers(pairs, scores)
     return {
         "generated": str(silent_dubs),
         "ground_truth": str(sources),
@@ -158,26 +175,54 @@ def score_leakage(silent_dubs: Path, sources: Path) -> dict[str, Any]:
 
 
 def _score_each(
-    folder: Path, pairs: list[tuple[str, Path, Path]], score: Callable[[Path, Path], dict[str, float | None]]
-) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
-    """Score pairs of `find_pairs`. One that fails is reported and skipped.
+    folder: Path, pairs: list[Pair], score: Callable[[Path, Path], Score], scheduler: str | None = None
+) -> tuple[dict[str, Score], dict[str, str]]:
+    """Score pairs of `find_pairs`, here or on a Dask cluster. One that fails is reported and skipped.
 
     Returns:
-        The 'speaker' and the scores of each pair, and the reason of each failure, by name. Speakers are those of a
-        MANIFEST.tsv beside the second videos, else each is one of its own.
+        The scores of each pair, and the reason of each failure, by name.
 
     Raises:
         MediaError: no video of this folder could be scored.
-        FileError: a MANIFEST.tsv is not valid.
+        ParameterError: there is no scheduler.
     """
-    sources = find_sources([source for *_, source in pairs], folder, None)
-    speakers = {source.path: source.speaker for source in sources}
-    scores, failed = {}, {}
-    for name, generated, source in tqdm(pairs, unit="video", disable=None):
-        try:
-            scores[name] = {"speaker": speakers.get(source, name), **score(generated, source)}
-        except UserError as error:
-            failed[name] = str(error)
+    if scheduler:
+        pairs = [(name, generated.absolute(), source.absolute()) for name, generated, source in pairs]
+    done = in_workers(partial(_try, score), pairs, 1, scheduler, unit="video", description="scoring")
+    outcomes = {name: outcome for name, *outcome in done}
+    scores = {name: outcomes[name][0] for name, *_ in pairs if not outcomes[name][1]}
+    failed = {name: outcomes[name][1] for name, *_ in pairs if outcomes[name][1]}
     if not scores:
         raise MediaError(folder, f"no video could be scored ({next(iter(failed.values()))})")
     return scores, failed
+
+
+def _try(score: Callable[[Path, Path], Score], pair: Pair) -> tuple[str, Score | None, str]:
+    """The name of a pair, its scores, and why it failed, "" if it did not."""
+    name, generated, source = pair
+    try:
+        return name, score(generated, source), ""
+    except UserError as error:
+        return name, None, str(error)
+
+
+def _compare_on_worker(generated: Path, ground_truth: Path, device: str, **options: Any) -> VideoScores:
+    return compare_videos(generated, ground_truth, _networks(device), **options)
+
+
+@cache
+def _networks(device: str) -> MetricNetworks:
+    """The networks of a worker, which scores many videos."""
+    return MetricNetworks(torch.device(device))
+
+
+def _with_speakers(pairs: list[Pair], scores: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Scores with the 'speaker' of each video: of a MANIFEST.tsv beside the pair's second, else one of its own.
+
+    Raises FileError if a MANIFEST.tsv is not valid.
+    """
+    sources = find_sources([source for *_, source in pairs], Path(), None)
+    speakers = {source.path: source.speaker for source in sources}
+    return {
+        name: {"speaker": speakers.get(source, name), **scores[name]} for name, _, source in pairs if name in scores
+    }

@@ -83,6 +83,8 @@ def test_clips_of_a_dataset(
         by_speaker = [speaker["matched"][name] for speaker in report["speakers"].values()]
         assert matched["mean"] == pytest.approx(np.mean(by_speaker))  # both have the same number of frames
     assert f"{report['matched']['psnr']['mean']:.2f} [" in printed
+    run("--checkpoint", checkpoint, "--data", prepared, "--frames-per-clip", "all", "--output", output)
+    assert json.loads((output / "evaluation.json").read_text())["num_frames"] == 30
 
 
 @pytest.mark.parametrize(

@@ -269,7 +269,7 @@ def test_missing_weights_reject_no_video(tmp_path, portrait_clip, monkeypatch):
 # --- Dask ---------------------------------------------------------------------------------------------------
 
 
-def test_dask_cluster(tmp_path, portrait_clip):
+def test_dask_cluster(tmp_path, portrait_clip, capsys):
     """Two videos on a cluster of two worker processes give the same clips as in this process."""
     videos = tmp_path / "videos"
     videos.mkdir()
@@ -279,6 +279,10 @@ def test_dask_cluster(tmp_path, portrait_clip):
     prepare.prepare(sources, tmp_path / "local", SETTINGS, 10, jobs=1)
     with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
         prepare.prepare(sources, tmp_path / "cluster", SETTINGS, 10, jobs=1, scheduler=cluster.scheduler_address)
+        capsys.readouterr()
+        found = prepare.with_identities(sources, tmp_path / "cluster", jobs=1, scheduler=cluster.scheduler_address)
+    assert {source.speaker for source in found} == {found[0].speaker}
+    assert "identities: 100%" in (errors := capsys.readouterr().err) and "2/2" in errors
     local, remote = (read_jsonl(tmp_path / name / "manifest.jsonl") for name in ("local", "cluster"))
     assert sorted(local, key=str) == sorted(remote, key=str)
     for line in local:
@@ -293,6 +297,47 @@ def test_missing_scheduler(tmp_path, portrait_clip):
             [Source(portrait_clip, "Bob", 0)], tmp_path, SETTINGS, 10, jobs=1, scheduler="tcp://127.0.0.1:9"
         )
     assert caught.value.parameter == "scheduler"
+
+
+# --- speakers by face recognition ---------------------------------------------------------------------------
+
+
+def test_identities_are_kept_and_only_new_videos_described(tmp_path, monkeypatch):
+    described = []
+
+    def describe(path):
+        described.append(path.stem)
+        return {"a": np.eye(128)[0], "b": np.eye(128)[1], "c": np.eye(128)[0]}.get(path.stem)
+
+    monkeypatch.setattr(prepare, "mean_descriptor", describe)
+    sources = [Source(tmp_path / f"{name}.mp4", "Bob", 40) for name in "bda"]
+    first = prepare.with_identities(sources[:2], tmp_path / "out", jobs=1)
+    found = prepare.with_identities([*sources, Source(tmp_path / "c.mp4", "c", 0)], tmp_path / "out", jobs=1)
+    assert described == ["b", "d", "a", "c"]
+    assert found[:2] == first and first[0] == replace(sources[0], speaker=first[0].speaker)
+    assert len({source.speaker for source in found}) == 3
+    assert found[2].speaker == found[3].speaker and found[2].speaker.startswith("a-")
+    assert {line["person"] for line in read_jsonl(tmp_path / "out" / "identities.jsonl")} == {
+        source.speaker for source in found
+    }
+
+
+def test_descriptors_of_an_interrupted_run_are_used(tmp_path, monkeypatch):
+    def describe(path):
+        if path.stem == "b" and fails:
+            raise KeyboardInterrupt
+        described.append(path.stem)
+        return np.eye(128)[0]
+
+    described, fails = [], True
+    monkeypatch.setattr(prepare, "mean_descriptor", describe)
+    sources = [Source(tmp_path / f"{name}.mp4", name, 0) for name in "abc"]
+    with pytest.raises(KeyboardInterrupt):
+        prepare.with_identities(sources, tmp_path / "out", jobs=1)
+    fails = False
+    found = prepare.with_identities(sources, tmp_path / "out", jobs=1)
+    assert described == ["a", "b", "c"]
+    assert len({source.speaker for source in found}) == 1
 
 
 # --- command line -------------------------------------------------------------------------------------------
@@ -313,6 +358,11 @@ def run_main(*arguments) -> int:
         (["{folder}", "--output", "out"], "INPUT: no video file ("),
         (["{clip}", "--output", "out", "--mouth-size", "60"], "--mouth-size: expected a multiple of 8, found 60"),
         (["{clip}", "--output", "out", "--val-percent", "101"], "--val-percent: expected 0 to 100, found 101"),
+        (["{clip}", "--output", "out", "--person-by", "("], "--person-by: '(' is not a regular expression"),
+        (
+            ["{clip}", "--output", "out", "--person", "a", "--person-by", "b"],
+            "--person-by: not allowed with argument",
+        ),
         (["{clip}", "--output", "out", "--jobs", "0"], "--jobs: expected 1 or more, found 0"),
         (["{clip}", "--output", "{clip}"], "--output: cannot create the folder"),
     ],

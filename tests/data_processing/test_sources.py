@@ -112,6 +112,39 @@ def test_names_that_are_not_utf_8(tmp_path):
     assert {clip["split"] for clip in clips} == {"train", "val"}
 
 
+def test_speakers_in_the_paths(tmp_path):
+    """As in VoxCeleb and MEAD, and in HDTF as others publish it."""
+    for name in (
+        "id10001/xyz/00001.mp4",
+        "id10002/abc/00001.mp4",
+        "WDA_BarbaraLee0_000.mp4",
+        "WDA_BarbaraLee1_001.mp4",
+    ):
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / name).touch()
+    (tmp_path / "MANIFEST.tsv").write_text("file\tperson\taudio_late_ms\nWDA_BarbaraLee0_000.mp4\tBob\t40\n")
+
+    def speakers(inputs: list[Path], person_by: str) -> list[str]:
+        return [source.speaker for source in find_sources(inputs, NOWHERE, None, person_by)]
+
+    name = tmp_path.name
+    assert speakers([tmp_path], "folder") == [name, name, "id10001", "id10002"]
+    assert speakers([tmp_path / "id10001" / "xyz"], "folder") == ["xyz"]
+    assert speakers([tmp_path / "WDA_BarbaraLee1_001.mp4"], "folder") == [name]
+    videos = sorted(tmp_path.glob("*.mp4"))
+    assert speakers(videos, r"^(WDA_\w+?)\d*_\d+\.") == ["WDA_BarbaraLee"] * 2
+    assert speakers([tmp_path / "id10001", tmp_path / "id10002"], "xyz|abc") == ["xyz", "abc"]
+    assert find_sources(videos, NOWHERE, None, "Barbara")[0].audio_delay_ms == 40
+    for person_by, message in (
+        (r"id\d+", r"'id.*' finds no name in 2 of 4 paths, such as WDA_BarbaraLee0_000\.mp4"),
+        ("z*", "finds no name in 4 of 4 paths"),  # an empty name is none
+        ("(", r"'\(' is not a regular expression: "),
+    ):
+        with pytest.raises(ParameterError, match=message) as caught:
+            speakers([tmp_path], person_by)
+        assert caught.value.parameter == "person_by"
+
+
 def test_invalid_inputs_are_refused(tmp_path):
     with pytest.raises(MediaError, match=r"absent: no such file or folder"):
         find_sources([tmp_path / "absent"], NOWHERE, None)
@@ -156,6 +189,29 @@ def test_split_depends_only_on_the_name_of_the_speaker():
     larger = {speaker for speaker, split in zip(speakers, splits(speakers, 20), strict=True) if split == "val"}
     assert val < larger  # a higher percentage only adds speakers
     assert splits(["Bob", "Joe"], 10) == ["train", "val"]  # must not change between versions
+
+
+def test_split_of_a_speaker_does_not_change_when_others_are_added():
+    clips: list[dict] = []
+    before: dict[str, str] = {}
+    # by the hash alone, Ann would be in val, until Joe, who has a lower hash, comes
+    for new in (["Bob", "Ann"], ["Joe"], [f"person {k}" for k in range(30)], ["Bob", "Joe"]):
+        clips += [{"person": speaker} for speaker in new]
+        assign_splits(clips, 10)
+        after = {clip["person"]: clip["split"] for clip in clips}
+        assert {speaker: after[speaker] for speaker in before} == before
+        assert all(clip["split"] == after[clip["person"]] for clip in clips)
+        before = after
+    assert 1 < sum(split == "val" for split in before.values()) < 10
+
+
+def test_a_speaker_who_was_alone_gets_one_split_when_others_come():
+    clips = [{"person": "Bob"} for _ in range(3)]
+    assign_splits(clips, 10)
+    assert len({clip["split"] for clip in clips}) == 2
+    clips.append({"person": "Joe"})
+    assign_splits(clips, 10)
+    assert [clip["split"] for clip in clips] == ["train", "train", "train", "val"]
 
 
 def test_no_split_is_empty():

@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from distributed import LocalCluster
 
 import evaluate
 from data_processing.media.video_reader import read_frames
@@ -15,8 +16,9 @@ from data_processing.media.video_writer import VideoWriter
 from evaluation import folders as scored_folders
 from evaluation import videos
 from evaluation.artifacts import ARTIFACTS
-from evaluation.folders import find_pairs, score_leakage
+from evaluation.folders import compare_folders, find_pairs, score_leakage
 from evaluation.reports import COLUMNS, LEAKAGE_COLUMNS, markdown_table
+from evaluation.videos import VideoScores
 from tests.support.commands import run_command_line
 from tests.support.golden import golden_state, random_inception
 from utils.errors import FileError, MediaError
@@ -101,6 +103,36 @@ def test_failed_and_unmatched_videos_are_named(output: Path, folders: tuple[Path
     assert report["failed"].keys() == {"broken"}
     assert report["failed"]["broken"].startswith(f"{folders[0] / 'broken.mp4'}: not a media file")
     assert report["unmatched"] == [str(folders[1] / "alone.mp4")]
+
+
+def test_a_cluster_gives_the_report_of_this_process(
+    folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The networks are loaded once on each worker."""
+    loaded = []
+
+    def compare(generated: Path, ground_truth: Path, networks: object, **options: object) -> VideoScores:
+        assert options == {"count": 2, "own_crops": True, "second_half": False}
+        assert ground_truth.exists() and networks == torch.device("cpu")
+        if generated.stem == "broken":
+            raise MediaError(generated, "not a media file")
+        score = float(len(generated.stem))
+        strip, features = np.full((512, 256, 3), len(generated.stem), np.uint8), np.full((2, 2, 2048), score)
+        return VideoScores({"psnr_face": score}, 2, 0, strip, features)
+
+    monkeypatch.setattr(scored_folders, "compare_videos", compare)
+    monkeypatch.setattr(scored_folders, "MetricNetworks", lambda device: loaded.append(device) or device)
+    scored_folders._networks.cache_clear()
+    local, strips = compare_folders(*folders, 2, torch.device("cpu"), own_crops=True)
+    loaded.clear()
+    with LocalCluster(n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None) as cluster:
+        address = cluster.scheduler_address
+        report, found = compare_folders(*folders, 2, torch.device("cpu"), own_crops=True, scheduler=address)
+    scored_folders._networks.cache_clear()
+    assert loaded == [torch.device("cpu")]
+    assert report == local and report["failed"].keys() == {"broken"}
+    assert list(report["videos"]) == ["same", "worse"]
+    assert all(np.array_equal(found[name], strips[name]) for name in ("same", "worse"))
 
 
 @pytest.mark.slow
