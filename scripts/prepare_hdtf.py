@@ -158,13 +158,13 @@ def fetch_and_cut(videos: list[Video], output: Path, crop: bool) -> None:
     for path in (folder, downloads):
         with output_errors(path):
             path.mkdir(parents=True, exist_ok=True)
-    rows: list[dict[str, str | float]] = []
     left_out: list[dict[str, str]] = []
     num_refused = num_failures = 0
     for video in tqdm(videos, unit="video", desc="HDTF", disable=None):
         reasons = _reasons_to_leave_out(video, crop)
-        clips = [clip for clip in video.clips if clip.name not in reasons]
-        missing = [clip for clip in clips if not (folder / f"{clip.name}.mp4").exists()]
+        missing = [
+            clip for clip in video.clips if clip.name not in reasons and not (folder / f"{clip.name}.mp4").exists()
+        ]
         try:
             if missing:
                 files = _fetched(video, downloads)
@@ -181,11 +181,15 @@ def fetch_and_cut(videos: list[Video], output: Path, crop: bool) -> None:
                 _cut(clip, video, files, folder / f"{clip.name}.mp4", crop)
             except MediaError as error:
                 reasons[clip.name] = str(error)
-        for clip in clips:
-            if clip.name not in reasons:
-                times = {"start_s": clip.start_s, "stop_s": clip.stop_s}
-                rows.append({"file": f"{clip.name}.mp4", "person": video.speaker, "url": video.url, **times})
         left_out += [{"name": name, "url": video.url, "reason": reason} for name, reason in reasons.items()]
+        # every clip that is there, also those of a run before, so that none is ever without its speaker
+        rows = [
+            {"file": f"{clip.name}.mp4", "person": video.speaker, "url": video.url}
+            | {"start_s": clip.start_s, "stop_s": clip.stop_s}
+            for video in videos
+            for clip in video.clips
+            if (folder / f"{clip.name}.mp4").exists()
+        ]
         _write_table(folder / METADATA_NAME, rows, ("file", "person", "url", "start_s", "stop_s"))
         _write_table(output / "left_out.tsv", left_out, ("name", "url", "reason"))
     print(f"{len(rows)} clips of {len({row['person'] for row in rows})} speakers: {folder}")

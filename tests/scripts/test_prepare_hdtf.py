@@ -168,7 +168,9 @@ def test_clips_speakers_and_what_is_left_out(
     assert "res:480,vcodec:h264,acodec:aac" in calls(youtube)[0]
 
 
-def test_continues_where_it_stopped(lists: Path, youtube: Path, tmp_path: Path) -> None:
+def test_continues_where_it_stopped(
+    lists: Path, youtube: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (youtube / "stop").touch()
     fetch(lists, tmp_path / "out")
     assert table(tmp_path / "out" / "clips" / "MANIFEST.tsv") == []
@@ -188,6 +190,16 @@ def test_continues_where_it_stopped(lists: Path, youtube: Path, tmp_path: Path) 
     assert len(table(tmp_path / "out" / "clips" / "MANIFEST.tsv")) == 3
     after = {path: path.stat().st_mtime_ns for path in before}
     assert [path.stem for path in before if before[path] != after[path]] == ["RD_Radio2_001"]
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(prepare_hdtf, "_fetched", interrupt)  # at a video before BarbaraLee0
+    (tmp_path / "out" / "clips" / "MANIFEST.tsv").unlink()
+    with pytest.raises(SystemExit):
+        fetch(lists, tmp_path / "out")
+    listed = {row["file"] for row in table(tmp_path / "out" / "clips" / "MANIFEST.tsv")}
+    assert "WDA_BarbaraLee0_000.mp4" in listed  # no clip is ever without its speaker
 
 
 def test_boxes(lists: Path, youtube: Path, tmp_path: Path) -> None:
