@@ -305,5 +305,5 @@ def _augment(frames: np.ndarray, gain: float, bias: float, mirror: bool) -> np.n
     """Augmented images: uint8 (T, H, W, 3) -> uint8 (T, 3, H, W). Gain and bias are for images in [0, 1]."""
     levels = np.rint(np.clip(np.arange(256) * gain + 255 * bias, 0, 255)).astype(np.uint8)
     rows = np.ascontiguousarray(frames).reshape(-1, *frames.shape[2:])
-    images = cv2.LUT(rows, levels).reshape(frames.shape)
-    return (images[:, :, ::-1] if mirror else images).transpose(0, 3, 1, 2)
+    images = np.ascontiguousarray(cv2.LUT(rows, levels).reshape(frames.shape).transpose(0, 3, 1, 2))
+    return images[..., ::-1] if mirror else images

@@ -63,8 +63,8 @@ class FrameStore:
     def __reduce__(self) -> tuple:  # a process that is not forked opens the file itself
         return FrameStore, (self.path, self.num_blocks)
 
-    def read(self, block: int, numbers: Sequence[int], decode: Callable[[], np.ndarray]) -> np.ndarray:
-        """Frames of a block, (K, H, W, 3) uint8 RGB; they do not depend on whether the block was stored before.
+    def read(self, block: int, numbers: Sequence[int], decode: Callable[[], np.ndarray]) -> list[np.ndarray]:
+        """K frames of a block, (H, W, 3) uint8 RGB; they do not depend on whether the block was stored before.
 
         Args:
             block: number of the block.
@@ -76,8 +76,7 @@ class FrameStore:
             encoded = [cv2.imencode(".jpg", frame[..., ::-1], JPEG)[1].tobytes() for frame in decode()]
             self._save(block, encoded)
             jpegs = [encoded[number] for number in numbers]
-        images = [cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR) for jpeg in jpegs]
-        return np.stack(images)[..., ::-1]
+        return [cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR_RGB) for jpeg in jpegs]
 
     def _load(self, block: int, numbers: Sequence[int]) -> list[bytes] | None:
         """JPEG data of frames; None if they are not stored, or did not reach the disk before a power failure."""
@@ -153,14 +152,15 @@ class Frames:
         images = np.empty((indices.size, *image_shape), np.uint8)
         blocks, numbers = np.divmod(indices.ravel(), BLOCK_FRAMES)
         for block in np.unique(blocks).tolist():
-            chosen = blocks == block
-            images[chosen] = self._read(block, numbers[chosen])[:, *crop]
+            chosen = np.flatnonzero(blocks == block)
+            for position, image in zip(chosen, self._read(block, numbers[chosen]), strict=True):
+                images[position] = image[tuple(crop)]
         return images.reshape(*indices.shape, *image_shape)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return self[:].astype(dtype or np.uint8, copy=False)
 
-    def _read(self, block: int, numbers: np.ndarray) -> np.ndarray:
+    def _read(self, block: int, numbers: np.ndarray) -> Sequence[np.ndarray]:
         start = block * BLOCK_FRAMES
         part = (self.path, start, min(start + BLOCK_FRAMES, len(self)), self.shape)
         if self._store is None:

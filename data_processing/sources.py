@@ -153,7 +153,8 @@ def assign_splits(clips: list[dict], val_percent: int) -> None:
     """
     speakers = sorted({clip["person"] for clip in clips}, key=_hash_percent)
     if len(speakers) > 1:
-        train, val = ({clip["person"] for clip in clips if clip.get("split") == split} for split in ("train", "val"))
+        kept = ({clip["person"] for clip in clips if clip.get("split") == split} for split in ("train", "val"))
+        train, val = kept
         new = [speaker for speaker in speakers if (speaker in train) == (speaker in val)]
         val = val.difference(new) | {speaker for speaker in new if _hash_percent(speaker) < val_percent}
         if new:

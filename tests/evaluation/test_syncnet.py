@@ -8,7 +8,7 @@ import torch
 
 from configs.schema import SyncNetConfig, load_config
 from data_processing.av_sync import encode_windows, offset_and_confidence, shift_scores
-from data_processing.batches import SyncBatches
+from data_processing.batches import SyncBatches, to_float
 from evaluation.syncnet import MAX_SHIFT, PLATEAU_STEPS, curve_figure, diagnose, evaluate_syncnet
 from models.syncnet import SyncNet
 from tests.support.training import speaking_clip
@@ -33,7 +33,7 @@ def syncnet() -> SyncNet:
     config = load_config(Path("configs/stages/syncnet_32.yaml"), overrides, SyncNetConfig)
     trainer = Trainer.create(config, torch.device("cpu"))
     batches = SyncBatches([speaking_clip(k, 120) for k in range(4)], 16, STEPS, 0, num_negatives=2, negative_gap=8)
-    trainer.syncnet.calibrate(batches[0].mouths, batches[0].audio[:, 0])
+    trainer.syncnet.calibrate(to_float(batches[0].mouths), batches[0].audio[:, 0])
     for step in range(STEPS):
         train_step(trainer, batches[step])
     return trainer.syncnet.eval()

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from configs.schema import SyncNetConfig, load_config
-from data_processing.batches import SyncBatch, SyncBatches
+from data_processing.batches import SyncBatch, SyncBatches, to_float
 from models.checkpoint import SYNCNET, load_model
 from tests.support.training import TINY_SYNCNET, speaking_clip
 from training.syncnet_trainer import Trainer, save_release, train_step
@@ -15,7 +15,7 @@ from utils.errors import ParameterError, UserError
 
 
 def calibrate(trainer: Trainer, batch: SyncBatch) -> None:
-    trainer.syncnet.calibrate(batch.mouths, batch.audio[:, 0])
+    trainer.syncnet.calibrate(to_float(batch.mouths), batch.audio[:, 0])
 
 
 def test_step_against_plain_autograd():
@@ -25,9 +25,10 @@ def test_step_against_plain_autograd():
     batch = SyncBatches([speaking_clip(0, 60), speaking_clip(1, 60)], 4, 1, 0, num_negatives=3, negative_gap=8)[0]
     calibrate(trainer, batch)
     torch.nn.init.normal_(trainer.syncnet.merge_encoder[-1].weight, std=0.05)
-    matched, *mismatched = (trainer.syncnet(batch.mouths, batch.audio[:, k]) for k in range(4))
+    mouths = to_float(batch.mouths)
+    matched, *mismatched = (trainer.syncnet(mouths, batch.audio[:, k]) for k in range(4))
     loss = ((matched - 1) ** 2).mean() / 2 + sum((scores**2).mean() for scores in mismatched) / 6
-    face = trainer.syncnet.face_encoder(batch.mouths).mean(dim=(2, 3))
+    face = trainer.syncnet.face_encoder(mouths).mean(dim=(2, 3))
     face = face / face.norm(dim=1, keepdim=True)
     codes = [trainer.syncnet.audio_encoder(batch.audio[:, k])[..., 0] for k in range(4)]
     similarity = torch.stack([(face * code / code.norm(dim=1, keepdim=True)).sum(dim=1) for code in codes], dim=1)
