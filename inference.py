@@ -118,8 +118,8 @@ def main() -> None:
         type=float,
         const=True,
         metavar="MINUTES",
-        help="first adapt the generator to the video, for MINUTES (default 5, on a GPU 1), as far as its lips "
-        "follow other speech as well as before; the result is cached",
+        help="first adapt the generator to the video, for MINUTES (default 5, on a GPU 1), as far as the sync of "
+        "its lips with other speech allows; the result is cached",
     )
     add("--adapted", type=Path, metavar="FILE", help="as --adapt, but the result is FILE; used if it exists")
     add("--landmarks", choices=BACKENDS, default="dlib", help="landmark detector (default dlib)")

@@ -2,9 +2,7 @@
 
     python -m training.adapt speaker.mp4 --output speaker.safetensors
 
-The videos should show one speaker. The result is a generator for `inference.py --checkpoint`. Its lips follow other
-speech as well as before: of the mixtures of old and new weights for which this holds, it is the one that draws
-held-out frames best.
+The videos should show one speaker. The result is a generator for `inference.py --checkpoint`.
 `inference.py --adapt` adapts to the video that it dubs, and keeps the result in a cache.
 """
 
@@ -145,9 +143,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m training.adapt",
         description="Adapt a generator to a speaker on minutes of video. The trained weights are then mixed with "
-        "the old ones: of the mixtures whose lips follow speech of another voice as well as before, the one that "
-        "draws held-out frames best is kept. Up to a minute of each video is used. The face crops of all are held "
-        "in memory, 37 MB a minute for the bundled generator.",
+        "the old ones: of the mixtures that keep 95 % of the sync confidence with speech of another voice, the one "
+        "that draws held-out frames best is the result. Up to a minute of each video is used. The face crops of all "
+        "are held in memory, 37 MB a minute for the bundled generator.",
     )
     add = parser.add_argument
     add("videos", nargs="+", type=Path, metavar="VIDEO", help="video of the speaker")

@@ -112,8 +112,8 @@ def adapt(
     """Fine-tune a generator on videos of one speaker, and save the weights that are best on held-out frames.
 
     Only the deformation and the decoder are trained (TRAINED). What is saved is the mixture of old and new weights
-    (SHARES) with the lowest LPIPS on held-out frames among those whose lips follow speech of another voice as well
-    as before, by the confidence of the bundled SyncNet.
+    (SHARES) with the lowest LPIPS on held-out frames among those whose lips follow speech of another voice: the
+    confidence of the bundled SyncNet is at least SYNC_KEPT of that before.
 
     If the audio of a video does not fit its lips (no audio track, no sync, or too short to tell), each frame gets
     the audio window of other speech with which the generator draws it best.
