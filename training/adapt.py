@@ -144,8 +144,8 @@ def main() -> None:
         prog="python -m training.adapt",
         description="Adapt a generator to a speaker on minutes of video. The trained weights are then mixed with "
         "the old ones: of the mixtures that keep 95 % of the sync confidence with speech of another voice, the one "
-        "that draws held-out frames best is the result. Up to a minute of each video is used. The face crops of all "
-        "are held in memory, 37 MB a minute for the bundled generator.",
+        "that draws held-out frames best is the result. Up to a minute of each video is used. All face crops are "
+        "held in memory, 37 MB a minute for the bundled generator.",
     )
     add = parser.add_argument
     add("videos", nargs="+", type=Path, metavar="VIDEO", help="video of the speaker")
