@@ -193,7 +193,7 @@ class CoverFinder:
             # Lips, teeth and tongue may look as in no other frame. What covers them reaches beyond them.
             lips = _lips(crop, points)
             possible = distance > np.where(lips, SURE, POSSIBLE)
-            new = np.uint8(_regions(possible, possible & (distance > SURE) & ~lips, MIN_SURE))
+            new = np.uint8(_regions(possible, (distance > SURE) & ~lips, MIN_SURE))
             new = cv2.morphologyEx(new, cv2.MORPH_CLOSE, CLOSING, borderType=cv2.BORDER_REPLICATE)
             covered = np.maximum(covered, cv2.dilate(new, NEIGHBOURS))
         mask = np.zeros(crop_size(FLOW_SIZE), np.float32)
