@@ -25,6 +25,7 @@ NEIGHBOURS = np.ones((3, 3), np.uint8)
 POSSIBLE, SURE = 4, 20  # grey levels outside the colours of the other frames: all pixels of a cover, and some
 MIN_SURE = 24  # pixels of a cover that are sure
 CLOSING = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (9, 9))  # gaps within a cover
+MAX_HOLE = 400  # pixels of a hole in a cover; lips have more
 EDGE = 1.0  # standard deviation of the blurred edge of a mask
 
 # Which frames are uncovered, at a quarter of FLOW_SIZE
@@ -195,6 +196,8 @@ class CoverFinder:
             possible = distance > np.where(lips, SURE, POSSIBLE)
             new = np.uint8(_regions(possible, (distance > SURE) & ~lips, MIN_SURE))
             new = cv2.morphologyEx(new, cv2.MORPH_CLOSE, CLOSING, borderType=cv2.BORDER_REPLICATE)
+            _, labels, stats, _ = cv2.connectedComponentsWithStats(1 - new, connectivity=4)
+            new[stats[labels, cv2.CC_STAT_AREA] <= MAX_HOLE] = 1
             covered = np.maximum(covered, cv2.dilate(new, NEIGHBOURS))
         mask = np.zeros(crop_size(FLOW_SIZE), np.float32)
         mask[TOP:] = covered

@@ -83,6 +83,17 @@ def test_a_bar_before_the_lips_is_marked(colour: tuple, shown_in: int) -> None:
     assert mask[cv2.dilate(truth, np.ones((11, 11))) == 0].max() < 0.01
 
 
+def test_a_cover_has_no_holes() -> None:
+    """Not even where it has the colour of the face behind it."""
+    hole = slice(154, 159), slice(120, 130)
+    (frame,) = noisy(1, seed=1)
+    skin = frame[hole].copy()
+    frame[140:168, 108:146] = (60, 120, 220)
+    frame[hole] = skin
+    mask = in_crop(np.pad(np.ones((5, 10)), ((154, 97), (120, 126)))) == 1
+    assert mask_of(frame, finder(noisy(8)))[mask].min() > 0.95
+
+
 def test_what_is_within_the_lips_is_no_cover() -> None:
     """Teeth that no other frame shows; the same pixels with a finger beside them are covered."""
     found, (frame,) = finder(noisy(8)), noisy(1, seed=1)
