@@ -10,14 +10,27 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from training import distributed
+from utils.errors import UserError
 
 
 def load_batches(batches: Dataset, step: int, device: torch.device) -> DataLoader:
     """Load the batches from `step` on; for a GPU, in worker processes, so that it need not wait."""
     workers = min(8, (os.cpu_count() or 1) // distributed.local_world_size()) if device.type == "cuda" else 0
-    return DataLoader(
-        batches, batch_size=None, sampler=range(step, len(batches)), num_workers=workers, pin_memory=workers > 0
-    )
+    items, steps = _ErrorsAsItems(batches), range(step, len(batches))
+    return DataLoader(items, batch_size=None, sampler=steps, num_workers=workers, pin_memory=workers > 0)
+
+
+class _ErrorsAsItems(Dataset):
+    """Returns an error of the user, which DataLoader would turn into another with a traceback in its message."""
+
+    def __init__(self, batches: Dataset) -> None:
+        self._batches = batches
+
+    def __getitem__(self, step: int) -> Any:
+        try:
+            return self._batches[step]
+        except UserError as error:
+            return UserError(str(error), parameter=error.parameter, path=error.path)
 
 
 class DeviceBatches:
@@ -46,6 +59,8 @@ class DeviceBatches:
             yield batch
 
     def _copy(self, batch: Any) -> Any:
+        if isinstance(batch, UserError):
+            raise batch
         if batch is None or self._stream is None:
             return batch
         with torch.cuda.stream(self._stream):

@@ -1,12 +1,14 @@
 """Loading of batches, one ahead of the step, and the measured speed."""
 
 import time
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 import torch
 
 from training.loading import DeviceBatches, load_batches
+from utils.errors import MediaError, UserError
 
 
 class Item(NamedTuple):
@@ -41,6 +43,19 @@ def test_batches_from_a_step_on_are_loaded_one_ahead():
         assert loaded[-1] == min(seen[-1] + 1, 5)
         assert item.clip_ids == ["a"]
     assert seen == [2, 3, 4, 5]
+
+
+class Broken(Numbers):
+    def __getitem__(self, step: int) -> Item:
+        raise MediaError("clip.mp4", "is broken")
+
+
+def test_error_in_a_worker_keeps_its_message():
+    with_workers = load_batches(Broken(3), 0, torch.device("cuda"))
+    assert with_workers.num_workers > 0
+    with pytest.raises(UserError, match=r"^clip\.mp4: is broken$") as caught:
+        list(DeviceBatches(with_workers, torch.device("cpu")))
+    assert caught.value.path == Path("clip.mp4")
 
 
 def test_speed_counts_steps_and_waiting_but_not_what_is_between_them():
