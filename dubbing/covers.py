@@ -37,7 +37,7 @@ USUAL_PART = 0.25  # of the frames that the most usual frame is like
 
 # What stands still
 MAX_REGION = 512  # pixels: side of the region that is searched, coarsely if the face moves through the frame
-STILL = 9.0  # variance up to which a pixel may belong to what stands still: noise
+STILL = 4.0  # variance up to which a pixel may belong to what stands still: noise
 MIN_EXPECTED = 36.0  # variance that edges would have if they moved with the face
 MAX_PART = 0.1  # of it, that edges which stand still have
 MIN_EDGE = 8  # such pixels of what stands still
