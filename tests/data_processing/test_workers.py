@@ -6,7 +6,7 @@ import pytest
 from distributed import LocalCluster
 
 from data_processing.workers import in_workers
-from utils.errors import MediaError, ParameterError, UserError
+from utils.errors import MediaError, UserError
 
 PROGRESS = {"unit": "number", "description": "squares"}
 
@@ -40,9 +40,3 @@ def test_results_progress_and_errors(scheduler, capsys, on_cluster):
     next(results)
     results.close()
     assert list(in_workers(square, [], 1, address, **PROGRESS)) == []
-
-
-def test_no_scheduler():
-    with pytest.raises(ParameterError, match=r"no Dask scheduler at tcp://127\.0\.0\.1:9: ") as caught:
-        list(in_workers(square, [1], 1, "tcp://127.0.0.1:9", **PROGRESS))
-    assert caught.value.parameter == "scheduler"

@@ -55,7 +55,7 @@ def test_mean_descriptor(portrait_clip: Path, tmp_path: Path) -> None:
 def test_real_videos_of_known_people() -> None:
     with (MEDIA / "MANIFEST.tsv").open(newline="") as file:
         people = {row["file"]: row["person"] for row in csv.DictReader(file, delimiter="\t")}
-    chosen = ("Barack Obama", "Fei-Fei Li", "MEAD", "Andrew Ng")
+    chosen = ("Barack Obama", "Fei-Fei Li", "MEAD M0", "Andrew Ng")
     people = {str(MEDIA / name): person for name, person in people.items() if person.startswith(chosen)}
     found = assign_identities({path: mean_descriptor(Path(path)) for path in people}, {})
     pairs = {(people[path], found[path]) for path in people}
