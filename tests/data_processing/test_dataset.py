@@ -229,4 +229,4 @@ def test_frames_that_do_not_fit_into_memory_are_noted(made, monkeypatch, caplog)
     assert not caplog.records
     monkeypatch.setattr(dataset, "available_bytes", lambda: 1e6)
     load_clips(made, "train", 32, "whisper", store_frames=True)
-    assert "0.00156 GB" in caplog.text and "do not fit into 0.001 GB of memory" in caplog.text
+    assert "about 0.00298 GB" in caplog.text and "do not fit into 0.001 GB of memory" in caplog.text
