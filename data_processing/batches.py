@@ -148,8 +148,9 @@ class SyncBatches(torch.utils.data.Dataset):
         self.num_negatives = num_negatives
         self.negative_gap = negative_gap
         self.shard = range(batch_size) if shard is None else shard
-        self.cumulative = np.cumsum(clip_probabilities(clips, speaker_sampling_exponent))
-        self.one_speaker = len({clip.speaker for clip in clips}) == 1
+        self.probabilities = clip_probabilities(clips, speaker_sampling_exponent)
+        self.cumulative = np.cumsum(self.probabilities)
+        _, self.speakers = np.unique([clip.speaker for clip in clips], return_inverse=True)
 
     def __len__(self) -> int:
         return self.num_steps
@@ -160,7 +161,7 @@ class SyncBatches(torch.utils.data.Dataset):
         for number in draw_clips(rng, self.cumulative, self.batch_size):
             clip = self.clips[number]
             middle = int(rng.integers(SYNC_HALF, len(clip.frames) - SYNC_HALF))
-            audio_frames = [(clip, middle), *self._negatives(rng, clip, middle)]
+            audio_frames = [(clip, middle), *self._negatives(rng, number, middle)]
             augmentation = sample_augmentation(rng)
             max_shift = mouth_size_of(clip.frames.shape[1]) // 16
             samples.append((audio_frames, *augmentation, *rng.integers(-max_shift, max_shift + 1, 2)))
@@ -173,18 +174,21 @@ class SyncBatches(torch.utils.data.Dataset):
         ]
         return SyncBatch(torch.from_numpy(np.stack(mouths)), torch.from_numpy(np.array(audio)), clip_ids)
 
-    def _negatives(self, rng: np.random.Generator, clip: Clip, middle: int) -> list[tuple[Clip, int]]:
-        """Sample (clip, middle frame) of `num_negatives` audio windows that do not match frame `middle`."""
+    def _negatives(self, rng: np.random.Generator, number: int, middle: int) -> list[tuple[Clip, int]]:
+        """Sample (clip, middle frame) of `num_negatives` audio windows that do not match a frame of a clip."""
+        clip = self.clips[number]
         candidates = np.arange(SYNC_HALF, len(clip.frames) - SYNC_HALF)
         candidates = candidates[np.abs(candidates - middle) >= self.negative_gap]
         num_same_clip = rng.binomial(self.num_negatives, 0.5) if len(candidates) else 0
         negatives = []
         if num_same_clip:
             negatives += [(clip, int(index)) for index in rng.choice(candidates, num_same_clip)]
-        while len(negatives) < self.num_negatives:
-            other = self.clips[draw_clips(rng, self.cumulative, 1)[0]]
-            if other.speaker != clip.speaker or self.one_speaker:
-                negatives.append((other, int(rng.integers(SYNC_HALF, len(other.frames) - SYNC_HALF))))
+        cumulative = np.cumsum(np.where(self.speakers != self.speakers[number], self.probabilities, 0))
+        if not cumulative[-1]:  # a dataset of one speaker: sample from all clips instead
+            cumulative = self.cumulative
+        for other_number in draw_clips(rng, cumulative, self.num_negatives - num_same_clip):
+            other = self.clips[other_number]
+            negatives.append((other, int(rng.integers(SYNC_HALF, len(other.frames) - SYNC_HALF))))
         return negatives
 
 
@@ -206,7 +210,7 @@ def clip_probabilities(clips: Sequence[Clip], speaker_sampling_exponent: float) 
 def draw_clips(rng: np.random.Generator, cumulative: np.ndarray, count: int) -> list[int]:
     """Sample numbers of clips as `rng.choice` does, which would sum up the probabilities each time.
 
-    cumulative: (number of clips,), the cumulative sum of `clip_probabilities`.
+    cumulative: (number of clips,), the cumulative sum of probabilities, of any total.
     """
     return np.searchsorted(cumulative, cumulative[-1] * rng.random(count), side="right").tolist()
 
