@@ -128,7 +128,8 @@ def _load(data: Path, workers: int, seed: int, steps: list[int], start: float, r
     batches = TrainingBatches(clips, BATCH_SIZE, 5, max(steps) + 1, seed)
     loading_s, loading_cpu_s = time.monotonic(), _cpu_s()
     first = None
-    for _ in DataLoader(batches, batch_size=None, sampler=steps, num_workers=workers):
+    method = "fork" if workers else None  # as in a training, which is not started by multiprocessing
+    for _ in DataLoader(batches, None, sampler=steps, num_workers=workers, multiprocessing_context=method):
         first = first or (time.monotonic() - start, _cpu_s())
     each = ((time.monotonic() - loading_s) / len(steps), (_cpu_s() - loading_cpu_s) / len(steps))
     results.send((first, each))
