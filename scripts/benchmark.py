@@ -10,8 +10,8 @@ its own; plotted to --output.
 
 train: samples per second of this project's training step and of a baseline for each mouth size, interleaved in one
 run; on a GPU also the memory. The baseline is the authors' step: float32, AdaAT as one three-dimensional sampling,
-the graph of the generator retained for the discriminator's step and traversed in it. Losses as in the frame stage of
-the paper.
+the graph of the generator retained for the discriminator's step and traversed in it. Losses as in the frame stage
+of the paper.
 
 The weights of the networks are random: speed does not depend on them.
 """
@@ -348,9 +348,7 @@ def main() -> None:
     parser.add_argument(
         "--video", type=Path, help="infer, memory: video to dub (default for memory: the bundled example)"
     )
-    parser.add_argument(
-        "--mouth-size", type=int, help="S (default: 64, 128 and 256; dubs at 256)"
-    )
+    parser.add_argument("--mouth-size", type=int, help="S (default: 64, 128 and 256; dubs at 256)")
     parser.add_argument("--batch-size", type=int, default=16, help="train: samples per step (default 16)")
     parser.add_argument("--minutes", type=float, nargs="+", default=[1, 10], help="memory: lengths (default 1 10)")
     parser.add_argument("--output", type=Path, default=Path("memory.png"), help="memory: plot to write")
