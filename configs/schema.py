@@ -12,7 +12,7 @@ import yaml
 
 from data_processing.audio.features import FEATURE_DIMS
 from data_processing.face.lips import LIPS
-from models.dinet import AUDIO_ENCODERS, DEFORMATIONS
+from models.dinet import AUDIO_ENCODERS, DEFORMATIONS, PARTS
 from models.syncnet import CLIP_LENGTH
 from models.wav2lip import DOUBLINGS
 from utils.errors import ConfigError, ParameterError, UserError, error_reason
@@ -44,7 +44,8 @@ class TrainConfig:
     audio_warmup_steps: steps that first train only the audio encoder, to reproduce the codes of the lip encoder of
         `init_from`, which must be a generator driven by lip features. The encoder of the step with the lowest error
         on held-out speakers is kept.
-    audio_learning_rate_factor: learning rate of the audio encoder, as a fraction of the generator's. 0 freezes it.
+    frozen: parts of a DINet (models.dinet.PARTS) that keep the weights and batch norm statistics of `init_from`, or
+        of the warm-up if it is the audio encoder.
     syncnet: checkpoint of train_syncnet.py for the sync loss, or null.
     sync_target: target of the sync score of generated frames: one (paper), or real, the score of the real frames.
     batch_size: samples per step, over all processes. A sample has `clip_length` frames.
@@ -82,7 +83,7 @@ class TrainConfig:
     crop_scale_jitter: float
     freeze_bn: bool
     audio_warmup_steps: int
-    audio_learning_rate_factor: float
+    frozen: list[str]
     syncnet: str | None
     sync_target: str
     batch_size: int
@@ -161,6 +162,7 @@ TYPE_NAMES = {
     str: "a word",
     str | None: "a path or null",
     list[float]: "a list of numbers",
+    list[str]: "a list of names",
     dict[str, float]: "a number for each name",
 }
 MAY_BE_ZERO = ("seed", "warmup_steps", "audio_warmup_steps", "shape_warmup_steps", "adversarial_start")
@@ -172,7 +174,7 @@ WAV2LIP_VALUES = {
     "deformation": "adaat",
     "inpainting": True,
     "audio_warmup_steps": 0,
-    "audio_learning_rate_factor": 1.0,
+    "frozen": [],
 }
 Config = TypeVar("Config", TrainConfig, SyncNetConfig)
 
@@ -274,7 +276,8 @@ def _converted(value: Any, kind: Any) -> Any:
     if get_origin(kind) is UnionType:
         valid = any(isinstance(value, option) for option in get_args(kind))
     elif get_origin(kind) is list:
-        valid = isinstance(value, list) and all(type(item) in (int, float) for item in value)
+        items = (str,) if kind == list[str] else (int, float)
+        valid = isinstance(value, list) and all(type(item) in items for item in value)
     elif get_origin(kind) is dict:
         valid = isinstance(value, dict) and all(type(item) in (int, float) for item in value.values())
     else:
@@ -340,7 +343,7 @@ def _ranges(config: TrainConfig | SyncNetConfig) -> dict[str, tuple[bool, str]]:
             ),
             "generator": (config.generator in GENERATOR_NAMES, f"one of {', '.join(GENERATOR_NAMES)}"),
             "audio_encoder": (config.audio_encoder in AUDIO_ENCODERS, f"one of {', '.join(AUDIO_ENCODERS)}"),
-            "audio_learning_rate_factor": (0 <= config.audio_learning_rate_factor <= 1, "a number from 0 to 1"),
+            "frozen": (set(config.frozen) < set(PARTS), f"some of {', '.join(PARTS)}"),
             "ema": (0 <= config.ema < 1, "a number from 0 to below 1"),
             "crop_scale_jitter": (0 <= config.crop_scale_jitter <= 0.5, "a number from 0 to 0.5"),
             "deformation": (config.deformation in DEFORMATIONS, f"one of {', '.join(DEFORMATIONS)}"),

@@ -15,6 +15,11 @@ from models.crop_layout import mouth_box, mouth_size_of
 DEFORMATIONS = {"adaat": AdaAT, "adain": AdaIN, "attention": Attention, "flow": DenseFlow}
 AUDIO_WINDOW = 5  # steps of audio features, at 25 per second, centred on the frame
 AUDIO_ENCODERS = ("paper", "whitened")
+# attributes of DINet, in the order in which images and audio pass them
+PARTS = (
+    *("source_encoder", "reference_encoder", "alignment_encoder", "audio_encoder"),
+    *("appearance_before", "deformation", "appearance_after", "decoder"),
+)
 COMPONENTS = 192  # principal components of the audio features that the whitened audio encoder keeps
 
 

@@ -322,7 +322,7 @@ def _new_trainer(generator: DINet, config: TrainConfig, device: torch.device) ->
     generator.requires_grad_(False)
     for name in TRAINED:
         getattr(generator, name).requires_grad_(True)
-    trained = [{"params": [p for p in generator.parameters() if p.requires_grad], "factor": 1.0}]
+    trained = [parameter for parameter in generator.parameters() if parameter.requires_grad]
     optimizer = torch.optim.Adam(trained, lr=config.learning_rate, betas=tuple(config.adam_betas))
     perceptual = PerceptualLoss(weight_path("vgg19")).to(device, memory_format=layout)
     return Trainer(generator, nn.ModuleDict(), optimizer, None, perceptual, None, config, device)

@@ -85,7 +85,7 @@ def warm_up_audio(trainer: Trainer, teacher: DINet, clips: Sequence[Clip], held_
             if error < best_error:
                 best_error, best_step, best_state = error, step, deepcopy(encoder.state_dict())
     encoder.load_state_dict(best_state)
-    encoder.requires_grad_(config.audio_learning_rate_factor > 0)
+    encoder.requires_grad_("audio_encoder" not in config.frozen)
     predicted = _encode(encoder, audio) @ weight.T
     relative_variance = (_per_speaker(predicted, clips)[0].square().mean(dim=1) * weights).mean()
     gain = relative_variance.rsqrt()  # that of the targets is 1

@@ -24,7 +24,7 @@ from models.dinet import DINet
 from models.discriminator import Discriminator
 from models.wav2lip import Wav2Lip
 from training import distributed
-from training.networks import load_frozen_syncnet, load_initial_generator, new_generator, parameter_groups
+from training.networks import load_frozen_syncnet, load_initial_generator, new_generator
 from training.schedule import learning_rate
 from training.steps import autocast, check_finite, micro_batches, optimizer_step, without_traces
 from utils.errors import ParameterError
@@ -85,6 +85,13 @@ class Trainer:
             raise ParameterError("audio_warmup_steps", "expected init_from with a lip-driven generator, found null")
         elif config.freeze_bn:
             raise ParameterError("freeze_bn", "expected init_from with trained batch norms, found null")
+        elif config.frozen:
+            raise ParameterError("frozen", "expected init_from with trained weights, found null")
+        new_audio_encoder = generator.audio_encoder is new_encoder
+        if new_audio_encoder and "audio_encoder" in config.frozen and not config.audio_warmup_steps:
+            raise ParameterError("frozen", "the new audio encoder would keep its random weights; remove it")
+        for name in config.frozen:
+            getattr(generator, name).requires_grad_(False)
         generator.to(device, memory_format=layout)
         num_frames = {"adversarial": 1, "clip_adversarial": config.clip_length}
         discriminators = nn.ModuleDict(
@@ -95,14 +102,14 @@ class Trainer:
         return cls(
             generator,
             discriminators,
-            torch.optim.Adam(parameter_groups(generator, config.audio_learning_rate_factor), **adam),
+            torch.optim.Adam([p for p in generator.parameters() if p.requires_grad], **adam),
             torch.optim.Adam(discriminators.parameters(), **adam) if discriminators else None,
             PerceptualLoss(weight_path("vgg19")).to(device, memory_format=layout),
             load_frozen_syncnet(config, device) if config.loss_weights["sync"] else None,
             config,
             device,
             ema=_new_average(generator, config.ema) if config.ema else None,
-            new_audio_encoder=generator.audio_encoder is new_encoder,
+            new_audio_encoder=new_audio_encoder,
         )
 
     @property
@@ -199,8 +206,8 @@ def _set_modes(generator: DINet | Wav2Lip, config: TrainConfig) -> None:
         for module in generator.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.eval()
-    if config.audio_learning_rate_factor == 0:
-        generator.audio_encoder.eval()
+    for name in config.frozen:
+        getattr(generator, name).eval()
 
 
 def _generate(trainer: Trainer, batch: Batch) -> torch.Tensor:

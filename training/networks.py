@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -102,14 +101,3 @@ def load_frozen_syncnet(config: TrainConfig, device: torch.device) -> LoadedMode
     check_syncnet(config, loaded.mouth_size, loaded.audio_features)
     loaded.model.requires_grad_(False)
     return loaded
-
-
-def parameter_groups(generator: DINet | Wav2Lip, audio_factor: float) -> list[dict[str, Any]]:
-    """Parameters for the optimizer; "factor" multiplies the learning rate of a group. See `TrainConfig`."""
-    if audio_factor == 1:
-        return [{"params": list(generator.parameters()), "factor": 1.0}]
-    if audio_factor == 0:
-        generator.audio_encoder.requires_grad_(False)
-    audio = list(generator.audio_encoder.parameters())
-    rest = [p for name, p in generator.named_parameters() if not name.startswith("audio_encoder.")]
-    return [{"params": rest, "factor": 1.0}, {"params": audio, "factor": audio_factor}]

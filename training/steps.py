@@ -44,12 +44,9 @@ def _to_float(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 
 def optimizer_step(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Update the parameters with the gradients of all processes, at the learning rate `rate`.
-
-    "factor" of a parameter group multiplies the learning rate.
-    """
+    """Update the parameters with the gradients of all processes, at the learning rate `rate`."""
     for group in optimizer.param_groups:
-        group["lr"] = rate * group.get("factor", 1.0)
+        group["lr"] = rate
         distributed.sum_gradients(group["params"])
     optimizer.step()
 
