@@ -336,7 +336,7 @@ def test_resuming_on_other_data_is_refused(recipe, prepared_dataset, finished_ru
 
 def test_clips_with_a_nan_loss_are_named(recipe, prepared_dataset, tmp_path, capsys):
     data = tmp_path / "data"
-    shutil.copytree(prepared_dataset, data)
+    shutil.copytree(prepared_dataset, data, ignore=shutil.ignore_patterns("packed"))
     (line,) = [line for line in read_jsonl(data / "manifest.jsonl") if line["split"] == "train"]
     path = data / "clips" / f"{line['id']}.npz"
     arrays = dict(np.load(path, allow_pickle=False))

@@ -248,7 +248,7 @@ def summarize_clips(clips: Sequence[Clip]) -> str:
 def load_splits(data: Path, config: TrainConfig | SyncNetConfig) -> list[Sequence[Clip]]:
     """The training clips, and the validation clips of held-out speakers: some of them if there are very many."""
     train, val = (
-        load_clips(data, split, config.mouth_size, config.audio_features, store_frames=True)
+        load_clips(data, split, config.mouth_size, config.audio_features, store_frames=split == "train")
         for split in ("train", "val")
     )
     return [train, thin(val)]

@@ -56,7 +56,9 @@ def test_prepared_dataset(prepared_dataset, portrait_clip):
         assert (line["start_frame"], line["num_frames"], line["found"]) == (0, 40, 1.0)
         assert (line["audio_features"], line["audio_late_ms"]) == ("whisper", 0.0)
         names |= {f"clips/{line['id']}.mp4", f"clips/{line['id']}.npz"}
-    assert set(modification_times(prepared_dataset)) == names
+    # other tests of this process may have added what training adds
+    found = {name for name in modification_times(prepared_dataset) if not name.startswith("packed/")}
+    assert found == names
 
     line = lines["Bob"]
     clip = prepared_dataset / "clips" / f"{line['id']}.mp4"
