@@ -96,7 +96,7 @@ def manifest_lines(data: Path, split: str | None = None) -> list[str]:
     lines = []
     for line in sorted(manifest.read_text().splitlines()):
         try:
-            if split in (None, json.loads(line)["split"]):
+            if split in (None, json.loads(line).get("split")):  # prepare sets it at its end
                 lines.append(line)
         except json.JSONDecodeError:
             logger.warning("%s: dropped an incomplete line", manifest, extra={"path": manifest})

@@ -285,6 +285,8 @@ class DubbingPipeline:
     ) -> Iterator[np.ndarray]:
         """Dub live frames, at most `look_ahead_s` and about two seconds behind them.
 
+        What covers the mouth is not kept: too little of a shot is known to tell it from the face.
+
         Args:
             frames: (H, W, 3) uint8 RGB, all of one size, each an array of its own, which is not written to later.
             audio: blocks (n,) float in [-1, 1], mono, 16 kHz; the first sample is at the time of the first frame.

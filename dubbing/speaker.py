@@ -212,7 +212,7 @@ class Speaker:
         ]
         clear = list(compress(indices, uncovered(list(map(to_uint8, images)), faces)))
         for chosen, preferred in (self.references, preferred_references), (self.candidates, preferred_candidates):
-            own = {index: one for index, one in preferred + examined if index in clear}
+            own = {index: one for index, one in preferred + examined if index in clear} or dict(preferred)
             chosen[shot] = list(islice(cycle(own.items()), len(preferred)))
 
         references = self._fixed_crops or [crops[index] for index, _ in self.references[shot]]
@@ -226,7 +226,7 @@ class Speaker:
         reference_crops = [to_uint8(to_natural.apply(image)) for image in changed]
         natural = {
             index: candidates[index].in_light(LightChange.between(lights[index], median), to_natural)
-            for index in clear
+            for index in dict.fromkeys([*clear, *dict(self.candidates[shot])])
         }
         texture = covers = None
         if self._texture:

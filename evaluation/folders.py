@@ -92,6 +92,7 @@ def compare_folders(
         ParameterError: there is no scheduler.
     """
     pairs, unmatched = find_pairs(generated, ground_truth)
+    speakers = _speakers(pairs)
     options: dict[str, Any] = {"count": count, "own_crops": own_crops, "second_half": second_half}
     if scheduler:
         compare = partial(_compare_on_worker, device=str(device), **options)
@@ -99,7 +100,7 @@ def compare_folders(
         compare = partial(compare_videos, networks=MetricNetworks(device), **options)
     results, failed = _score_each(generated, pairs, compare, scheduler)
     videos = _with_speakers(
-        pairs,
+        speakers,
         {
             name: {"frames": result.num_frames, "unpaired_frames": result.unpaired_frames} | result.scores
             for name, result in results.items()
@@ -140,8 +141,9 @@ def score_synchrony(folder: Path, sources: Path, device: torch.device) -> dict[s
         return video_synchrony(dub, syncnet_v2)
 
     pairs, unmatched = find_pairs(folder, sources)
+    speakers = _speakers(pairs)
     scores, failed = _score_each(folder, pairs, score)
-    videos = _with_speakers(pairs, scores)
+    videos = _with_speakers(speakers, scores)
     return {
         "generated": str(folder),
         "means": means_over(videos),
@@ -162,8 +164,9 @@ def score_leakage(silent_dubs: Path, sources: Path) -> dict[str, Any]:
         MediaError: see `find_pairs`; or no video could be scored.
     """
     pairs, unmatched = find_pairs(silent_dubs, sources)
+    speakers = _speakers(pairs)
     scores, failed = _score_each(silent_dubs, pairs, video_leakage)
-    videos = _with_speakers(pairs, scores)
+    videos = _with_speakers(speakers, scores)
     return {
         "generated": str(silent_dubs),
         "ground_truth": str(sources),
@@ -216,13 +219,16 @@ def _networks(device: str) -> MetricNetworks:
     return MetricNetworks(torch.device(device))
 
 
-def _with_speakers(pairs: list[Pair], scores: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Scores with the 'speaker' of each video: of a MANIFEST.tsv beside the pair's second, else one of its own.
+def _speakers(pairs: list[Pair]) -> dict[str, str]:
+    """The speaker of each video, by name: of a MANIFEST.tsv beside the pair's second, else one of its own.
 
     Raises FileError if a MANIFEST.tsv is not valid.
     """
     sources = find_sources([source for *_, source in pairs], Path(), None)
     speakers = {source.path: source.speaker for source in sources}
-    return {
-        name: {"speaker": speakers.get(source, name), **scores[name]} for name, _, source in pairs if name in scores
-    }
+    return {name: speakers.get(source, name) for name, _, source in pairs}
+
+
+def _with_speakers(speakers: dict[str, str], scores: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Scores with the 'speaker' of each video."""
+    return {name: {"speaker": speaker, **scores[name]} for name, speaker in speakers.items() if name in scores}

@@ -162,13 +162,13 @@ def fetch_and_cut(videos: list[Video], output: Path, crop: bool) -> None:
     num_refused = num_failures = 0
     for video in tqdm(videos, unit="video", desc="HDTF", disable=None):
         reasons = _reasons_to_leave_out(video, crop)
-        missing = [
-            clip for clip in video.clips if clip.name not in reasons and not (folder / f"{clip.name}.mp4").exists()
-        ]
+        wanted = [clip for clip in video.clips if clip.name not in reasons]
+        missing = [clip for clip in wanted if not (folder / f"{clip.name}.mp4").exists()]
         try:
             if missing:
                 files = _fetched(video, downloads)
-                num_failures = 0
+            if wanted:
+                num_failures = 0  # also if an earlier run fetched it
         except _NotFetched as error:
             num_refused, num_failures = num_refused + 1, num_failures + 1
             if num_failures == MAX_FAILURES:

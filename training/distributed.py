@@ -136,8 +136,9 @@ def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
 
 def sum_values(values: dict[str, torch.Tensor]) -> dict[str, float]:
     """The sum of each scalar over all processes. The CPU waits for the GPU here."""
-    total = torch.stack([value.double() for value in values.values()])
+    total = torch.stack([value.to(torch.promote_types(value.dtype, torch.float32)) for value in values.values()])
     if world_size() > 1:
+        total = total.double()  # not in one process: MPS has no float64
         dist.all_reduce(total)
     return dict(zip(values, total.tolist(), strict=True))
 

@@ -25,7 +25,7 @@ from data_processing.media.video_writer import VideoWriter
 from utils.errors import MediaError, OutputError, error_reason
 from utils.files import atomic_path
 
-COPIED_CODECS = {"h264", "hevc", "vp9", "av1", "aac", "mp3", "opus"}  # which an mp4 can hold
+COPIED_CODECS = {"h264", "hevc", "vp9", "aac", "opus"}  # which an mp4 can hold and PyAV can copy
 LEAD_S = 0.1  # of audio copied before the part: a packet is decoded together with the one before it
 REORDERING_S = 1.0  # by which a frame may be stored before frames that are shown earlier
 ENCODED_CRF = 12  # nearly lossless, because the parts are training data

@@ -239,3 +239,13 @@ def test_without_yt_dlp(
     assert (
         capsys.readouterr().err.splitlines()[-1] == 'error: yt-dlp is not installed: pip install "yt-dlp[default]"'
     )
+
+
+def test_what_was_fetched_before_ends_a_row_of_failures(
+    lists: Path, youtube: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prepare_hdtf, "MAX_FAILURES", 5)  # one video is missing before BarbaraLee0, four after it
+    for _ in range(2):
+        fetch(lists, tmp_path / "out")
+    left_out = {row["name"].split("_")[1] for row in table(tmp_path / "out" / "left_out.tsv")}
+    assert {"WhipJimClyburn", "BarbaraLee1"} <= left_out
