@@ -185,7 +185,10 @@ def run(args: argparse.Namespace) -> None:
     size = max(config.mouth_size for config in configs.values())
     features = configs[stages[0].name].audio_features
     options = ["--mouth-size", size, "--audio-features", features]
-    run_python("-m", "data_processing.prepare", videos, "--output", work / "data", *options)
+    if any((work / stage.name).exists() for stage in stages):
+        print(f"{work / 'data'}: left as it is, because training on it has begun")
+    else:
+        run_python("-m", "data_processing.prepare", videos, "--output", work / "data", *options)
     for number, stage in enumerate(stages):
         train(stage, {stage.name: stage for stage in stages[:number]}, work, processes)
     generator, result = work / f"dinet_{size}.safetensors", work / stages[-1].name / GENERATOR_FILE

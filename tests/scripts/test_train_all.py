@@ -78,6 +78,7 @@ def test_it_resumes_where_it_was_killed(commands, tmp_path):
     train_all.run_python.breaks.clear()
     run(tmp_path, "small")
     assert trained(commands) == CHAINS["small"][1:]
+    assert not any("data_processing.prepare" in line for line in commands)  # runs are not resumed on other data
     assert [line.endswith("--resume") for line in commands if "--run-dir" in line] == [True, False]
 
 
