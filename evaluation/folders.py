@@ -140,17 +140,7 @@ def score_synchrony(folder: Path, sources: Path, device: torch.device) -> dict[s
     def score(dub: Path, source: Path) -> dict[str, float | None]:
         return video_synchrony(dub, syncnet_v2)
 
-    pairs, unmatched = find_pairs(folder, sources)
-    speakers = _speakers(pairs)
-    scores, failed = _score_each(folder, pairs, score)
-    videos = _with_speakers(speakers, scores)
-    return {
-        "generated": str(folder),
-        "means": means_over(videos),
-        "videos": videos,
-        "failed": failed,
-        "unmatched": unmatched,
-    }
+    return _report(folder, sources, score)
 
 
 def score_leakage(silent_dubs: Path, sources: Path) -> dict[str, Any]:
@@ -163,13 +153,17 @@ def score_leakage(silent_dubs: Path, sources: Path) -> dict[str, Any]:
         FileError: a folder does not exist.
         MediaError: see `find_pairs`; or no video could be scored.
     """
-    pairs, unmatched = find_pairs(silent_dubs, sources)
+    return _report(silent_dubs, sources, video_leakage) | {"ground_truth": str(sources)}
+
+
+def _report(folder: Path, sources: Path, score: Callable[[Path, Path], dict[str, float | None]]) -> dict[str, Any]:
+    """The scores of the pairs of two folders, without images."""
+    pairs, unmatched = find_pairs(folder, sources)
     speakers = _speakers(pairs)
-    scores, failed = _score_each(silent_dubs, pairs, video_leakage)
+    scores, failed = _score_each(folder, pairs, score)
     videos = _with_speakers(speakers, scores)
     return {
-        "generated": str(silent_dubs),
-        "ground_truth": str(sources),
+        "generated": str(folder),
         "means": means_over(videos),
         "videos": videos,
         "failed": failed,
