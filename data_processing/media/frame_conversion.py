@@ -61,8 +61,8 @@ SideDataType._missing_ = classmethod(_unnamed_type)
 
 def to_rgb(frame: av.VideoFrame) -> np.ndarray:
     """A decoded frame -> upright (H, W, 3) uint8 RGB, BT.709. Untagged colours are interpreted as players do."""
-    options = {"src_colorspace": _matrix(frame), "interpolation": EXACT}
-    if _is_hdr(frame) or frame.color_primaries in TO_BT709:
+    options = {"src_colorspace": matrix_of(frame), "interpolation": EXACT}
+    if needs_colour_table(frame):
         table = _colour_table(frame.color_trc, frame.color_primaries, frame.width, frame.height)
         with _TABLE_LOCK:
             table.push(frame.reformat(format="gbrp16le", **options))
@@ -79,17 +79,22 @@ def to_rgb(frame: av.VideoFrame) -> np.ndarray:
     return _upright(image, frame)
 
 
-def describe_conversions(frame: av.VideoFrame) -> list[str]:
-    """The conversions by `to_rgb` and `deinterlace` that the user may want to know of, one sentence each."""
+def describe_conversions(frame: av.VideoFrame, is_converted: bool = True) -> list[str]:
+    """The conversions by `to_rgb` and `deinterlace` that the user may want to know of, one sentence each.
+
+    Args:
+        frame: the first one.
+        is_converted: whether frames are converted by `to_rgb`; if not, they keep their bits.
+    """
     notes = []
     if _is_hdr(frame):
         notes.append(f"HDR ({HDR[frame.color_trc]}) is converted to SDR")
     elif frame.color_primaries in WIDE_GAMUTS:
         notes.append(f"wide-gamut colours ({WIDE_GAMUTS[frame.color_primaries]}) are converted to BT.709")
     if frame.colorspace not in MATRICES | {RGB, UNSPECIFIED, BT2020_CONSTANT}:
-        notes.append(f"the colour matrix {frame.colorspace} is not supported; {_matrix(frame).name} is used")
+        notes.append(f"the colour matrix {frame.colorspace} is not supported; {matrix_of(frame).name} is used")
     bits = max(component.bits for component in frame.format.components)
-    if bits > 8:
+    if bits > 8 and is_converted:
         notes.append(f"{bits} bits per colour are reduced to 8")
     if frame.interlaced_frame:
         notes.append("interlaced frames are deinterlaced")
@@ -104,7 +109,7 @@ def describe_conversions(frame: av.VideoFrame) -> list[str]:
     return notes
 
 
-def _matrix(frame: av.VideoFrame) -> Colorspace | int:
+def matrix_of(frame: av.VideoFrame) -> Colorspace | int:
     """The tagged YUV matrix; if there is no tag, it follows from the tagged primaries, else from the frame size."""
     if frame.colorspace in MATRICES:
         return frame.colorspace
@@ -115,6 +120,11 @@ def _matrix(frame: av.VideoFrame) -> Colorspace | int:
 
 def _is_hdr(frame: av.VideoFrame) -> bool:
     return frame.color_trc in HDR
+
+
+def needs_colour_table(frame: av.VideoFrame) -> bool:
+    """Whether the colours of a frame are not those of SDR in BT.709."""
+    return _is_hdr(frame) or frame.color_primaries in TO_BT709
 
 
 def to_sdr(rgb: np.ndarray, transfer: int, primaries: int) -> np.ndarray:
@@ -232,6 +242,12 @@ def _display_matrix(frame: av.VideoFrame) -> tuple[float, float, float, float]:
         return 1.0, 0.0, 0.0, 1.0
     a, b, _, c, d, *_ = np.frombuffer(matrix, np.int32).astype(float)
     return a, b, c, d
+
+
+def is_upright(frame: av.VideoFrame) -> bool:
+    """Whether the frame is shown as it is stored."""
+    a, _, _, d = _display_matrix(frame)
+    return not is_transposed(frame) and a > 0 and d > 0
 
 
 def is_transposed(frame: av.VideoFrame) -> bool:
