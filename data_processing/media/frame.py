@@ -1,7 +1,7 @@
 """Frames on their way from the decoder to the encoder. What is not drawn on is not converted.
 
-A `PlanarFrame` keeps the planes of YUV samples that the decoder made; only regions of it become RGB. A `RgbFrame` is
-RGB: a live frame, or one that had to be converted as a whole (frame_conversion.py). Both have the interface of
+A `PlanarFrame` keeps the planes of YUV samples that the decoder made; only regions of it become RGB. A `RgbFrame`
+is RGB: a live frame, or one that had to be converted as a whole (frame_conversion.py). Both have the interface of
 `Frame`, and are never changed: `changed` returns a new frame.
 
     frame.width, frame.height       in pixels
@@ -23,7 +23,15 @@ import cv2
 import numpy as np
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
 
-from data_processing.media.frame_conversion import EXACT, is_upright, matrix_of, needs_colour_table, to_rgb
+from data_processing.media.frame_conversion import (
+    EXACT,
+    SMPTE170M,
+    UNSPECIFIED,
+    is_upright,
+    matrix_of,
+    needs_colour_table,
+    to_rgb,
+)
 
 STEPS = {"yuv420p": (2, 2), "yuv422p": (2, 1), "yuv444p": (1, 1)}  # luma samples per chroma sample, along x and y
 # FFmpeg's names of chroma sitings: column and row of the first chroma sample, in luma samples
@@ -39,7 +47,7 @@ LUMA_WEIGHTS = {  # of red and blue, by matrix (ITU-T H.273)
     Colorspace.ITU709: (0.2126, 0.0722),
     Colorspace.FCC: (0.30, 0.11),
     Colorspace.ITU601: (0.299, 0.114),
-    6: (0.299, 0.114),  # SMPTE 170M
+    SMPTE170M: (0.299, 0.114),
     Colorspace.SMPTE240M: (0.212, 0.087),
     Colorspace.BT2020: (0.2627, 0.0593),
 }
@@ -52,7 +60,7 @@ class PlaneLayout(NamedTuple):
     matrix: a key of LUMA_WEIGHTS.
     full_range: whether black and white are the smallest and largest numbers.
     siting: column and row of the first chroma sample, in luma samples; (0, 0) for 4:4:4.
-    tags: matrix, primaries, transfer and range as the stream states them, in numbers of ITU-T H.273 (range: FFmpeg's).
+    tags: matrix, primaries and transfer as the stream states them, in numbers of ITU-T H.273, and range in FFmpeg's.
     """
 
     pix_fmt: str
@@ -103,7 +111,7 @@ class Frame(ABC):
 
     @abstractmethod
     def changed(self, x0: int, y0: int, change: np.ndarray) -> "Frame":
-        """A new frame with (h, w, 3) float32 added to RGB, which counts from 0 to 255, from column x0 and row y0 on.
+        """A new frame with (h, w, 3) float32 added to its RGB (0 to 255) from column x0 and row y0 on.
 
         Samples for which the change is 0 stay exactly as they are.
         """
@@ -161,22 +169,17 @@ class PlanarFrame(Frame):
         return luma if self.layout.bits == 8 else cv2.convertScaleAbs(luma, alpha=0.25)
 
     def region(self, x0: int, y0: int, x1: int, y1: int) -> np.ndarray:
-        step_x, step_y = self.layout.steps
-        siting_x, siting_y = self.layout.siting
-        luma, *chroma = self.planes
-        if step_x > 1:
-            # the chroma samples of the region, and those beside them that interpolation reads
-            left, top = max(0, x0 // step_x - 1), max(0, y0 // step_y - 1)
-            part = cv2.merge([plane[top : y1 // step_y + 2, left : x1 // step_x + 2] for plane in chroma])
-            offset = (x0 - siting_x) / step_x - left, (y0 - siting_y) / step_y - top
-            matrix = np.array([[1 / step_x, 0, offset[0]], [0, 1 / step_y, offset[1]]])
-            flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-            part = cv2.warpAffine(part, matrix, (x1 - x0, y1 - y0), flags=flags, borderMode=cv2.BORDER_REPLICATE)
-            chroma = cv2.split(part)
-        else:
-            chroma = [plane[y0:y1, x0:x1] for plane in chroma]
-        rgb = cv2.transform(cv2.merge([luma[y0:y1, x0:x1], *chroma]), _to_rgb(self.layout))
-        return rgb if self.layout.bits == 8 else cv2.convertScaleAbs(rgb)
+        (step_x, step_y), (siting_x, siting_y) = self.layout.steps, self.layout.siting
+        left, right = x0 // step_x, -(-x1 // step_x)
+        top, bottom = y0 // step_y, -(-y1 // step_y)
+        parts = [self.planes[0][y0:y1, x0:x1].astype(np.float32)]
+        for plane in self.planes[1:]:
+            part = _with_neighbours(plane, left, top, right, bottom).astype(np.float32)
+            part = _doubled(part, 0, siting_y) if step_y == 2 else part[1:-1]
+            part = _doubled(part, 1, siting_x) if step_x == 2 else part[:, 1:-1]
+            parts.append(part[y0 - top * step_y :, x0 - left * step_x :][: y1 - y0, : x1 - x0])
+        rgb = cv2.transform(cv2.merge(parts), _to_rgb(self.layout))
+        return cv2.add(rgb, 0, dtype=cv2.CV_8U)  # rounds, and clips to 0 … 255
 
     def changed(self, x0: int, y0: int, change: np.ndarray) -> "PlanarFrame":
         image, planes = new_image(self.layout.pix_fmt, self.width, self.height)
@@ -215,7 +218,8 @@ class FrameConverter:
         """How an image is stored; None if it needs to be converted as a whole."""
         pix_fmt = image.format.name.replace("yuvj", "yuv")
         steps = STEPS.get(pix_fmt.removesuffix("10le"))
-        if steps is None or needs_colour_table(image) or not is_upright(image):
+        is_known = image.colorspace in LUMA_WEIGHTS or image.colorspace == UNSPECIFIED
+        if steps is None or not is_known or needs_colour_table(image) or not is_upright(image):
             return None
         if self._siting is None:
             self._siting = _siting(image)
@@ -258,7 +262,7 @@ def _siting(image: av.VideoFrame) -> tuple[float, float]:
     planes = planes_of(probe)
     planes[1][...], planes[2][...] = ramp, ramp[:, None]
     _, columns, rows = planes_of(probe.reformat(format="yuv444p", interpolation=EXACT))
-    return 16 - (columns[16, 16] - 64.0) / 4, 16 - (rows[16, 16] - 64.0) / 4
+    return 16 - (int(columns[16, 16]) - 64) / 4, 16 - (int(rows[16, 16]) - 64) / 4
 
 
 @cache
@@ -288,6 +292,29 @@ def _from_rgb(layout: PlaneLayout) -> np.ndarray:
     return np.linalg.inv(_to_rgb(layout)[:, :3]).astype(np.float32)
 
 
+def _with_neighbours(plane: np.ndarray, left: int, top: int, right: int, bottom: int) -> np.ndarray:
+    """A part of a plane with one more sample on each side; at the edges of the plane the last one is repeated."""
+    height, width = plane.shape
+    part = plane[max(0, top - 1) : bottom + 1, max(0, left - 1) : right + 1]
+    missing = top == 0, bottom == height, left == 0, right == width
+    return cv2.copyMakeBorder(part, *map(int, missing), cv2.BORDER_REPLICATE) if any(missing) else part
+
+
+def _doubled(part: np.ndarray, axis: int, siting: float) -> np.ndarray:
+    """Linear interpolation along an axis: (h, w) float32 -> twice as many rows (axis 0) or columns (1), without
+    those of the first and the last one, which are neighbours. `siting`: place of the first of the others."""
+    if axis == 0:
+        before, middle, after = part[:-2], part[1:-1], part[2:]
+    else:
+        before, middle, after = part[:, :-2], part[:, 1:-1], part[:, 2:]
+    even = cv2.addWeighted(middle, 1 - siting / 2, before, siting / 2, 0)
+    odd = cv2.addWeighted(middle, (1 + siting) / 2, after, (1 - siting) / 2, 0)
+    height, width = middle.shape
+    if axis == 0:
+        return np.stack([even, odd], axis=1).reshape(2 * height, width)
+    return cv2.merge([even, odd]).reshape(height, 2 * width)
+
+
 def _with_border(part: np.ndarray, widths: Sequence[int], at_edge: Sequence[bool]) -> np.ndarray:
     """(h, w) with a border of some widths at top, bottom, left and right: of the values beside it if the part is at
     that edge of the frame, else of zeros."""
@@ -298,8 +325,8 @@ def _with_border(part: np.ndarray, widths: Sequence[int], at_edge: Sequence[bool
 
 
 def _halved(part: np.ndarray, siting: float) -> np.ndarray:
-    """Every second column of (h, w): the mean of two for a siting between them (0.5), else of three, around the first
-    (0) or the second (1) of the two."""
+    """Every second column of (h, w): the mean of two for a siting between them (0.5), else of three, around the
+    first (0) or the second (1) of the two."""
     first, second = part[:, ::2], part[:, 1::2]
     if siting == 0.5:
         return (first + second) / 2

@@ -1,22 +1,25 @@
 """The one place that reads video, with PyAV, whose wheels include FFmpeg.
 
-Frames are (H, W, 3) uint8 RGB arrays and are streamed: no function here holds a whole video in memory.
+`read_video` returns frames with the samples that were decoded (frame.py), `read_frames` (H, W, 3) uint8 RGB arrays.
+Both are streamed: no function here holds a whole video in memory.
 """
 
 import itertools
 import stat
 import sys
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import TypeVar
 
 import av
 import cv2
 import numpy as np
 from av.stream import Disposition
 
+from data_processing.media.frame import Frame, FrameConverter, PlaneLayout, RgbFrame
 from data_processing.media.frame_conversion import deinterlace, describe_conversions, is_transposed, to_rgb
 from data_processing.media.heif import TileGrid, assemble, read_tile_grid
 from utils.errors import GapError, LimitError, MediaError, TruncatedMediaError, error_reason
@@ -38,6 +41,7 @@ VIDEO_SUFFIXES = {
     ".mj2", ".mjpg", ".mjpeg", ".amv", ".wtv", ".dvr-ms", ".m4s", ".cmfv", ".nsv",
 }  # fmt: skip
 ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # FFmpeg's own decoders drop the alpha channel
+Image = TypeVar("Image")
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,7 @@ class VideoInfo:
         at most; 25 for a still image and for a video slower than MIN_FPS.
     duration_s: length, estimated from the container.
     notes: conversions that reading applies, one sentence each.
+    layout: of the samples of its frames; None if they are converted as a whole, and for a still image.
     """
 
     width: int
@@ -58,6 +63,7 @@ class VideoInfo:
     fps: Fraction
     duration_s: float
     notes: tuple[str, ...] = ()
+    layout: PlaneLayout | None = None
 
 
 def check_readable(path: Path) -> None:
@@ -124,16 +130,17 @@ def probe(path: Path, limits: Limits = DEFAULT_LIMITS) -> VideoInfo:
         _, first = next(frames, (0.0, None))
         if first is None:
             raise MediaError(path, _why_no_frame(container))
-        transposed = is_transposed(first)
+        width, height = _upright_size(first)
         aspect = stream.sample_aspect_ratio or Fraction(1)
         if stream.duration is not None:
             duration = float(stream.duration * stream.time_base)
         else:
             duration = (container.duration or 0) / av.time_base
-        fps, notes = _frame_rate(stream), describe_conversions(first)
+        layout = FrameConverter().layout(first)
+        fps, notes = _frame_rate(stream), describe_conversions(first, is_converted=layout is None)
         with suppress(TruncatedMediaError):  # that there is more is all that matters
             if next(frames, None) is None:
-                fps = Fraction(FPS)
+                fps, layout = Fraction(FPS), None
                 notes.append(f"a still image: only the mouth moves, at {FPS} fps")
         if fps < MIN_FPS:
             notes.append(f"{float(fps):.3g} fps are too few for lips; the output has {FPS} fps")
@@ -142,12 +149,13 @@ def probe(path: Path, limits: Limits = DEFAULT_LIMITS) -> VideoInfo:
             size = f"{first.width} x {first.height}"
             notes.append(f"{size} pixels are more than many players can show; a smaller source helps")
         return VideoInfo(
-            width=first.height if transposed else first.width,
-            height=first.width if transposed else first.height,
-            pixel_aspect=1 / aspect if transposed else aspect,
+            width=width,
+            height=height,
+            pixel_aspect=1 / aspect if is_transposed(first) else aspect,
             fps=fps,
             duration_s=duration,
             notes=tuple(notes),
+            layout=layout,
         )
 
 
@@ -235,6 +243,48 @@ def read_frames(
         TruncatedMediaError: the file cannot be read any further; GapError: two frames are more than
             `limits.max_gap_s` apart. (The last frame is not repeated for longer than that.)
     """
+    return _read(lambda image, size: _fit_into(to_rgb(image), size), path, start, stop, fps, limits, resized, only)
+
+
+def read_video(
+    path: Path,
+    start: int = 0,
+    stop: int | None = None,
+    fps: Fraction | int = FPS,
+    limits: Limits = DEFAULT_LIMITS,
+    resized: list[int] | None = None,
+    only: Collection[int] | None = None,
+) -> Iterator[Frame]:
+    """The frames of `read_frames`, with the same arguments and errors, with their samples as they were decoded.
+
+    A frame whose time comes several times is the same object each time.
+    """
+    converter = FrameConverter()
+
+    def convert(image: av.VideoFrame, size: tuple[int, int]) -> Frame:
+        if _upright_size(image) != size:
+            return RgbFrame(_fit_into(to_rgb(image), size))
+        return converter.frame(image)
+
+    return _read(convert, path, start, stop, fps, limits, resized, only)
+
+
+def _upright_size(image: av.VideoFrame) -> tuple[int, int]:
+    """Width and height as it is shown."""
+    return (image.height, image.width) if is_transposed(image) else (image.width, image.height)
+
+
+def _read(
+    convert: Callable[[av.VideoFrame, tuple[int, int]], Image],
+    path: Path,
+    start: int,
+    stop: int | None,
+    fps: Fraction | int,
+    limits: Limits,
+    resized: list[int] | None,
+    only: Collection[int] | None,
+) -> Iterator[Image]:
+    """`read_frames`; `convert` gets each decoded frame and the size of the first."""
     rate = float(fps)
     with _open_video(path) as container:
         stream = _video_stream(container)
@@ -242,25 +292,25 @@ def read_frames(
         first = next(frames, None)
         if first is None:
             raise MediaError(path, _why_no_frame(container))
-        origin, size = first[0], to_rgb(first[1]).shape[1::-1]
+        origin, size = first[0], _upright_size(first[1])
         if start > 0:
             landed = _seek(container, stream, path, limits, origin + start / rate, 1 / rate)
             if landed is None:  # some containers cannot seek: read from the beginning
                 following = (
                     range(start, sys.maxsize) if only is None else [index for index in only if index >= start]
                 )
-                yield from read_frames(path, 0, stop, fps, limits, resized, following)
+                yield from _read(convert, path, 0, stop, fps, limits, resized, following)
                 return
             first, frames = landed
         index, (time, frame) = start, first
         stored_size = (frame.width, frame.height)
 
-        def image_of(frame: av.VideoFrame) -> np.ndarray:
+        def image_of(frame: av.VideoFrame) -> Image:
             nonlocal stored_size
             if resized is not None and stored_size != (frame.width, frame.height):
                 resized.append(index)
             stored_size = (frame.width, frame.height)
-            return _fit_into(to_rgb(frame), size)
+            return convert(frame, size)
 
         for next_time, next_frame in frames:
             # `frame` is the nearest one for all output times before the midpoint of the two
@@ -314,6 +364,18 @@ def read_frames_backward(
     """The first `num_frames` frames of `read_frames`, last first, with at most `chunk` of them in memory."""
     for stop in range(num_frames, 0, -chunk):
         yield from reversed(list(read_frames(path, max(0, stop - chunk), stop, fps, limits)))
+
+
+def read_video_backward(
+    path: Path,
+    num_frames: int,
+    chunk: int = 32,
+    fps: Fraction | int = FPS,
+    limits: Limits = DEFAULT_LIMITS,
+) -> Iterator[Frame]:
+    """The first `num_frames` frames of `read_video`, last first, with at most `chunk` of them in memory."""
+    for stop in range(num_frames, 0, -chunk):
+        yield from reversed(list(read_video(path, max(0, stop - chunk), stop, fps, limits)))
 
 
 def _timed_frames(

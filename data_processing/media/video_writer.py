@@ -1,5 +1,4 @@
-"""The one place that writes video. Frames are (H, W, 3) uint8 RGB arrays, written as they come. A file appears
-under its name only when it is complete."""
+"""The one place that writes video, frame by frame. A file appears under its name only when it is complete."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
@@ -10,9 +9,18 @@ from typing import Self
 
 import av
 import numpy as np
-from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
+from av.video.reformatter import ColorRange
 
 from data_processing.media.audio_track import audio_packets
+from data_processing.media.frame import (
+    SDR_LAYOUT,
+    SITINGS,
+    Frame,
+    PlanarFrame,
+    PlaneLayout,
+    RgbFrame,
+    new_image,
+)
 from data_processing.media.frame_conversion import EXACT
 from data_processing.media.video_reader import FPS, open_media
 from utils.errors import AudioError, MediaError, OutputError, error_reason
@@ -117,13 +125,13 @@ class _Output:
 
 
 class VideoWriter(_Output):
-    """Writes H.264 with BT.709 colour tags and an audio track; the file appears under its name only when complete.
+    """Writes H.264 and an audio track; the file appears under its name only when complete.
 
     Use as a context manager. The audio ends with the video. The track of one file is copied where mp4 players
     support its codec and encoded as AAC at 192 kb/s otherwise; those of several are mixed (see audio_track.py).
 
     Args:
-        path: output, .mp4, .mov or .mkv. Odd sizes are padded by one replicated pixel (4:2:0 needs even ones).
+        path: output, .mp4, .mov or .mkv. Odd sizes are padded by one replicated pixel if chroma has fewer samples.
         width, height: of the frames given to `write`.
         fps: frame rate.
         crf: x264 quality, 0 (lossless) to 51; 16 is visually lossless.
@@ -131,6 +139,8 @@ class VideoWriter(_Output):
         limits: sanity limits for `audio_paths`.
         pixel_aspect: width of a pixel divided by its height, for players.
         key_frame_interval: frames from one key frame to the next, at most; None for the encoder's choice.
+        layout: how samples are stored and tagged; those of a `PlanarFrame` with this layout are encoded as they are.
+            None: 8 bits, 4:2:0, BT.709.
 
     Raises:
         OutputError: the output cannot be written.
@@ -148,41 +158,64 @@ class VideoWriter(_Output):
         limits: Limits = DEFAULT_LIMITS,
         pixel_aspect: Fraction = Fraction(1),
         key_frame_interval: int | None = None,
+        layout: PlaneLayout | None = None,
     ):
         super().__init__(path, Fraction(fps))
         self.size = (height, width)
+        self.layout = layout or SDR_LAYOUT
+        step_x, step_y = self.layout.steps
         self._video = self._container.add_stream("libx264", rate=self.fps)
-        self._video.width, self._video.height = width + width % 2, height + height % 2
-        self._video.pix_fmt = "yuv420p"
-        self._video.options = {"crf": str(crf), "preset": PRESET}
+        self._video.width, self._video.height = width + width % step_x, height + height % step_y
+        self._video.pix_fmt = self.layout.pix_fmt
+        quality = {"crf": str(crf)} if crf else {"qp": "0"}  # crf 0 is not lossless for 10 bits
+        self._video.options = quality | {"preset": PRESET}
+        if self.layout.steps != (1, 1):
+            self._video.options |= {"chroma_sample_location": SITINGS.get(self.layout.siting, "unspecified")}
         context = self._video.codec_context
         context.sample_aspect_ratio = pixel_aspect
         if key_frame_interval:
             context.gop_size = key_frame_interval
-        context.color_range = ColorRange.MPEG
-        context.colorspace = Colorspace.ITU709
-        context.color_primaries = ColorPrimaries.BT709
-        context.color_trc = ColorTrc.BT709
+        context.colorspace, context.color_primaries, context.color_trc, context.color_range = self.layout.tags
         self._add_audio(audio_paths, limits)
 
-    def write(self, frame: np.ndarray) -> None:
-        """Append one (H, W, 3) uint8 RGB frame."""
-        if frame.shape != (*self.size, 3) or frame.dtype != np.uint8:
-            raise ValueError(f"expected (H, W, 3) = {(*self.size, 3)} uint8, found {frame.shape} {frame.dtype}")
-        if frame.shape[0] % 2 or frame.shape[1] % 2:  # padding copies in any case
-            frame = np.pad(frame, ((0, frame.shape[0] % 2), (0, frame.shape[1] % 2), (0, 0)), mode="edge")
-        image = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24").reformat(
-            format="yuv420p",
-            dst_colorspace=Colorspace.ITU709,
-            dst_color_range=ColorRange.MPEG,
-            interpolation=EXACT,
-        )
+    def write(self, frame: Frame | np.ndarray) -> None:
+        """Append one frame, or (H, W, 3) uint8 RGB."""
+        if isinstance(frame, np.ndarray):
+            if frame.shape != (*self.size, 3) or frame.dtype != np.uint8:
+                found = f"{frame.shape} {frame.dtype}"
+                raise ValueError(f"expected (H, W, 3) = {(*self.size, 3)} uint8, found {found}")
+            frame = RgbFrame(frame)
+        elif (frame.height, frame.width) != self.size:
+            raise ValueError(f"expected (H, W) = {self.size}, found {(frame.height, frame.width)}")
+        image = self._image(frame)
         image.pts = self.num_frames
         image.time_base = 1 / self.fps
-        image.colorspace = Colorspace.ITU709
-        image.color_range = ColorRange.MPEG
         with self._muxing():
             self._container.mux(self._video.encode(image))
+
+    def _image(self, frame: Frame) -> av.VideoFrame:
+        """A frame as the encoder gets it: in the layout of the video, padded to its size."""
+        padding = self._video.height - frame.height, self._video.width - frame.width
+        if isinstance(frame, PlanarFrame) and frame.layout == self.layout:
+            if frame.is_own and not any(padding):
+                return frame.image
+            image, planes = new_image(self.layout.pix_fmt, self._video.width, self._video.height)
+            for plane, source in zip(planes, frame.planes, strict=True):
+                height, width = source.shape
+                plane[:height, :width] = source
+                plane[height:, :width] = source[-1]
+                plane[:, width:] = plane[:, width - 1 : width]
+            return image
+        rgb = frame.rgb()
+        if any(padding):  # padding copies in any case
+            rgb = np.pad(rgb, ((0, padding[0]), (0, padding[1]), (0, 0)), mode="edge")
+        image = av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb), format="rgb24")
+        return image.reformat(
+            format=self.layout.pix_fmt,
+            dst_colorspace=self.layout.matrix,
+            dst_color_range=ColorRange.JPEG if self.layout.full_range else ColorRange.MPEG,
+            interpolation=EXACT,
+        )
 
     def _flush(self) -> None:
         self._container.mux(self._video.encode(None))
