@@ -11,16 +11,10 @@ To add audio features, register their dimensions in `FEATURE_DIMS` and call them
 
 import numpy as np
 
-from data_processing.audio.deepspeech import deepspeech_features
 from data_processing.audio.framing import SAMPLES_PER_FRAME, count_frames, normalize_level
-from data_processing.audio.mel import mel_features
-from data_processing.audio.phoneme import phoneme_log_posteriors, reduce_phonemes
-from data_processing.audio.whisper import whisper_rows
-from models.wav2lip import MEL_BINS, MEL_COLUMNS
-from models.whisper import WIDTH
 from utils.errors import ParameterError
 
-FEATURE_DIMS = {"whisper": WIDTH, "phoneme": 29, "deepspeech": 29, "mel": MEL_BINS * MEL_COLUMNS}
+FEATURE_DIMS = {"whisper": 384, "phoneme": 29, "deepspeech": 29, "mel": 80 * 16}
 
 
 def extract_features(waveform: np.ndarray, name: str, num_frames: int | None = None) -> np.ndarray:
@@ -39,14 +33,23 @@ def extract_features(waveform: np.ndarray, name: str, num_frames: int | None = N
         ParameterError: unknown name.
         WeightsError: the weights of the model cannot be obtained or are not valid.
     """
+    # imported where they are used: each needs libraries of its own, which take time to load or are not installed
     if name == "whisper":
+        from data_processing.audio.whisper import whisper_rows
+
         rows = whisper_rows(np.pad(normalize_level(waveform), (0, -len(waveform) % SAMPLES_PER_FRAME)))
-        features = rows.reshape(-1, 2, WIDTH).mean(axis=1)
+        features = rows.reshape(-1, 2, FEATURE_DIMS[name]).mean(axis=1)
     elif name == "phoneme":
+        from data_processing.audio.phoneme import phoneme_log_posteriors, reduce_phonemes
+
         features = reduce_phonemes(phoneme_log_posteriors(normalize_level(waveform)))
     elif name == "mel":
+        from data_processing.audio.mel import mel_features
+
         features = mel_features(waveform)
     elif name == "deepspeech":
+        from data_processing.audio.deepspeech import deepspeech_features
+
         features = deepspeech_features(waveform)
     else:
         raise ParameterError("audio_features", f"expected one of {', '.join(FEATURE_DIMS)}, found {name!r}")

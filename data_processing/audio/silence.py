@@ -7,7 +7,6 @@ scripts/closed_lips.py) closes it. checkpoints/README.md has the figures.
 
 import numpy as np
 from scipy.ndimage import binary_opening, distance_transform_cdt, maximum_filter1d
-from scipy.signal import butter, sosfiltfilt
 
 from data_processing.media.audio_io import SAMPLE_RATE
 from data_processing.media.video_reader import FPS
@@ -20,7 +19,7 @@ LOUD_PERCENTILE = 95  # of the frame levels: the level of the loud frames
 FLOOR_DB = -67.0  # RMS relative to full scale
 FLOOR = 10 ** (FLOOR_DB / 20)
 FLOOR_REACH = 25  # frames: all of those within this distance of a silent frame are below the floor
-NO_HUM = butter(2, 200, "highpass", fs=SAMPLE_RATE, output="sos")  # mains hum is no speech however loud
+HUM_HZ = 200  # what is below it is attenuated: mains hum is no speech however loud
 MIN_SILENCE = 5  # frames: a shorter pause is not silence
 SPEECH_MARGIN = 2  # frames of silence beside speech that keep their features: they are in audio windows of speech
 FADE = 3  # frames over which the mouth closes or opens next to that margin
@@ -40,7 +39,15 @@ def with_noise_floor(waveform: np.ndarray) -> np.ndarray:
 
 def _level_without_hum(waveform: np.ndarray) -> np.ndarray:
     """`loudness` (N // 640,) of what is above mains hum."""
-    return loudness(sosfiltfilt(NO_HUM, waveform)) if len(waveform) >= SAMPLE_RATE // FPS else np.zeros(0)
+    size = SAMPLE_RATE // FPS
+    if len(waveform) < size:
+        return np.zeros(0)
+    # a Butterworth filter of second order, run forward and backward; as a product of spectra it needs no library
+    # that takes a second to load
+    padded = np.pad(waveform, size, mode="reflect", reflect_type="odd")
+    frequencies = np.fft.rfftfreq(len(padded), 1 / SAMPLE_RATE)
+    passed = frequencies**4 / (frequencies**4 + HUM_HZ**4)
+    return loudness(np.fft.irfft(np.fft.rfft(padded) * passed, len(padded))[size:-size])
 
 
 def loudness(waveform: np.ndarray) -> np.ndarray:

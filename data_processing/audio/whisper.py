@@ -7,7 +7,6 @@ import struct
 from functools import cache
 from pathlib import Path
 
-import librosa
 import numpy as np
 import torch
 
@@ -17,6 +16,7 @@ from utils.errors import WeightsError, error_reason
 from utils.weights import weight_path
 
 SAMPLES_PER_ROW = 320
+WINDOW, HOP = 400, 160  # samples, of the log-mel spectrogram
 # Whisper's position embedding makes its rows depend on their position in the input. Every row is therefore computed
 # in four overlapping chunks of ten seconds, at four positions, and averaged, to reduce this dependence.
 CHUNK_ROWS = 500
@@ -52,11 +52,27 @@ def whisper_rows(waveform: np.ndarray) -> np.ndarray:
 
 def log_mel(waveform: np.ndarray) -> np.ndarray:
     """Whisper's input: (N,) float in [-1, 1], 16 kHz, N a multiple of 160 -> (80, N / 160) float32."""
-    power = librosa.feature.melspectrogram(
-        y=waveform, sr=SAMPLE_RATE, n_fft=400, hop_length=160, n_mels=NUM_MELS, pad_mode="reflect"
-    )
-    logs = np.log10(np.maximum(power[:, :-1], 1e-10))
-    return ((np.maximum(logs, logs.max() - 8) + 4) / 4).astype(np.float32)
+    samples = torch.from_numpy(waveform).double()  # single precision is off by 1e-4 beside loud frequencies
+    window = torch.hann_window(WINDOW, dtype=torch.float64)
+    spectrum = torch.stft(samples, WINDOW, HOP, window=window, return_complex=True)[:, :-1]
+    logs = (torch.from_numpy(mel_filters()) @ spectrum.abs().square()).clamp(min=1e-10).log10()
+    return ((logs.clamp(min=logs.max() - 8) + 4) / 4).float().numpy()
+
+
+@cache
+def mel_filters() -> np.ndarray:
+    """(80, 201): the share of each frequency of the spectrum in each mel band, as librosa.filters.mel gives it.
+
+    Triangles of equal area, between corners that are equally far apart on Slaney's mel scale: linear up to 1 kHz,
+    logarithmic above.
+    """
+    nyquist = SAMPLE_RATE / 2
+    mels = np.linspace(0, 15 + 27 * np.log(nyquist / 1000) / np.log(6.4), NUM_MELS + 2)
+    corners = np.where(mels < 15, mels * 200 / 3, 1000 * 6.4 ** ((mels - 15) / 27))[:, None]  # Hz
+    frequencies = np.linspace(0, nyquist, WINDOW // 2 + 1)
+    left, centre, right = corners[:-2], corners[1:-1], corners[2:]
+    rising, falling = (frequencies - left) / (centre - left), (right - frequencies) / (right - centre)
+    return np.minimum(rising, falling).clip(min=0) * 2 / (right - left)
 
 
 def load_encoder(path: str | Path) -> WhisperEncoder:

@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 
-from data_processing.audio.features import extract_features
+from data_processing.audio.features import FEATURE_DIMS, extract_features
 from data_processing.audio.framing import count_frames
+from models.wav2lip import MEL_BINS, MEL_COLUMNS
+from models.whisper import WIDTH
 from tests.support.media import babble
 from utils.errors import ParameterError
 
@@ -27,6 +29,10 @@ def test_num_frames_drops_or_repeats_rows() -> None:
     longer = extract_features(waveform, "phoneme", 30)
     np.testing.assert_array_equal(longer[:25], features)
     np.testing.assert_array_equal(longer[25:], np.repeat(features[-1:], 5, axis=0))
+
+
+def test_dimensions_are_those_of_the_networks() -> None:
+    assert FEATURE_DIMS["whisper"] == WIDTH and FEATURE_DIMS["mel"] == MEL_BINS * MEL_COLUMNS
 
 
 def test_unknown_features() -> None:

@@ -2,12 +2,13 @@
 
 from pathlib import Path
 
+import librosa
 import numpy as np
 import pytest
 import torch
 
 from data_processing.audio.features import extract_features
-from data_processing.audio.whisper import CHUNK_HOP_ROWS, load_encoder, log_mel, whisper_rows
+from data_processing.audio.whisper import CHUNK_HOP_ROWS, load_encoder, log_mel, mel_filters, whisper_rows
 from models.whisper import MAX_ROWS
 from utils.errors import WeightsError
 from utils.weights import weight_path
@@ -25,6 +26,18 @@ def test_log_mel_matches_openai():
     mel = log_mel(padded(WAVEFORM))
     assert mel.shape == (80, 3000) and mel.dtype == np.float32
     np.testing.assert_allclose(mel[:, :200:4], GOLDEN["log_mel"], atol=1e-4)
+
+
+def test_log_mel_matches_librosa():
+    """Also of weak frequencies beside loud ones, where librosa needs double precision too."""
+    np.testing.assert_allclose(mel_filters(), librosa.filters.mel(sr=16000, n_fft=400, n_mels=80), atol=1e-8)
+    times = np.arange(32000) / 16000
+    for waveform in (WAVEFORM, 0.9 * np.sin(2 * np.pi * 300 * times).astype(np.float32) + 1e-5 * WAVEFORM):
+        power = librosa.feature.melspectrogram(
+            y=waveform.astype(float), sr=16000, n_fft=400, hop_length=160, n_mels=80, pad_mode="reflect"
+        )[:, :-1]
+        logs = np.log10(np.maximum(power, 1e-10))
+        np.testing.assert_allclose(log_mel(waveform), (np.maximum(logs, logs.max() - 8) + 4) / 4, atol=1e-5)
 
 
 def test_encoder_matches_openai():
