@@ -17,15 +17,14 @@ from tqdm import tqdm
 from data_processing.face.detectors import BACKENDS
 from data_processing.media.video_reader import check_readable
 from data_processing.media.video_writer import check_writable
-from dubbing.generator import DTYPES
 from dubbing.pipeline import DubbingPipeline, DubResult
 from dubbing.segments import segments_folder
-from dubbing.settings import WHEN_SHORT, DubSettings, parse_references
+from dubbing.settings import PRECISIONS, WHEN_SHORT, DubSettings, parse_references
 from utils.bundled import BUNDLED_GENERATOR, EXAMPLE_AUDIO, EXAMPLE_VIDEO
 from utils.command_line import run_command
-from utils.device import limit_malloc_arenas
 from utils.errors import ParameterError
 from utils.limits import DEFAULT_LIMITS, NO_LIMITS
+from utils.malloc import limit_malloc_arenas
 
 
 def run(args: argparse.Namespace) -> None:
@@ -151,7 +150,7 @@ def main() -> None:
     )
     add("--side-by-side", action="store_true", help="write source and dubbed frames beside each other")
     add("--device", default="auto", help="auto (default), cpu, cuda, cuda:1, …")
-    add("--precision", choices=["auto", *DTYPES], default="auto", help="default: the fastest the device supports")
+    add("--precision", choices=["auto", *PRECISIONS], default="auto", help="default: the fastest the device supports")
     add("--crf", type=int, default=16, help="x264 quality, 0 (lossless) to 51 (default 16, visually lossless)")
     add(
         "--resume",

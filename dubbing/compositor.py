@@ -13,7 +13,7 @@ from data_processing.face.tracking import FADE_S
 from dubbing.frame_sources import FrameSource, VideoFileSource
 from dubbing.light import visibility
 from dubbing.placements import NO_SHOT, FacePlacement, PlacementSpool, same_face
-from dubbing.prefetch import prefetch
+from dubbing.prefetch import Prefetch
 from dubbing.speaker import Speaker
 
 BATCH_SIZE = 8
@@ -131,7 +131,7 @@ class Compositor:
             with ExitStack() as stack:
 
                 def prefetched(items: Iterator, depth: int, cancel: Callable[[], None] = lambda: None) -> Iterator:
-                    return stack.enter_context(closing(prefetch(items, depth, cancel) if from_file else items))
+                    return stack.enter_context(closing(Prefetch(items, depth, cancel) if from_file else items))
 
                 frames = prefetched(self.source.second_pass(), PREFETCH_DEPTH)
                 placements_of = [

@@ -9,11 +9,12 @@ import torch
 
 from data_processing.audio.features import FEATURE_DIMS
 from dubbing.engine import Engine
+from dubbing.settings import PRECISIONS
 from models.checkpoint import LoadedModel, load_model
 from models.dinet import DINet
 from utils.errors import CheckpointError, ParameterError
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = dict(zip(PRECISIONS, (torch.float32, torch.bfloat16, torch.float16), strict=True))
 
 
 class GeneratorSession:
@@ -30,7 +31,7 @@ class GeneratorSession:
         self.model = Engine(model, DTYPES[precision]) if isinstance(model, DINet) else model
         self.mouth_size = loaded.mouth_size
         self.audio_features = loaded.audio_features
-        self.device = device
+        self.device, self.precision = device, precision
         self._autocast_dtype = None if isinstance(model, DINet) or precision == "fp32" else DTYPES[precision]
 
     def _autocast(self) -> Any:

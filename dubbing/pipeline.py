@@ -13,12 +13,14 @@ seconds. inference.py is the command line of `dub`.
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from fractions import Fraction
 from math import inf
 from numbers import Real
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -31,19 +33,22 @@ from data_processing.media.video_reader import FPS, VideoInfo, check_readable, p
 from data_processing.media.video_writer import VideoWriter, check_writable
 from dubbing.audio_stream import AudioStream
 from dubbing.compositor import PREFETCH_DEPTH, Compositor
+from dubbing.face_track import track_face
 from dubbing.frame_sources import LiveFrameSource, VideoFileSource
-from dubbing.generator import DTYPES, GeneratorSession, load_audio_driven_generator
-from dubbing.prefetch import prefetch
+from dubbing.prefetch import Prefetch
 from dubbing.references import ReferenceCrop
 from dubbing.segments import SegmentedWriter, file_fingerprint
-from dubbing.settings import DubSettings, check_choice
+from dubbing.settings import PRECISIONS, DubSettings, check_choice
 from dubbing.speaker import Speaker
 from utils.bundled import BUNDLED_GENERATOR
-from utils.device import choose_device, choose_precision
 from utils.errors import LimitError, NoFaceError, ParameterError
 
+if TYPE_CHECKING:
+    from dubbing.generator import GeneratorSession  # imports PyTorch; see DubbingPipeline._load
+
 LEVEL_S = 120  # seconds of the driving audio from which its loudness is measured
-LOOK_AHEAD_S = 8  # seconds of a video file that are tracked before its first frame: enough to choose references
+LOOK_AHEAD_S = 8  # seconds of a shot of a video file that are tracked before its first frame: enough for references
+FIRST_LOOK_S = 1  # the same at the beginning of the file, so that the first frame comes soon
 logger = logging.getLogger(__name__)
 
 
@@ -78,7 +83,7 @@ class _Job:
 
 
 class DubbingPipeline:
-    """Dubs videos with one generator.
+    """Dubs videos with one generator, which is loaded in a thread while the first video is read.
 
     Args:
         checkpoint: the generator; default: the bundled one.
@@ -87,8 +92,9 @@ class DubbingPipeline:
         landmarks: landmark detector: dlib, face_alignment or openface.
 
     Raises:
-        ParameterError: an option is not one of these.
-        UserError: the checkpoint, third-party weights or the device are not available.
+        ParameterError: precision or landmarks is not one of these.
+        UserError (from `generator` and all methods): the checkpoint, third-party weights or the device are not
+            available.
     """
 
     def __init__(
@@ -99,13 +105,26 @@ class DubbingPipeline:
         precision: str = "auto",
         landmarks: str = "dlib",
     ) -> None:
-        check_choice("precision", precision, ("auto", *DTYPES))
+        check_choice("precision", precision, ("auto", *PRECISIONS))
         check_choice("landmarks", landmarks, BACKENDS)
-        checkpoint, torch_device = Path(checkpoint), choose_device(device)
-        self.precision = choose_precision(precision, torch_device)
-        loaded = load_audio_driven_generator(checkpoint, torch_device)
-        self.generator = GeneratorSession(loaded, torch_device, self.precision)
-        self.checkpoint, self.landmarks = checkpoint, landmarks
+        self.checkpoint, self.landmarks = Path(checkpoint), landmarks
+        thread = ThreadPoolExecutor(1)
+        self._loading = thread.submit(self._load, device, precision)
+        thread.shutdown(wait=False)
+
+    def _load(self, device: str, precision: str) -> "GeneratorSession":
+        # imports PyTorch, which takes a second
+        from dubbing.generator import GeneratorSession, load_audio_driven_generator
+        from utils.device import choose_device, choose_precision
+
+        torch_device = choose_device(device)
+        loaded = load_audio_driven_generator(self.checkpoint, torch_device)
+        return GeneratorSession(loaded, torch_device, choose_precision(precision, torch_device))
+
+    @property
+    def generator(self) -> "GeneratorSession":
+        """The generator, as soon as it is loaded."""
+        return self._loading.result()
 
     def dub(
         self,
@@ -136,8 +155,9 @@ class DubbingPipeline:
         started = time.monotonic()
         audio_paths = [audio] if isinstance(audio, str | Path) else audio
         job = self._validate(Path(video), list(map(Path, audio_paths)), Path(output), settings)
-        compositor = self._build_compositor(job)
-        num_frames, first_frame_s = self._run(job, compositor, started, progress)
+        with ExitStack() as stack:
+            compositor = self._build_compositor(job, stack)
+            num_frames, first_frame_s = self._run(job, compositor, started, progress)
         self._warn(job, compositor, num_frames)
         total_s = time.monotonic() - started
         return DubResult(num_frames, compositor.num_dubbed, job.info.fps, first_frame_s, total_s)
@@ -168,13 +188,21 @@ class DubbingPipeline:
             raise LimitError(longest, f"expected at most {allowed:g} h, found {hours:.1f} h")
         return _Job(video, audio_paths, output, settings, info, round(duration_s * info.fps))
 
-    def _build_compositor(self, job: _Job) -> Compositor:
-        """The compositor with its speakers. Errors in the audio and in the selection of faces are raised here."""
+    def _build_compositor(self, job: _Job, stack: ExitStack) -> Compositor:
+        """The compositor with its speakers. Errors in the audio and in the selection of faces are raised here.
+
+        The faces are tracked from now on, before the generator is loaded, until `stack` is closed.
+        """
         settings = job.settings
         source = VideoFileSource(job.video, job.info.fps, settings.limits)
         speakers = []
         selectors = [face_selector(face, settings.limits) for face in settings.faces]
-        for path, select_face in zip(job.audio_paths, selectors, strict=True):
+        ahead = round(LOOK_AHEAD_S * source.fps)
+        tracks = [
+            stack.enter_context(closing(Prefetch(track_face(source, self.landmarks, select_face), ahead)))
+            for select_face in selectors
+        ]
+        for path, select_face, tracked in zip(job.audio_paths, selectors, tracks, strict=True):
             blocks = read_audio(path, settings.limits)
             audio = AudioStream(blocks, self.generator.audio_features, level_s=LEVEL_S)
             crops = None
@@ -185,9 +213,9 @@ class DubbingPipeline:
                     self.generator,
                     source,
                     audio,
-                    self.landmarks,
-                    select_face,
+                    tracked,
                     LOOK_AHEAD_S,
+                    FIRST_LOOK_S,
                     reference_crops=crops,
                     texture=settings.texture,
                     keep_covers=settings.keep_covers,
@@ -210,7 +238,7 @@ class DubbingPipeline:
             writer, num_frames = self._open_writer(job)
             stack.enter_context(writer)
             pairs = compositor.frames(keep_rest=settings.when_short == "keep", first=num_frames)
-            pairs = stack.enter_context(closing(prefetch(pairs, PREFETCH_DEPTH, compositor.cancel)))
+            pairs = stack.enter_context(closing(Prefetch(pairs, PREFETCH_DEPTH, compositor.cancel)))
             if num_frames:
                 message = "continuing after frame %d; tracking the face up to there first"
                 logger.info(message, num_frames, extra={"parameter": "resume"})
@@ -250,7 +278,7 @@ class DubbingPipeline:
             "checkpoint": file_fingerprint(self.checkpoint),
             "landmarks": self.landmarks + (f"; {file_fingerprint(openface_csv)}" if openface_csv.is_file() else ""),
             "device": self.generator.device.type,
-            "precision": self.precision,
+            "precision": self.generator.precision,
             "references": str(settings.references),
             "when_short": settings.when_short,
             "texture": str(settings.texture),
@@ -309,7 +337,8 @@ class DubbingPipeline:
         select_face = face_selector(str(face))
         blocks = AudioStream(_checked_blocks(audio), self.generator.audio_features, block_s=0.4, after_s=0.6)
         source = LiveFrameSource(frames, fps)
-        speaker = Speaker(self.generator, source, blocks, self.landmarks, select_face, look_ahead_s)
+        tracked = track_face(source, self.landmarks, select_face)
+        speaker = Speaker(self.generator, source, blocks, tracked, look_ahead_s)
         return (pair.dubbed for pair in Compositor(source, [speaker]).frames())
 
     def _reference_crops(

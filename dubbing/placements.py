@@ -17,14 +17,16 @@ class FacePlacement(NamedTuple):
 
     points: (68, 2) landmarks in source pixels.
     radius_px: radius of the face crop.
-    shot: number of the shot, which selects the reference frames; NO_SHOT if no face is generated.
+    shot: number of the look at the shot, which selects the reference frames; NO_SHOT if no face is generated.
     strength: opacity of the generated mouth, 0 to 1.
+    fade: share of the mouth that follows from the look before, 0 to 1.
     """
 
     points: np.ndarray
     radius_px: float
     shot: int
     strength: float
+    fade: float = 0.0
 
 
 def same_face(placement: FacePlacement, other: FacePlacement) -> bool:
@@ -42,7 +44,7 @@ class PlacementSpool:
     """
 
     def __init__(self, file: BinaryIO, num_speakers: int) -> None:
-        self._file, self._shape = file, (num_speakers, 68 * 2 + 3)
+        self._file, self._shape = file, (num_speakers, 68 * 2 + 4)
 
     def append(self, placements: list[FacePlacement]) -> None:
         """Add the placements of the next frame, one for each speaker.
@@ -50,7 +52,7 @@ class PlacementSpool:
         Raises:
             OutputError: the disk is full.
         """
-        rows = [[*one.points.ravel(), one.radius_px, one.shot, one.strength] for one in placements]
+        rows = [[*one.points.ravel(), one.radius_px, one.shot, one.strength, one.fade] for one in placements]
         try:
             self._file.seek(0, SEEK_END)
             self._file.write(np.array(rows, np.float32).tobytes())
@@ -63,5 +65,6 @@ class PlacementSpool:
         self._file.seek(index * rows.nbytes)
         self._file.readinto(rows)
         return [
-            FacePlacement(row[:136].reshape(68, 2), float(row[136]), int(row[137]), float(row[138])) for row in rows
+            FacePlacement(row[:136].reshape(68, 2), float(row[136]), int(row[137]), float(row[138]), float(row[139]))
+            for row in rows
         ]

@@ -3,55 +3,67 @@
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, Self
 
 
-def prefetch(items: Iterable[Any], depth: int, cancel: Callable[[], None] = lambda: None) -> Iterator[Any]:
-    """The same items, up to `depth` of them computed ahead in a thread. Exceptions of the thread are raised here.
+class Prefetch(Iterator[Any]):
+    """The same items, up to `depth` of them computed ahead in a thread, from now on. Exceptions of the thread are
+    raised here. To be closed.
 
     Args:
         items: an iterable, closed by the thread when it ends.
         depth: number of items that may wait.
-        cancel: called when the consumer stops before the end; it should make the next item return soon.
+        cancel: called when this is closed; it should make the next item return soon.
     """
-    waiting: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue(depth)
-    end, cancelled = object(), threading.Event()
 
-    def put(item: Any, error: BaseException | None = None) -> bool:
-        while not cancelled.is_set():
+    def __init__(self, items: Iterable[Any], depth: int, cancel: Callable[[], None] = lambda: None) -> None:
+        self._waiting: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue(depth)
+        self._items, self._cancel = items, cancel
+        self._end, self._cancelled = object(), threading.Event()
+        self._thread = threading.Thread(target=self._produce, daemon=True)
+        self._thread.start()
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Any:
+        if self._cancelled.is_set():
+            raise StopIteration
+        item, error = self._waiting.get()
+        if error is not None or item is self._end:
+            self.close()
+        if error is not None:
             try:
-                waiting.put((item, error), timeout=0.1)
+                raise error
+            finally:
+                del error  # breaks the reference cycle between its traceback and this frame
+        if item is self._end:
+            raise StopIteration
+        return item
+
+    def close(self) -> None:
+        """End the thread. The next item, if one is asked for, is the end."""
+        self._cancelled.set()
+        self._cancel()
+        self._thread.join()
+
+    def _put(self, item: Any, error: BaseException | None = None) -> bool:
+        while not self._cancelled.is_set():
+            try:
+                self._waiting.put((item, error), timeout=0.1)
                 return True
             except queue.Full:
                 continue
         return False
 
-    def produce() -> None:
+    def _produce(self) -> None:
         try:
-            for item in items:
-                if not put(item):
+            for item in self._items:
+                if not self._put(item):
                     break
-            put(end)
+            self._put(self._end)
         except BaseException as error:
-            put(end, error)
+            self._put(self._end, error)
         finally:
-            if hasattr(items, "close"):
-                items.close()
-
-    thread = threading.Thread(target=produce, daemon=True)
-    thread.start()
-    try:
-        while True:
-            item, error = waiting.get()
-            if error is not None:
-                try:
-                    raise error
-                finally:
-                    del error  # breaks the reference cycle between its traceback and this frame
-            if item is end:
-                return
-            yield item
-    finally:
-        cancelled.set()
-        cancel()
-        thread.join()
+            if hasattr(self._items, "close"):
+                self._items.close()

@@ -11,6 +11,7 @@ from utils.errors import ParameterError
 from utils.limits import DEFAULT_LIMITS, Limits
 
 WHEN_SHORT = ("stop", "keep")
+PRECISIONS = ("fp32", "bf16", "fp16")
 
 
 @dataclass(frozen=True)

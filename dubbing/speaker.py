@@ -1,31 +1,33 @@
 """One speaker of a dub: a face in the source frames and the driving audio for it."""
 
 import threading
-from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import compress, cycle, groupby, islice
 from math import inf
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from data_processing.face.crop import FaceCrop
-from data_processing.face.detectors import FaceSelector, largest_face, track_landmarks
 from data_processing.face.radius import ShotRadius
-from data_processing.face.tracking import mouth_in_view, track_chunks
+from data_processing.face.tracking import TrackChunk, track_chunks
 from dubbing.audio_stream import AudioStream
 from dubbing.covers import CoverFinder, StillSearch, face_of, uncovered
+from dubbing.face_track import TrackedFrame
 from dubbing.frame_sources import FrameSource
-from dubbing.generator import GeneratorSession
-from dubbing.light import FaceLight, LightChange, Tint, face_levels, to_uint8
+from dubbing.light import FaceLight, LightChange, Tint, to_uint8
 from dubbing.placements import NO_SHOT, FacePlacement
 from dubbing.references import ReferenceCrop, choose_references
 from dubbing.texture import NUM_CANDIDATES, Candidate, ShotTexture, lower_part
 
-SMALL_SIDE = 270  # pixels: shorter side of the frames in which brightness is measured
+if TYPE_CHECKING:
+    from dubbing.generator import GeneratorSession  # imports PyTorch, and faces are tracked before that is loaded
+
 CACHED_SHOTS = 8  # shots whose reference frames and texture stay in memory: about 10 MB each at 1080 lines
 NUM_EXAMINED = 30  # frames of a shot among which covered candidates for texture find a substitute
+CROSSFADE_S = 0.5  # over which a mouth drawn after the first look at a shot turns into one after the second
 
 
 @dataclass(frozen=True)
@@ -49,49 +51,52 @@ class _Appearance:
 
 
 class Speaker:
-    """Tracks a face through the source frames and generates its mouth.
+    """Follows a face through the source frames and generates its mouth.
 
     Args:
         generator: the generator.
         source: the source frames.
         audio: the driving audio.
-        detector: landmark detector, one of BACKENDS.
-        select_face: which of several faces.
+        tracked: the face in them, from `track_face`.
         look_ahead_s: seconds of a shot that are tracked before its first frame is generated.
+        first_look_s: the same for the first shot, so that the first frame comes soon. After this time it is looked at
+            again, for as long as any other, and the mouths that follow from both looks are crossfaded. None to look
+            at it once.
         reference_crops: N reference crops to use for all shots; chosen in each shot if None.
         texture: give the generated mouth the texture of frames of the shot.
         keep_covers: keep what covers the mouth as it is in the source frames.
         chosen_before_s: as in DubSettings.
 
     Attributes:
-        references: (frame index, placement) of the N reference frames of every shot so far.
+        references: (frame index, placement) of the N reference frames of every look at a shot so far.
         candidates: the same of the frames that texture is taken from.
         cancelled: set it to end `placements` soon.
     """
 
     def __init__(
         self,
-        generator: GeneratorSession,
+        generator: "GeneratorSession",
         source: FrameSource,
         audio: AudioStream,
-        detector: str = "dlib",
-        select_face: FaceSelector = largest_face,
+        tracked: Iterable[TrackedFrame],
         look_ahead_s: float = 1.0,
+        first_look_s: float | None = None,
         reference_crops: list[ReferenceCrop] | None = None,
         texture: bool = True,
         keep_covers: bool = False,
         chosen_before_s: float = inf,
     ) -> None:
         self.generator, self.source, self.audio = generator, source, audio
-        self.detector, self.select_face = detector, select_face
+        self._tracked = tracked
         self.look_ahead_frames = max(1, round(look_ahead_s * source.fps))
+        self._first_look_frames = None if first_look_s is None else max(1, round(first_look_s * source.fps))
         self.references: list[list[tuple[int, FacePlacement]]] = []
         self.candidates: list[list[tuple[int, FacePlacement]]] = []
         self.cancelled = threading.Event()
         self._fixed_crops = reference_crops
         self._texture, self._keep_covers = texture, keep_covers
         self._chosen_before = chosen_before_s * source.fps
-        # of every shot: reference frames, candidates, and what is examined, as if the face were never covered
+        # of every look: reference frames, candidates, and what is examined, as if the face were never covered
         self._preferred: list[list[list[tuple[int, FacePlacement]]]] = []
         # brightness and contrast of the face in tracked frames, by frame index
         self._levels: dict[int, tuple[float, float]] = {}
@@ -102,9 +107,10 @@ class Speaker:
 
     def placements(self) -> Iterator[FacePlacement]:
         """Where the face is in every frame, as soon as it is known."""
-        num_references = self.generator.model.config.num_references
         radius = ShotRadius(self.source.fps)
-        for chunk in track_chunks(self._landmarks(), self.source.fps, self.look_ahead_frames):
+        num_shots, fade_frames = 0, round(CROSSFADE_S * self.source.fps)
+        chunks = track_chunks(self._landmarks(), self.source.fps, self.look_ahead_frames, self._first_look_frames)
+        for chunk_number, chunk in enumerate(chunks):
             self._levels = {frame: level for frame, level in self._levels.items() if frame >= chunk.start}
             numbered = zip(range(chunk.start, chunk.stop), chunk.numbers, strict=True)
             for number, group in groupby(numbered, key=lambda frame: int(frame[1])):
@@ -114,32 +120,46 @@ class Speaker:
                     continue
                 first, last = chunk.shot_rows(frames[0])
                 start = frames[0] - chunk.offset  # earlier live frames are no longer held
-                starts_shot = number == len(self.references)
+                starts_shot = number == num_shots
                 if starts_shot:
                     radius = ShotRadius(self.source.fps)
+                    num_shots += 1
                 radii = radius.extend(
                     chunk.landmarks.points[first:last], start - first, start - first + len(frames)
                 )
-                if starts_shot:
-                    end = int(min(last, max(start, self._chosen_before - chunk.offset)))
-                    if chunk.landmarks.found[start:end].any():
-                        last = end
-                    levels = np.array([self._levels.get(chunk.offset + row, (0, 0)) for row in range(start, last)])
-                    placed = {
-                        row: FacePlacement(chunk.landmarks.points[row], float(radii[row - start]), number, 1.0)
-                        for row in range(start, last)
-                    }
-                    num_found = int(chunk.landmarks.found[start:last].sum())
-                    counts = [num_references, *(min(count, num_found) for count in (NUM_CANDIDATES, NUM_EXAMINED))]
-                    chosen = [choose_references(chunk.landmarks, start, last, count, levels) for count in counts]
-                    preferred = [[(chunk.offset + row, placed[row]) for row in rows] for rows in chosen]
-                    self._preferred.append(preferred)
-                    self.references.append(preferred[0])
-                    self.candidates.append(preferred[1])
-                    self._appearance(number)  # now, while live frames are still held
-                for frame, radius_px in zip(frames, radii, strict=False):
+                # the first chunk was short
+                looks_again = self._first_look_frames is not None and chunk_number == 1 and not starts_shot
+                looks_again = looks_again and frames[0] < self._chosen_before
+                if starts_shot or looks_again:
+                    self._look(chunk, start, last, radii)
+                for index, (frame, radius_px) in enumerate(zip(frames, radii, strict=False)):
                     strength = float(chunk.strengths[frame - chunk.start])
-                    yield FacePlacement(chunk.points(frame), float(radius_px), number, strength)
+                    fade = max(0.0, 1 - (index + 1) / (fade_frames + 1)) if looks_again else 0.0
+                    yield FacePlacement(
+                        chunk.points(frame), float(radius_px), len(self.references) - 1, strength, fade
+                    )
+
+    def _look(self, chunk: TrackChunk, start: int, last: int, radii: np.ndarray) -> None:
+        """Choose reference frames and candidates among the rows [start, last) of a chunk, all of one shot, with
+        radii from row `start` on."""
+        end = int(min(last, max(start, self._chosen_before - chunk.offset)))
+        if chunk.landmarks.found[start:end].any():
+            last = end
+        levels = np.array([self._levels.get(chunk.offset + row, (0, 0)) for row in range(start, last)])
+        look = len(self.references)
+        placed = {
+            row: FacePlacement(chunk.landmarks.points[row], float(radii[row - start]), look, 1.0)
+            for row in range(start, last)
+        }
+        num_found = int(chunk.landmarks.found[start:last].sum())
+        num_references = self.generator.model.config.num_references
+        counts = [num_references, *(min(count, num_found) for count in (NUM_CANDIDATES, NUM_EXAMINED))]
+        chosen = [choose_references(chunk.landmarks, start, last, count, levels) for count in counts]
+        preferred = [[(chunk.offset + row, placed[row]) for row in rows] for rows in chosen]
+        self._preferred.append(preferred)
+        self.references.append(preferred[0])
+        self.candidates.append(preferred[1])
+        self._appearance(look)  # now, while live frames are still held
 
     def render(
         self, shot: int, times_s: list[float], placements: list[FacePlacement], frames: list[np.ndarray]
@@ -147,7 +167,7 @@ class Speaker:
         """Generate the mouth in frames of one shot and paste it back.
 
         Args:
-            shot: number of the shot.
+            shot: number of the look at the shot.
             times_s: times in the driving audio.
             placements: of the face.
             frames: (H, W, 3) uint8 RGB each.
@@ -156,6 +176,16 @@ class Speaker:
             New frames of the same size.
         """
         appearance = self._appearance(shot)
+        targets = list(frames)
+        if fading := [index for index, one in enumerate(placements) if one.fade > 0]:
+            earlier = self.render(
+                shot - 1,
+                [times_s[index] for index in fading],
+                [placements[index]._replace(fade=0.0) for index in fading],
+                [frames[index] for index in fading],
+            )
+            for index, frame in zip(fading, earlier, strict=True):
+                targets[index] = frame
         crops = [self._crop(one) for one in placements]
         source_crops, changes = [], []
         for crop, frame, one in zip(crops, frames, placements, strict=True):
@@ -166,7 +196,8 @@ class Speaker:
         windows = self.audio.windows(np.array(times_s))
         generated = self.generator.generate(source_crops, self._encoded(shot), windows)
         dubbed = []
-        for crop, frame, change, image, one in zip(crops, frames, changes, generated, placements, strict=True):
+        shown = zip(crops, frames, targets, changes, generated, placements, strict=True)
+        for crop, frame, target, change, image, one in shown:
             cover = detail = None
             if appearance.covers:
                 part = appearance.to_natural.apply(change.apply(lower_part(frame, crop)))
@@ -182,7 +213,8 @@ class Speaker:
                 image = appearance.tint.apply(image)
             image = change.revert(image).clip(0, 255)
             contrast = 1 / change.gain.mean()
-            dubbed.append(crop.paste(frame, image, one.points, one.strength, contrast, cover, detail))
+            strength = one.strength * (1 - one.fade)
+            dubbed.append(crop.paste(target, image, one.points, strength, contrast, cover, detail))
         return dubbed
 
     def _crop(self, placement: FacePlacement) -> FaceCrop:
@@ -236,38 +268,10 @@ class Speaker:
         return _Appearance(median, to_natural, Tint.of(changed), reference_crops, texture, covers)
 
     def _landmarks(self) -> Iterator[tuple[np.ndarray, bool]]:
-        """Landmarks (68, 2) and shot cut of every frame; NaN also where the face is turned away or its mouth is
-        outside the frame."""
-        size = (0, 0)
-        small: deque[np.ndarray] = deque()  # frames whose landmarks are not known yet
-
-        def frames_until_cancelled() -> Iterator[np.ndarray]:
-            nonlocal size
-            for frame in self.source.first_pass():
-                if self.cancelled.is_set():
-                    return
-                size = frame.shape[1::-1]
-                small.append(frame[:: _step(size), :: _step(size)].copy())
-                yield frame
-
-        path = getattr(self.source, "path", None)
-        tracked = track_landmarks(
-            frames_until_cancelled(),
-            self.detector,
-            path,
-            self.source.fps,
-            choose=self.select_face,
-            resized=self.source.resized,
-        )
-        for index, (points, cut) in enumerate(tracked):
-            frame = small.popleft()
-            if mouth_in_view(points, *size):
-                self._levels[index] = face_levels(frame, points / _step(size))
-                yield points, cut
-            else:
-                yield np.full_like(points, np.nan), cut
-
-
-def _step(size: tuple[int, int]) -> int:
-    """Every how many pixels of a frame (width, height) are enough to measure the brightness of a face."""
-    return max(1, min(size) // SMALL_SIDE)
+        """Landmarks (68, 2) and shot cut of every frame."""
+        for index, one in enumerate(self._tracked):
+            if self.cancelled.is_set():
+                return
+            if one.levels:
+                self._levels[index] = one.levels
+            yield one.points, one.cut

@@ -1,24 +1,12 @@
 """The device and the precision in which networks compute."""
 
-import ctypes
 import logging
-from contextlib import suppress
 
 import torch
 
 from utils.errors import ParameterError
 
-M_ARENA_MAX = -8  # from malloc.h
 logger = logging.getLogger(__name__)
-
-
-def limit_malloc_arenas() -> None:
-    """Make all threads allocate from one heap (glibc only). Call it before any thread starts.
-
-    With one heap per thread, memory that one thread frees cannot be reused by another: a dub takes 10 % more.
-    """
-    with suppress(OSError, AttributeError, TypeError):
-        ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)
 
 
 def choose_device(name: str) -> torch.device:

@@ -160,7 +160,7 @@ class TrackChunk:
 
 
 def track_chunks(
-    tracked: Iterator[tuple[np.ndarray, bool]], fps: Fraction | int, length: int
+    tracked: Iterator[tuple[np.ndarray, bool]], fps: Fraction | int, length: int, first_length: int | None = None
 ) -> Iterator[TrackChunk]:
     """Clean a stream of landmarks chunk by chunk, each chunk as soon as possible.
 
@@ -173,7 +173,9 @@ def track_chunks(
             `track_landmarks`.
         fps: frame rate.
         length: approximate number of frames per chunk.
+        first_length: the same of the first chunk, if it differs.
     """
+    later_length, length = length, first_length or length
     margin = 2 * max(1, round(MAX_GAP * fps / FPS))
     raw: list[np.ndarray] = []
     cuts: list[int] = []  # rows of `raw`
@@ -205,7 +207,7 @@ def track_chunks(
         yield TrackChunk(start, stop, numbers[rows], strengths[rows], landmarks, offset)
         dropped = max(stop - margin - offset, 0)
         raw, cuts = raw[dropped:], [cut - dropped for cut in cuts if cut > dropped]
-        offset, start = offset + dropped, stop
+        offset, start, length = offset + dropped, stop, later_length
 
 
 def _fade_strengths(length: int, appears: bool, is_lost: bool, num_frames: float) -> np.ndarray:

@@ -11,6 +11,7 @@ from data_processing.face.tracking import find_landmarks
 from data_processing.media.video_reader import read_frames
 from dubbing.audio_stream import AudioStream
 from dubbing.compositor import Compositor, FramePair
+from dubbing.face_track import track_face
 from dubbing.frame_sources import LiveFrameSource, VideoFileSource
 from dubbing.pipeline import DubbingPipeline
 from dubbing.speaker import Speaker
@@ -35,7 +36,7 @@ def test_live_frames_are_dubbed_at_their_own_placements(pipeline: DubbingPipelin
             return np.zeros((len(times_s), 384, 5), np.float32)
 
     source = LiveFrameSource(frames, 25)
-    speaker = Speaker(session, source, Audio(), look_ahead_s=2)
+    speaker = Speaker(session, source, Audio(), track_face(source), look_ahead_s=2)
     pairs = list(Compositor(source, [speaker]).frames())
     assert len(pairs) == 40
     for index, (frame, dubbed) in enumerate(pairs):
@@ -57,7 +58,7 @@ def test_two_speakers(pipeline: DubbingPipeline, portrait_clip: Path, tmp_path: 
                 pipeline.generator,
                 source,
                 AudioStream(iter([voices[face]]), "whisper"),
-                select_face=face_selector(face),
+                track_face(source, select_face=face_selector(face)),
             )
             for face in faces
         ]

@@ -11,6 +11,7 @@ from data_processing.face.crop import LOWER_FACE_LANDMARKS, FaceCrop
 from dubbing.audio_stream import AudioStream
 from dubbing.compositor import Compositor
 from dubbing.covers import CoverFinder, StillPixels, StillSearch, face_of, uncovered
+from dubbing.face_track import track_face
 from dubbing.frame_sources import LiveFrameSource
 from dubbing.light import CHEEKS
 from dubbing.pipeline import DubbingPipeline
@@ -175,7 +176,7 @@ def test_a_dub_keeps_what_comes_before_the_mouth(pipeline: DubbingPipeline) -> N
     for keep in (True, False):
         source = LiveFrameSource((frame.copy() for frame in frames), Fraction(25))
         audio = AudioStream(iter([speech_like(1.6, 1)]), "whisper")
-        speaker = Speaker(pipeline.generator, source, audio, look_ahead_s=2, keep_covers=keep)
+        speaker = Speaker(pipeline.generator, source, audio, track_face(source), look_ahead_s=2, keep_covers=keep)
         dubbed = [pair.dubbed for pair in Compositor(source, [speaker]).frames()]
         changes.append(
             [np.abs(dub[bar].astype(int) - frame[bar]).mean() for dub, frame in zip(dubbed, frames, strict=True)]

@@ -295,7 +295,7 @@ def test_arguments_are_checked_before_any_work(pipeline, inputs, speech, tmp_pat
 )
 def test_options_are_checked_before_the_checkpoint_is_read(options, parameter, tmp_path) -> None:
     with pytest.raises(ParameterError) as caught:
-        DubbingPipeline(str(tmp_path / "missing.safetensors"), **options)
+        _ = DubbingPipeline(str(tmp_path / "missing.safetensors"), **options).generator
     assert caught.value.parameter == parameter
     assert "\n" not in str(caught.value)
 

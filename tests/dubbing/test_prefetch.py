@@ -5,18 +5,18 @@ from collections.abc import Iterator
 
 import pytest
 
-from dubbing.prefetch import prefetch
+from dubbing.prefetch import Prefetch
 from utils.errors import UserError
 
 
 def test_items_and_exceptions_are_passed_on() -> None:
-    assert list(prefetch(iter(range(100)), 3)) == list(range(100))
+    assert list(Prefetch(iter(range(100)), 3)) == list(range(100))
 
     def breaks() -> Iterator[int]:
         yield 1
         raise UserError("broken")
 
-    items = prefetch(breaks(), 3)
+    items = Prefetch(breaks(), 3)
     assert next(items) == 1
     with pytest.raises(UserError, match="broken"):
         next(items)
@@ -30,7 +30,7 @@ def test_closing_cancels_the_next_item() -> None:
         started.set()
         cancelled.wait()
 
-    items = prefetch(slow(), 3, cancelled.set)
+    items = Prefetch(slow(), 3, cancelled.set)
     assert next(items) == 1
     started.wait()
     items.close()  # would otherwise block
@@ -47,7 +47,7 @@ def test_closing_stops_the_thread() -> None:
         finally:
             closed.append(True)
 
-    items = prefetch(numbers(), 3)
+    items = Prefetch(numbers(), 3)
     assert [next(items), next(items)] == [0, 1]
     items.close()
     assert closed == [True]

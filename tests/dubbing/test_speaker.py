@@ -10,6 +10,7 @@ import pytest
 from data_processing.face.radius import face_scales
 from dubbing.audio_stream import AudioStream
 from dubbing.compositor import Compositor
+from dubbing.face_track import track_face
 from dubbing.frame_sources import LiveFrameSource
 from dubbing.pipeline import DubbingPipeline
 from dubbing.speaker import Speaker
@@ -41,7 +42,7 @@ def dub(pipeline: DubbingPipeline, frames: list[np.ndarray]) -> tuple[list[np.nd
     """The frames dubbed, tracked as a whole."""
     source = LiveFrameSource(frames, Fraction(25))
     audio = AudioStream(iter([speech_like(NUM_FRAMES / 25, 1)]), "whisper")
-    compositor = Compositor(source, [Speaker(pipeline.generator, source, audio, look_ahead_s=4)])
+    compositor = Compositor(source, [Speaker(pipeline.generator, source, audio, track_face(source), look_ahead_s=4)])
     return [pair.dubbed for pair in compositor.frames()], compositor
 
 
@@ -50,7 +51,7 @@ def test_crop_follows_a_zoom(pipeline: DubbingPipeline, first: float, last: floa
     factors = np.geomspace(first, last, NUM_FRAMES)
     source = LiveFrameSource(frames_of(lambda frame, index: zoomed(frame, factors[index])), 25)
     audio = AudioStream(iter([speech_like(NUM_FRAMES / 25)]), "whisper")
-    speaker = Speaker(pipeline.generator, source, audio, look_ahead_s=4)
+    speaker = Speaker(pipeline.generator, source, audio, track_face(source), look_ahead_s=4)
     placements = list(speaker.placements())
     assert {one.shot for one in placements} == {0}
     radii = np.array([one.radius_px for one in placements])
@@ -65,7 +66,7 @@ def test_frames_are_chosen_before_a_time(pipeline: DubbingPipeline) -> None:
     """For evaluation: references and texture of the first 0.8 s."""
     source = LiveFrameSource(frames_of(lambda frame, index: frame), 25)
     audio = AudioStream(iter([speech_like(NUM_FRAMES / 25)]), "whisper")
-    speaker = Speaker(pipeline.generator, source, audio, look_ahead_s=4, chosen_before_s=0.8)
+    speaker = Speaker(pipeline.generator, source, audio, track_face(source), look_ahead_s=4, chosen_before_s=0.8)
     assert len(list(speaker.placements())) == NUM_FRAMES
     assert len(speaker.references[0]) == 5
     assert len(speaker.candidates[0]) > 10

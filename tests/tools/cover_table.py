@@ -29,6 +29,7 @@ from data_processing.media.audio_io import load_audio
 from data_processing.media.video_reader import FPS, read_frames
 from dubbing.audio_stream import AudioStream
 from dubbing.compositor import Compositor
+from dubbing.face_track import track_face
 from dubbing.frame_sources import LiveFrameSource
 from dubbing.pipeline import DubbingPipeline
 from dubbing.speaker import Speaker
@@ -180,7 +181,7 @@ def dub(pipeline: DubbingPipeline, frames: list[np.ndarray], waveform: np.ndarra
     """The output frames of a dub that is as long as the audio (n,) at 16 kHz, without a file."""
     source = LiveFrameSource((frame.copy() for frame in frames), FPS)
     audio = AudioStream(iter([waveform]), pipeline.generator.audio_features)
-    speaker = Speaker(pipeline.generator, source, audio, look_ahead_s=8, keep_covers=keep)
+    speaker = Speaker(pipeline.generator, source, audio, track_face(source), look_ahead_s=8, keep_covers=keep)
     return [pair.dubbed for pair in Compositor(source, [speaker]).frames()]
 
 

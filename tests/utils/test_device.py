@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from utils.device import choose_device, choose_precision, limit_malloc_arenas
+from utils.device import choose_device, choose_precision
 from utils.errors import ParameterError
 
 
@@ -67,8 +67,3 @@ def test_fp16_on_a_cpu_is_slow(monkeypatch, caplog):
     choose_precision("bf16", torch.device("cpu"))
     choose_precision("auto", torch.device("cpu"))
     assert len(caplog.records) == 1
-
-
-def test_limit_malloc_arenas_can_be_called_repeatedly():
-    limit_malloc_arenas()
-    limit_malloc_arenas()

@@ -1,0 +1,64 @@
+"""Landmarks and brightness of one face in all source frames. Needs no networks, so that it can begin before they are
+loaded."""
+
+from collections import deque
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from data_processing.face.detectors import FaceSelector, largest_face, track_landmarks
+from data_processing.face.tracking import mouth_in_view
+from dubbing.frame_sources import FrameSource
+from dubbing.light import face_levels
+
+SMALL_SIDE = 270  # pixels: shorter side of the frames in which brightness is measured
+
+
+class TrackedFrame(NamedTuple):
+    """What is known of the face in one source frame.
+
+    points: (68, 2) landmarks in source pixels; NaN without a face, and where it is turned away or its mouth is
+        outside the frame.
+    cut: whether the frame starts a new shot.
+    levels: brightness and contrast of the face; None where `points` are NaN.
+    """
+
+    points: np.ndarray
+    cut: bool
+    levels: tuple[float, float] | None
+
+
+def track_face(
+    source: FrameSource, detector: str = "dlib", select_face: FaceSelector = largest_face
+) -> Iterator[TrackedFrame]:
+    """Track a face through the first pass over the source frames.
+
+    Args:
+        source: the source frames.
+        detector: landmark detector, one of BACKENDS.
+        select_face: which of several faces.
+    """
+    size = (0, 0)
+    small: deque[np.ndarray] = deque()  # frames whose landmarks are not known yet
+
+    def frames() -> Iterator[np.ndarray]:
+        nonlocal size
+        for frame in source.first_pass():
+            size = frame.shape[1::-1]
+            small.append(frame[:: _step(size), :: _step(size)].copy())
+            yield frame
+
+    path = getattr(source, "path", None)
+    tracked = track_landmarks(frames(), detector, path, source.fps, choose=select_face, resized=source.resized)
+    for points, cut in tracked:
+        frame = small.popleft()
+        if mouth_in_view(points, *size):
+            yield TrackedFrame(points, cut, face_levels(frame, points / _step(size)))
+        else:
+            yield TrackedFrame(np.full_like(points, np.nan), cut, None)
+
+
+def _step(size: tuple[int, int]) -> int:
+    """Every how many pixels of a frame (width, height) are enough to measure the brightness of a face."""
+    return max(1, min(size) // SMALL_SIDE)
