@@ -150,7 +150,12 @@ def main() -> None:
     )
     add("--side-by-side", action="store_true", help="write source and dubbed frames beside each other")
     add("--device", default="auto", help="auto (default), cpu, cuda, cuda:1, …")
-    add("--precision", choices=["auto", *PRECISIONS], default="auto", help="default: the fastest the device supports")
+    add(
+        "--precision",
+        choices=["auto", *PRECISIONS],
+        default="auto",
+        help="default: the fastest the device supports",
+    )
     add("--crf", type=int, default=16, help="x264 quality, 0 (lossless) to 51 (default 16, visually lossless)")
     add(
         "--resume",

@@ -1,5 +1,4 @@
-"""Landmarks and brightness of one face in all source frames. Needs no networks, so that it can begin before they are
-loaded."""
+"""Landmarks and brightness of one face in all source frames. It needs no networks: it begins before they are loaded."""
 
 from collections import deque
 from collections.abc import Iterator

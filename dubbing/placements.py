@@ -65,6 +65,6 @@ class PlacementSpool:
         self._file.seek(index * rows.nbytes)
         self._file.readinto(rows)
         return [
-            FacePlacement(row[:136].reshape(68, 2), float(row[136]), int(row[137]), float(row[138]), float(row[139]))
+            FacePlacement(row[:136].reshape(68, 2), float(row[136]), int(row[137]), *map(float, row[138:]))
             for row in rows
         ]

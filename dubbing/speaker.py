@@ -59,9 +59,9 @@ class Speaker:
         audio: the driving audio.
         tracked: the face in them, from `track_face`.
         look_ahead_s: seconds of a shot that are tracked before its first frame is generated.
-        first_look_s: the same for the first shot, so that the first frame comes soon. After this time it is looked at
-            again, for as long as any other, and the mouths that follow from both looks are crossfaded. None to look
-            at it once.
+        first_look_s: the same for the first shot, so that the first frame comes soon. After this time it is looked
+            at again, for as long as any other, and the mouths that follow from both looks are crossfaded. None to
+            look at it once.
         reference_crops: N reference crops to use for all shots; chosen in each shot if None.
         texture: give the generated mouth the texture of frames of the shot.
         keep_covers: keep what covers the mouth as it is in the source frames.

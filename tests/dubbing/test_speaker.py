@@ -42,7 +42,9 @@ def dub(pipeline: DubbingPipeline, frames: list[np.ndarray]) -> tuple[list[np.nd
     """The frames dubbed, tracked as a whole."""
     source = LiveFrameSource(frames, Fraction(25))
     audio = AudioStream(iter([speech_like(NUM_FRAMES / 25, 1)]), "whisper")
-    compositor = Compositor(source, [Speaker(pipeline.generator, source, audio, track_face(source), look_ahead_s=4)])
+    compositor = Compositor(
+        source, [Speaker(pipeline.generator, source, audio, track_face(source), look_ahead_s=4)]
+    )
     return [pair.dubbed for pair in compositor.frames()], compositor
 
 
