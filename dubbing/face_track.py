@@ -1,4 +1,4 @@
-"""Landmarks and brightness of one face in all source frames. It needs no networks: it begins before they are loaded."""
+"""Landmarks and brightness of one face in all source frames, which can be found before networks are loaded."""
 
 from collections import deque
 from collections.abc import Iterator
