@@ -3,26 +3,23 @@
 import argparse
 from contextlib import nullcontext
 from dataclasses import replace
-from math import inf
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
 
-from data_processing.dataset import load_clips, load_features
 from data_processing.media.audio_io import media_duration_s
 from data_processing.media.video_reader import probe
 from dubbing.generator import DTYPES
 from dubbing.pipeline import DubbingPipeline
 from dubbing.settings import DubSettings
 from evaluation import reports
-from evaluation.clips import AUDIO_SHIFT, SYNC_FRAMES, evaluate_generator, sync_check
+from evaluation.clips import AUDIO_SHIFT
+from evaluation.datasets import Evaluation, evaluate_dataset
 from evaluation.dubs import dub_folder
 from evaluation.folders import compare_folders, score_leakage, score_synchrony
-from evaluation.metrics import image_metrics
-from models.checkpoint import SYNCNET, load_model
-from utils.bundled import BUNDLED_SYNCNET
 from utils.command_line import print_result, run_command
 from utils.device import choose_device, choose_precision
 from utils.errors import MediaError, ParameterError, UserError
@@ -58,10 +55,13 @@ def run(args: argparse.Namespace) -> None:
         ("no_texture", not args.texture, "videos"),
         ("no_keep_covers", not args.keep_covers, "videos"),
         ("own_crops", args.own_crops, "generated"),
-        ("scheduler", args.scheduler, "generated"),
     ):
         if is_set and needed not in given:
             raise UserError(f"{_flag(option)}: needs {_flag(needed)}")
+    if args.jobs < 1:
+        raise ParameterError("jobs", f"expected 1 or more, found {args.jobs}")
+    if args.scheduler and "videos" in given and not args.output:
+        raise ParameterError("scheduler", "needs --output: a folder for the dubs that the workers see too")
     device = choose_device(args.device)
     if args.output:
         reports.create_folder(args.output)
@@ -69,27 +69,11 @@ def run(args: argparse.Namespace) -> None:
 
 
 def evaluate_clips(args: argparse.Namespace, device: torch.device) -> None:
-    loaded = load_model(args.checkpoint, device)
-    size = args.size or loaded.mouth_size
-    if size < loaded.mouth_size or size % 32:
-        raise ParameterError(
-            "size", f"expected a multiple of 32, at least the checkpoint's {loaded.mouth_size}, found {size}"
-        )
-    clips = load_clips(args.data, args.split, size, loaded.audio_features)
-    if args.sync and all(len(clip.frames) < SYNC_FRAMES for clip in clips):
-        raise ParameterError("sync", f"no clip in {args.data} has {SYNC_FRAMES} frames or more")
     name = choose_precision(args.precision, device)
     precision = None if name == "fp32" else DTYPES[name]
-    metrics = image_metrics(device, with_vgg=True)
-    report = evaluate_generator(loaded, clips, args.frames_per_clip, metrics, device, precision)
-    report["precision"] = name
-    if args.sync:
-        syncnet = load_model(BUNDLED_SYNCNET, device, kinds=SYNCNET)
-        sync_features = load_features(args.data, args.split, syncnet.audio_features)
-        if size != loaded.mouth_size:
-            clips = load_clips(args.data, args.split, loaded.mouth_size, loaded.audio_features)
-        report["sync"] = sync_check(loaded, syncnet, clips, sync_features, device, precision)
-    report = {"data": str(args.data), "split": args.split, **report}
+    what = (args.checkpoint, args.data, args.split, args.size, args.frames_per_clip, device, precision)
+    report = evaluate_dataset(Evaluation(*what), with_sync=args.sync, jobs=args.jobs, scheduler=args.scheduler)
+    report = {"data": str(args.data), "split": args.split, **report, "precision": name}
     report = {"checkpoint": reports.checkpoint_identity(args.checkpoint), **report}
     show = print if args.output else print_result
     show(reports.clip_summary(report))
@@ -99,7 +83,7 @@ def evaluate_clips(args: argparse.Namespace, device: torch.device) -> None:
 
 def evaluate_videos(args: argparse.Namespace, device: torch.device) -> None:
     folders = (args.generated, args.ground_truth)
-    options = {"own_crops": args.own_crops, "scheduler": args.scheduler}
+    options = {"own_crops": args.own_crops, "jobs": args.jobs, "scheduler": args.scheduler}
     report, strips = compare_folders(*folders, args.frames_per_clip, device, **options)
     columns = reports.OWN_CROPS_COLUMNS if args.own_crops else tuple(reports.COLUMNS)
     _print_and_write(report, strips, columns, args, artifacts=not args.own_crops)
@@ -109,6 +93,9 @@ def evaluate_dubs(args: argparse.Namespace, device: torch.device) -> None:
     if args.cross and args.silent:
         raise ParameterError("silent", "expected without --cross")
     pipeline = DubbingPipeline(args.checkpoint, device=args.device)
+    workers = {"jobs": args.jobs, "scheduler": args.scheduler}
+    load_there = partial(DubbingPipeline, args.checkpoint.absolute(), device=args.device)
+    load = load_there if args.scheduler or args.jobs > 1 else lambda: pipeline
     driven_by = "next" if args.cross else "silence" if args.silent else "own"
     strips: dict[str, np.ndarray] = {}
     with nullcontext(args.output) if args.output else TemporaryDirectory() as folder:
@@ -116,21 +103,15 @@ def evaluate_dubs(args: argparse.Namespace, device: torch.device) -> None:
         if dubbed.resolve() == args.videos.resolve():
             raise ParameterError("output", f"{folder}: the dubs would replace the videos; choose another folder")
         settings = DubSettings(texture=args.texture, keep_covers=args.keep_covers, crf=DUB_CRF)
-
-        def dub(video: Path, audio: Path, output: Path) -> None:
-            duration_s = min(probe(video).duration_s, media_duration_s(audio))  # of what is scored
-            if driven_by == "own" and not duration_s:
-                raise MediaError(video, "states no duration, so that its halves are not known; convert it first")
-            chosen_before_s = duration_s / 2 if driven_by == "own" else inf
-            pipeline.dub(video, audio, output, replace(settings, chosen_before_s=chosen_before_s))
-
-        failed = dub_folder(dub, args.videos, dubbed, driven_by)
+        dub = partial(_dub, settings=settings, with_own_audio=driven_by == "own")
+        failed = dub_folder(dub, args.videos, dubbed, driven_by, **workers, load=load)
         if args.cross:
-            report, columns = score_synchrony(dubbed, args.videos, device), reports.SYNC_COLUMNS
+            report, columns = score_synchrony(dubbed, args.videos, device, **workers), reports.SYNC_COLUMNS
         elif args.silent:
-            report, columns = score_leakage(dubbed, args.videos), reports.LEAKAGE_COLUMNS
+            report, columns = score_leakage(dubbed, args.videos, **workers), reports.LEAKAGE_COLUMNS
         else:
-            report, strips = compare_folders(dubbed, args.videos, args.frames_per_clip, device, second_half=True)
+            options = {"second_half": True, **workers}
+            report, strips = compare_folders(dubbed, args.videos, args.frames_per_clip, device, **options)
             columns = tuple(reports.COLUMNS)
     report["unmatched"] = [path for path in report["unmatched"] if Path(path).stem not in failed]
     report["failed"] = failed | report["failed"]
@@ -139,6 +120,24 @@ def evaluate_dubs(args: argparse.Namespace, device: torch.device) -> None:
     report["texture"], report["keep_covers"] = settings.texture, settings.keep_covers
     report["driven_by"] = {"own": "matched audio", "next": "mismatched audio", "silence": "silence"}[driven_by]
     _print_and_write(report, strips, columns, args, artifacts=driven_by == "own")
+
+
+def _dub(
+    pipeline: DubbingPipeline,
+    video: Path,
+    audio: Path,
+    output: Path,
+    *,
+    settings: DubSettings,
+    with_own_audio: bool,
+) -> None:
+    """Dub a video; with its own audio, of which the second half is scored, choose from the first half only."""
+    if with_own_audio:
+        duration_s = min(probe(video).duration_s, media_duration_s(audio))
+        if not duration_s:
+            raise MediaError(video, "states no duration, so that its halves are not known; convert it first")
+        settings = replace(settings, chosen_before_s=duration_s / 2)
+    pipeline.dub(video, audio, output, settings)
 
 
 def _print_and_write(
@@ -202,8 +201,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--generated", type=Path, metavar="DIR", help="videos to score")
     add("--ground-truth", type=Path, metavar="DIR", help="real videos with the same names")
     add("--own-crops", action="store_true", help="for heads in another framing: crop each by its own landmarks")
-    add("--scheduler", metavar="ADDRESS", help="score on a Dask cluster (tcp://…) that sees both folders")
     add = parser.add_argument_group("all modes").add_argument
+    add("--jobs", type=int, default=1, metavar="N", help="processes that dub and score (default: %(default)s)")
+    add(
+        "--scheduler",
+        metavar="ADDRESS",
+        help="use a Dask cluster (tcp://…) that sees the same files instead of --jobs",
+    )
     text = "frames of a clip or video that are compared, or all (default: %(default)s)"
     add("--frames-per-clip", type=_frames, default=8, metavar="N", help=text)
     add("--output", type=Path, metavar="DIR", help="write evaluation.json here, for videos also tables")

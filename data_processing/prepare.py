@@ -22,13 +22,10 @@ import json
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from logging.handlers import QueueHandler
 from pathlib import Path
-from queue import SimpleQueue
 
 import cv2
 import numpy as np
@@ -40,7 +37,7 @@ from data_processing.face.detectors import BACKENDS, check_available
 from data_processing.face.identities import assign_identities, mean_descriptor
 from data_processing.media.audio_io import SAMPLE_RATE
 from data_processing.media.video_reader import FPS
-from data_processing.sources import Source, assign_splits, find_sources
+from data_processing.sources import Source, assign_splits, find_sources, rename_speakers
 from data_processing.workers import in_workers
 from utils.command_line import run_command
 from utils.errors import OutputError, ParameterError, UserError, WeightsError, error_reason
@@ -48,6 +45,7 @@ from utils.files import output_errors, read_jsonl, remove_leftovers, write_atomi
 from utils.weights import weight_path
 
 BY_IDENTITY = "identity"
+logger = logging.getLogger(__name__)
 
 
 def prepare(
@@ -57,8 +55,11 @@ def prepare(
     val_percent: int,
     jobs: int,
     scheduler: str | None = None,
+    by_identity: bool = False,
 ) -> None:
     """Prepare the sources that `output` does not contain yet, and print a summary.
+
+    Clips that `output` contains already get the speakers of the sources, too.
 
     Args:
         sources: the videos.
@@ -68,6 +69,7 @@ def prepare(
         jobs: number of videos prepared at the same time, each in a process of its own.
         scheduler: address of a Dask scheduler, whose workers are used instead of `jobs` processes. They must see
             the same folders.
+        by_identity: name the speakers by face recognition instead (see `with_identities`).
 
     Raises:
         ParameterError: `output` cannot be created or was prepared with other settings, there is no scheduler, or no
@@ -78,21 +80,23 @@ def prepare(
     _check_settings(output, settings)
     manifest, rejected = output / "manifest.jsonl", output / "rejected.jsonl"
     done = {line["source"] for path in (manifest, rejected) for line in read_jsonl(path)}
-    todo = [source for source in sources if str(source.path.resolve()) not in done]
-    print(f"{len(sources)} videos: {len(sources) - len(todo)} already prepared, {len(todo)} to do")
-    if todo:  # without the weights every video would be rejected, and the next run would not try it again
+    num_todo = sum(str(source.path.resolve()) not in done for source in sources)
+    print(f"{len(sources)} videos: {len(sources) - num_todo} already prepared, {num_todo} to do")
+    if num_todo:  # without the weights every video would be rejected, and the next run would not try it again
         extract_features(np.zeros(SAMPLE_RATE, np.float32), settings.audio_features)
         check_available(settings.landmarks)
     for path in (manifest, rejected):
         _end_last_line(path)
+    if by_identity:
+        sources = with_identities(sources, output, jobs, scheduler)
+    todo = [source for source in sources if str(source.path.resolve()) not in done]
+    _warn_of_unnamed(todo, output)
     failures = {}
     work = partial(_prepare_one, output=output.resolve(), settings=settings)
     results = in_workers(work, todo, jobs, scheduler, unit="video", description="preparing")
     try:
         with closing(results):
             for result in results:
-                for record in result.log_records:
-                    logging.getLogger(record.name).handle(record)
                 if result.stop:
                     raise result.stop
                 source = str(result.source.path.resolve())
@@ -107,6 +111,9 @@ def prepare(
     finally:
         remove_leftovers(output / "clips")
     clips = read_jsonl(manifest)
+    named = {str(source.path.resolve()): source.speaker for source in sources if source.is_named}
+    if num_renamed := rename_speakers(clips, named):
+        print(f"{num_renamed} clips that were prepared before have another speaker now")
     assign_splits(clips, val_percent)
     write_atomically(manifest, lambda file: file.write(_to_jsonl(clips).encode()))
     _print_summary(output)
@@ -121,7 +128,6 @@ class _Result:
     reasons: why the video, or some of its shots, were rejected.
     failure: an error that may not be due to the video. It is then not rejected, and the next run tries it again.
     stop: an error that would recur with other videos.
-    log_records: notes and warnings, for the main process to print.
     """
 
     source: Source
@@ -129,52 +135,31 @@ class _Result:
     reasons: list[str] = field(default_factory=list)
     failure: str | None = None
     stop: UserError | None = None
-    log_records: list[logging.LogRecord] = field(default_factory=list)
 
 
 def _prepare_one(source: Source, output: Path, settings: Settings) -> _Result:
     """`prepare_video` in a worker. It does not raise, so that one bad file does not stop the others."""
     cv2.setNumThreads(1)  # the parallelism is over videos
     result = _Result(source)
-    with _recorded_logs(result.log_records):
-        try:
-            result.clips, result.reasons = prepare_video(source, output, settings)
-        except (OutputError, WeightsError) as error:  # a UserError can be sent to another process
-            result.stop = UserError(str(error), path=error.path)
-        except UserError as error:
-            result.reasons = [str(error).removeprefix(f"{source.path}: ").replace(str(source.path), "the file")]
-        except Exception as error:
-            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-                reason = f"{error.filename or output}: cannot be written: {error_reason(error)}"
-                result.stop = UserError(reason, path=output)
-            result.failure = f"{type(error).__name__}: {error}"
-    return result
-
-
-@contextmanager
-def _recorded_logs(records: list[logging.LogRecord]) -> Iterator[None]:
-    """Append the log records of this package to `records` instead of printing them."""
-    queue: SimpleQueue[logging.LogRecord] = SimpleQueue()
-    handler = QueueHandler(queue)  # makes records that can be sent to another process
-    logger = logging.getLogger("data_processing")
-    level, propagate = logger.level, logger.propagate
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    logger.propagate = False
     try:
-        yield
-    finally:
-        logger.removeHandler(handler)
-        logger.setLevel(level)
-        logger.propagate = propagate
-        while not queue.empty():
-            records.append(queue.get())
+        result.clips, result.reasons = prepare_video(source, output, settings)
+    except (OutputError, WeightsError) as error:  # a UserError can be sent to another process
+        result.stop = UserError(str(error), path=error.path)
+    except UserError as error:
+        result.reasons = [str(error).removeprefix(f"{source.path}: ").replace(str(source.path), "the file")]
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            reason = f"{error.filename or output}: cannot be written: {error_reason(error)}"
+            result.stop = UserError(reason, path=output)
+        result.failure = f"{type(error).__name__}: {error}"
+    return result
 
 
 def with_identities(sources: list[Source], output: Path, jobs: int, scheduler: str | None = None) -> list[Source]:
     """The sources with the speakers that face recognition finds, listed in `output`/identities.jsonl.
 
-    Speakers of videos in that list stay as they are. A video without a face is a speaker of its own.
+    Speakers of videos in that list stay as they are, and so do those of other videos that were prepared already, so
+    that a new video of one of them gets the same name. A video without a face is a speaker of its own.
 
     Args:
         output, jobs, scheduler: as for `prepare`.
@@ -187,7 +172,14 @@ def with_identities(sources: list[Source], output: Path, jobs: int, scheduler: s
     _create_folder(output)
     path = output / "identities.jsonl"
     described = {line["source"] for line in read_jsonl(path)}
-    todo = [source.path.resolve() for source in sources if str(source.path.resolve()) not in described]
+    paths = [str(source.path.resolve()) for source in sources]
+    prepared = {line["source"]: line["person"] for line in read_jsonl(output / "manifest.jsonl")}
+    others = {video: person for video, person in prepared.items() if video not in set(paths)}
+    missing = {video for video in others.keys() - described if not Path(video).exists()}
+    if missing:
+        message = "%d videos in %s are no longer there, so that new videos of their speakers get names of their own"
+        logger.warning(message, len(missing), output / "manifest.jsonl", extra={"parameter": "person_by"})
+    todo = [Path(video) for video in (*paths, *others) if video not in described | missing]
     if todo:  # not in every worker at once
         check_available("dlib")
         weight_path("identity")
@@ -195,12 +187,14 @@ def with_identities(sources: list[Source], output: Path, jobs: int, scheduler: s
     with closing(in_workers(_described, todo, jobs, scheduler, unit="video", description="identities")) as results:
         for line in results:  # the work of hours is not lost
             _append(path, [line])
-    lines = read_jsonl(path)
+    lines = [line | {"person": others.get(line["source"], line["person"])} for line in read_jsonl(path)]
     vectors = {line["source"]: line["descriptor"] and np.array(line["descriptor"]) for line in lines}
     persons = assign_identities(vectors, {line["source"]: line["person"] for line in lines if line["person"]})
     lines = [line | {"person": persons[line["source"]]} for line in lines]
     write_atomically(path, lambda file: file.write(_to_jsonl(lines).encode()))
-    return [replace(source, speaker=persons[str(source.path.resolve())]) for source in sources]
+    return [
+        replace(source, speaker=persons[video], is_named=True) for source, video in zip(sources, paths, strict=True)
+    ]
 
 
 def _described(video: Path) -> dict:
@@ -209,6 +203,16 @@ def _described(video: Path) -> dict:
     descriptor = mean_descriptor(video)
     numbers = None if descriptor is None else descriptor.round(4).tolist()
     return {"source": str(video), "person": None, "descriptor": numbers}
+
+
+def _warn_of_unnamed(todo: list[Source], output: Path) -> None:
+    """Log how many new videos may show speakers that face recognition has named already."""
+    num_unnamed = sum(not source.is_named for source in todo)
+    if num_unnamed and (output / "identities.jsonl").exists():
+        message = (
+            "%d new videos count as speakers of their own, but face recognition named those before; expected %s"
+        )
+        logger.warning(message, num_unnamed, BY_IDENTITY, extra={"parameter": "person_by"})
 
 
 def _create_folder(path: Path) -> None:
@@ -294,9 +298,7 @@ def run(args: argparse.Namespace) -> None:
     settings = Settings(args.mouth_size, args.landmarks, args.audio_features, min_confidence)
     by_identity = args.person_by == BY_IDENTITY
     sources = find_sources(args.inputs, args.output, args.person, None if by_identity else args.person_by)
-    if by_identity:
-        sources = with_identities(sources, args.output, args.jobs, args.scheduler)
-    prepare(sources, args.output, settings, args.val_percent, args.jobs, args.scheduler)
+    prepare(sources, args.output, settings, args.val_percent, args.jobs, args.scheduler, by_identity)
 
 
 def main() -> None:

@@ -23,11 +23,13 @@ class Source:
     path: the video file.
     speaker: name of the speaker, for the split.
     audio_delay_ms: known A/V offset, positive if the audio lags the video.
+    is_named: whether somebody or something named the speaker; otherwise the name is that of the file.
     """
 
     path: Path
     speaker: str
     audio_delay_ms: float
+    is_named: bool = True
 
 
 def list_videos(folder: Path, *, recursive: bool = False, exclude: Path | None = None) -> list[Path]:
@@ -104,8 +106,8 @@ def find_sources(
                 if not name:
                     unnamed.append(inside)
             else:
-                name = speaker or row.get("person") or path.stem
-            sources.append(Source(path, name, float(row.get("audio_late_ms") or 0)))
+                name = speaker or row.get("person")
+            sources.append(Source(path, name or path.stem, float(row.get("audio_late_ms") or 0), bool(name)))
     if unnamed:
         reason = f"{person_by!r} finds no name in {len(unnamed)} of {len(sources)} paths, such as {unnamed[0]}"
         raise ParameterError("person_by", reason)
@@ -139,6 +141,25 @@ def _read_metadata(path: Path) -> dict[str, dict[str, str]]:
             found = row["audio_late_ms"]
             raise FileError(path, f"audio_late_ms of {row['file']}: expected a number, found {found!r}") from None
     return {row["file"]: row for row in rows}
+
+
+def rename_speakers(clips: list[dict], speakers: dict[str, str]) -> int:
+    """Set "person" of the manifest lines of some videos; return how many lines had another one.
+
+    A clip moves to the split of its new speaker if other clips of that speaker stay as they are, so that the split
+    of a speaker does not change.
+
+    Args:
+        clips: manifest lines, changed in place.
+        speakers: name of the speaker, by "source".
+    """
+    renamed = [clip for clip in clips if speakers.get(clip["source"], clip["person"]) != clip["person"]]
+    kept = {clip["person"] for clip in clips if speakers.get(clip["source"], clip["person"]) == clip["person"]}
+    for clip in renamed:
+        clip["person"] = speakers[clip["source"]]
+        if clip["person"] in kept:
+            clip.pop("split", None)
+    return len(renamed)
 
 
 def assign_splits(clips: list[dict], val_percent: int) -> None:

@@ -106,7 +106,8 @@ def score_clips(
     generator.eval()
     try:
         starts = range(0, len(samples), batch_size)
-        for start in tqdm(starts, f"audio shift {audio_shift:+d}", unit="batch", leave=False, disable=None):
+        no_bar = True if len(starts) == 1 else None  # None: only on a terminal
+        for start in tqdm(starts, f"audio shift {audio_shift:+d}", unit="batch", leave=False, disable=no_bar):
             chunk = samples[start : start + batch_size]
             batch = make_batch(chunk)
             centres = [((index + audio_shift) % len(clip.frames), clip) for clip, index, *_ in chunk]
@@ -130,106 +131,83 @@ def score_clips(
 
 
 @torch.no_grad()
-def sync_check(
+def clip_sync(
     loaded: LoadedModel,
     syncnet: LoadedModel,
-    clips: Sequence[Clip],
-    sync_features: list[np.ndarray],
+    clip: Clip,
+    sync_features: np.ndarray,
+    number: int,
     device: torch.device,
     precision: torch.dtype | None = None,
-) -> dict[str, Any]:
+) -> dict[str, tuple[float, float, bool]]:
     """A/V sync of real and generated mouths with matched audio, scored by a SyncNet of this project (not LSE).
 
-    The first SYNC_FRAMES frames of each clip are generated; shorter clips are skipped.
-
     Args:
-        loaded: the generator.
+        loaded: the generator, which generates the first SYNC_FRAMES frames.
         syncnet: a SyncNet of models/syncnet.py.
-        clips: with the audio features of the generator, at its mouth size.
-        sync_features: the audio features (T, D) of each clip that `syncnet` takes.
+        clip: with the audio features of the generator, at its mouth size.
+        sync_features: the audio features (T, D) of the clip that `syncnet` takes.
+        number: of the clip; the random reference frames depend on it.
         precision: as in `score_clips`.
 
     Returns:
-        'num_clips', and under 'real' and 'generated' three means over clips: 'score' of the matched audio (about 1
-        in sync, 0 out of sync), 'confidence' (see data_processing.av_sync.offset_and_confidence) and
-        'within_one_frame', the fraction of clips whose measured A/V offset is at most one frame.
+        Under 'real' and 'generated': the score of the matched audio (about 1 in sync, 0 out of sync), the
+        confidence (see data_processing.av_sync.offset_and_confidence) and whether the measured A/V offset is at
+        most one frame.
     """
-    pairs = [pair for pair in zip(clips, sync_features, strict=True) if len(pair[0].frames) >= SYNC_FRAMES]
     rows, columns = mouth_box(loaded.mouth_size)
-    results: dict[str, list[tuple[float, float, bool]]] = {"real": [], "generated": []}
-    for number, (clip, features) in enumerate(tqdm(pairs, desc="sync check", unit="clip", disable=None)):
-        rng = np.random.default_rng((0, number))
-        references = rng.choice(len(clip.frames), loaded.model.config.num_references, replace=False)
-        chunks = []
-        for start in range(0, SYNC_FRAMES, 15):
-            indices = np.arange(start, start + 15)
-            batch = make_batch([(clip, indices, references, 1.0, 0.0, False)])
-            inputs = (loaded.model.mask(batch.target), batch.references, batch.audio_window)
-            with torch.autocast(device.type, precision, enabled=precision is not None):
-                output = loaded.model(*(x.to(device) for x in inputs)).float()
-            chunks.append((output.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy())
-        for name, frames in (("real", clip.frames[:SYNC_FRAMES]), ("generated", np.concatenate(chunks))):
-            size = (syncnet.mouth_size, syncnet.mouth_size)
-            mouths = np.stack([cv2.resize(frame[rows, columns], size, cv2.INTER_AREA) for frame in frames])
-            centres, codes = encode_windows(syncnet.model, mouths)
-            scores = shift_scores(syncnet.model, centres, codes, features, MAX_SHIFT)
-            offset, confidence = offset_and_confidence(scores)
-            results[name].append((float(scores[MAX_SHIFT].mean()), confidence, abs(offset) <= 1))
-    return {
-        "num_clips": len(pairs),
-        **{
-            name: dict(
-                zip(("score", "confidence", "within_one_frame"), np.mean(values, axis=0).tolist(), strict=True)
-            )
-            for name, values in results.items()
-        },
-    }
+    rng = np.random.default_rng((0, number))
+    references = rng.choice(len(clip.frames), loaded.model.config.num_references, replace=False)
+    chunks = []
+    for start in range(0, SYNC_FRAMES, 15):
+        indices = np.arange(start, start + 15)
+        batch = make_batch([(clip, indices, references, 1.0, 0.0, False)])
+        inputs = (loaded.model.mask(batch.target), batch.references, batch.audio_window)
+        with torch.autocast(device.type, precision, enabled=precision is not None):
+            output = loaded.model(*(x.to(device) for x in inputs)).float()
+        chunks.append((output.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy())
+    results = {}
+    for name, frames in (("real", clip.frames[:SYNC_FRAMES]), ("generated", np.concatenate(chunks))):
+        size = (syncnet.mouth_size, syncnet.mouth_size)
+        mouths = np.stack([cv2.resize(frame[rows, columns], size, cv2.INTER_AREA) for frame in frames])
+        centres, codes = encode_windows(syncnet.model, mouths)
+        scores = shift_scores(syncnet.model, centres, codes, sync_features, MAX_SHIFT)
+        offset, confidence = offset_and_confidence(scores)
+        results[name] = (float(scores[MAX_SHIFT].mean()), confidence, abs(offset) <= 1)
+    return results
 
 
-def evaluate_generator(
-    loaded: LoadedModel,
-    clips: Sequence[Clip],
-    frames_per_clip: int | None,
-    metrics: dict[str, ImageMetric],
-    device: torch.device,
-    precision: torch.dtype | None = None,
-) -> dict[str, Any]:
-    """Score a generator with matched and with shifted audio.
+def sync_report(results: list[dict[str, tuple[float, float, bool]]]) -> dict[str, Any]:
+    """Of the results of `clip_sync`: 'num_clips', and under 'real' and 'generated' three means over clips.
 
-    Args:
-        clips: with the audio features of the generator; their size is the size of comparison.
-        metrics, precision: as in `score_clips`.
+    They are 'score', 'confidence' and 'within_one_frame', the fraction of clips with an A/V offset of at most one
+    frame.
+    """
+    names = ("score", "confidence", "within_one_frame")
+    report: dict[str, Any] = {"num_clips": len(results)}
+    for kind in ("real", "generated"):
+        means = np.mean([result[kind] for result in results], axis=0).tolist()
+        report[kind] = dict(zip(names, means, strict=True))
+    return report
+
+
+def shift_report(matched: Scores, later: Scores, earlier: Scores) -> dict[str, Any]:
+    """Scores of the same samples with matched audio and with audio shifted by AUDIO_SHIFT frames, for JSON.
 
     Returns:
-        A report for JSON. 'matched', 'shifted' (mean of AUDIO_SHIFT frames later and earlier) and 'difference'
-        (matched − shifted) map each metric to its 'mean' and its 'interval' over speakers. 'speakers' maps
-        each speaker to the number of 'frames' and the 'matched' and 'shifted' means.
+        'matched', 'shifted' (mean of later and earlier) and 'difference' (matched − shifted) map each metric to its
+        'mean' and its 'interval' over speakers. 'speakers' maps each speaker to the number of 'frames' and the
+        'matched' and 'shifted' means.
     """
-    samples = validation_samples(clips, frames_per_clip, loaded.model.config.num_references)
-    matched, later, earlier = (
-        score_clips(
-            loaded.model,
-            samples,
-            metrics,
-            mouth_size=loaded.mouth_size,
-            audio_shift=shift,
-            device=device,
-            precision=precision,
-        )
-        for shift in (0, AUDIO_SHIFT, -AUDIO_SHIFT)
-    )
     speakers = np.array(matched.speakers)
     scores: dict[str, dict[str, np.ndarray]] = {"matched": {}, "shifted": {}, "difference": {}}
-    for name in metrics:
+    for name in matched.values:
         scores["matched"][name] = matched.values[name]
         scores["shifted"][name] = (later.values[name] + earlier.values[name]) / 2
         scores["difference"][name] = scores["matched"][name] - scores["shifted"][name]
     return {
-        "mouth_size": loaded.mouth_size,
-        "compared_at": mouth_size_of(clips[0].frames.shape[1]),
-        "num_clips": len(clips),
         "num_speakers": len(set(matched.speakers)),
-        "num_frames": len(samples),
+        "num_frames": len(matched.speakers),
         "audio_shift_frames": AUDIO_SHIFT,
         "intervals_over": "speakers",
         **{

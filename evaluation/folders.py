@@ -1,7 +1,7 @@
 """Scores of the videos of a folder: a report with the means, and the reason of each failure."""
 
 from collections.abc import Callable
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,6 +21,7 @@ from evaluation.videos import (
     video_leakage,
     video_synchrony,
 )
+from models.syncnet_v2 import SyncNetV2
 from utils.errors import FileError, MediaError, UserError
 
 Pair = tuple[str, Path, Path]
@@ -73,13 +74,14 @@ def compare_folders(
     *,
     own_crops: bool = False,
     second_half: bool = False,
+    jobs: int = 1,
     scheduler: str | None = None,
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Score all videos of two folders with `compare_videos`. A video that fails is reported and skipped.
 
     Args:
         count, own_crops, second_half: of `compare_videos`.
-        scheduler: address of a Dask scheduler, whose workers score the videos. They must see the same folders.
+        jobs, scheduler: see `in_workers`.
 
     Returns:
         A report for JSON and, by name, the strips of the videos (see `VideoScores.strip`). The report has the
@@ -93,12 +95,8 @@ def compare_folders(
     """
     pairs, unmatched = find_pairs(generated, ground_truth)
     speakers = _speakers(pairs)
-    options: dict[str, Any] = {"count": count, "own_crops": own_crops, "second_half": second_half}
-    if scheduler:
-        compare = partial(_compare_on_worker, device=str(device), **options)
-    else:
-        compare = partial(compare_videos, networks=MetricNetworks(device), **options)
-    results, failed = _score_each(generated, pairs, compare, scheduler)
+    compare = partial(_compare, count=count, own_crops=own_crops, second_half=second_half)
+    results, failed = _score_each(generated, pairs, compare, jobs, scheduler, partial(MetricNetworks, device))
     videos = _with_speakers(
         speakers,
         {
@@ -125,26 +123,28 @@ def compare_folders(
     return report, strips
 
 
-def score_synchrony(folder: Path, sources: Path, device: torch.device) -> dict[str, Any]:
+def score_synchrony(
+    folder: Path, sources: Path, device: torch.device, jobs: int = 1, scheduler: str | None = None
+) -> dict[str, Any]:
     """SYNC_COLUMNS of all videos of a folder, without ground truth: a report like that of `compare_folders`.
 
     Args:
         sources: folder of the videos of the same names that were dubbed.
+        jobs, scheduler: see `in_workers`.
 
     Raises:
         FileError: a folder does not exist.
         MediaError: see `find_pairs`; or no video could be scored.
+        ParameterError: there is no scheduler.
     """
-    syncnet_v2 = official_syncnet(device)
-
-    def score(dub: Path, source: Path) -> dict[str, float | None]:
-        return video_synchrony(dub, syncnet_v2)
-
-    return _report(folder, sources, score)
+    return _report(folder, sources, _synchrony, jobs, scheduler, partial(official_syncnet, device))
 
 
-def score_leakage(silent_dubs: Path, sources: Path) -> dict[str, Any]:
+def score_leakage(silent_dubs: Path, sources: Path, jobs: int = 1, scheduler: str | None = None) -> dict[str, Any]:
     """How far the lips of dubs that are driven by silence still move and follow their source's own speech.
+
+    Args:
+        jobs, scheduler: see `in_workers`.
 
     Returns:
         A report like that of `compare_folders` with LEAKAGE_COLUMNS.
@@ -152,15 +152,23 @@ def score_leakage(silent_dubs: Path, sources: Path) -> dict[str, Any]:
     Raises:
         FileError: a folder does not exist.
         MediaError: see `find_pairs`; or no video could be scored.
+        ParameterError: there is no scheduler.
     """
-    return _report(silent_dubs, sources, video_leakage) | {"ground_truth": str(sources)}
+    return _report(silent_dubs, sources, video_leakage, jobs, scheduler) | {"ground_truth": str(sources)}
 
 
-def _report(folder: Path, sources: Path, score: Callable[[Path, Path], dict[str, float | None]]) -> dict[str, Any]:
+def _report(
+    folder: Path,
+    sources: Path,
+    score: Callable[..., dict[str, float | None]],
+    jobs: int,
+    scheduler: str | None,
+    load: Callable[[], Any] | None = None,
+) -> dict[str, Any]:
     """The scores of the pairs of two folders, without images."""
     pairs, unmatched = find_pairs(folder, sources)
     speakers = _speakers(pairs)
-    scores, failed = _score_each(folder, pairs, score)
+    scores, failed = _score_each(folder, pairs, score, jobs, scheduler, load)
     videos = _with_speakers(speakers, scores)
     return {
         "generated": str(folder),
@@ -172,9 +180,18 @@ def _report(folder: Path, sources: Path, score: Callable[[Path, Path], dict[str,
 
 
 def _score_each(
-    folder: Path, pairs: list[Pair], score: Callable[[Path, Path], Score], scheduler: str | None = None
+    folder: Path,
+    pairs: list[Pair],
+    score: Callable[..., Score],
+    jobs: int,
+    scheduler: str | None,
+    load: Callable[[], Any] | None,
 ) -> tuple[dict[str, Score], dict[str, str]]:
-    """Score pairs of `find_pairs`, here or on a Dask cluster. One that fails is reported and skipped.
+    """Score pairs of `find_pairs`. One that fails is reported and skipped.
+
+    Args:
+        score: called with what `load` returns, if it is given, and the two videos.
+        jobs, scheduler, load: see `in_workers`.
 
     Returns:
         The scores of each pair, and the reason of each failure, by name.
@@ -185,7 +202,8 @@ def _score_each(
     """
     if scheduler:
         pairs = [(name, generated.absolute(), source.absolute()) for name, generated, source in pairs]
-    done = in_workers(partial(_try, score), pairs, 1, scheduler, unit="video", description="scoring")
+    work = partial(_try, score)
+    done = in_workers(work, pairs, jobs, scheduler, unit="video", description="scoring", load=load)
     outcomes = {name: outcome for name, *outcome in done}
     scores = {name: outcomes[name][0] for name, *_ in pairs if not outcomes[name][1]}
     failed = {name: outcomes[name][1] for name, *_ in pairs if outcomes[name][1]}
@@ -194,23 +212,21 @@ def _score_each(
     return scores, failed
 
 
-def _try(score: Callable[[Path, Path], Score], pair: Pair) -> tuple[str, Score | None, str]:
+def _try(score: Callable[..., Score], *loaded_and_pair: Any) -> tuple[str, Score | None, str]:
     """The name of a pair, its scores, and why it failed, "" if it did not."""
-    name, generated, source = pair
+    *loaded, (name, generated, source) = loaded_and_pair
     try:
-        return name, score(generated, source), ""
+        return name, score(*loaded, generated, source), ""
     except UserError as error:
         return name, None, str(error)
 
 
-def _compare_on_worker(generated: Path, ground_truth: Path, device: str, **options: Any) -> VideoScores:
-    return compare_videos(generated, ground_truth, _networks(device), **options)
+def _compare(networks: MetricNetworks, generated: Path, ground_truth: Path, **options: Any) -> VideoScores:
+    return compare_videos(generated, ground_truth, networks, **options)
 
 
-@cache
-def _networks(device: str) -> MetricNetworks:
-    """The networks of a worker, which scores many videos."""
-    return MetricNetworks(torch.device(device))
+def _synchrony(syncnet_v2: SyncNetV2 | None, dub: Path, _: Path) -> dict[str, float | None]:
+    return video_synchrony(dub, syncnet_v2)
 
 
 def _speakers(pairs: list[Pair]) -> dict[str, str]:

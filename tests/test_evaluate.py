@@ -195,6 +195,11 @@ def test_a_checkpoint_on_videos(portrait_clip: Path, tmp_path: Path, capsys: pyt
         (["--generated", "a", "--ground-truth", "b", "--no-texture"], "--no-texture: needs --videos"),
         (["--generated", "a", "--ground-truth", "b", "--no-keep-covers"], "--no-keep-covers: needs --videos"),
         (["--checkpoint", "a", "--videos", "b", "--silent", "--cross"], "--silent: expected without --cross"),
+        (
+            ["--checkpoint", "a", "--videos", "b", "--scheduler", "tcp://c:1"],
+            "--scheduler: needs --output: a folder",
+        ),
+        (["--checkpoint", "a", "--data", "b", "--jobs", "0"], "--jobs: expected 1 or more, found 0"),
         (["--generated", "absent", "--ground-truth", "b"], "--generated: absent: no such folder"),
         (["--generated", "a", "--reference", "b"], "error: unrecognized arguments: --reference b"),
     ],

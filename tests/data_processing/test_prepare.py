@@ -122,6 +122,17 @@ def test_other_settings_are_refused(prepared_dataset, tmp_path):
     assert caught.value.parameter == "output"
 
 
+def test_clips_that_are_prepared_already_get_the_speakers_that_are_named_now(prepared_dataset, tmp_path, capsys):
+    output, videos = tmp_path / "out", prepared_dataset.parent / "videos"
+    shutil.copytree(prepared_dataset, output)
+    before = read_jsonl(output / "manifest.jsonl")
+    sources = [Source(videos / "bob.mp4", "Ann", 0), Source(videos / "joe.mp4", "joe", 0, is_named=False)]
+    prepare.prepare(sources, output, SETTINGS, 10, jobs=1)
+    assert "1 clips that were prepared before have another speaker now" in capsys.readouterr().out
+    lines = read_jsonl(output / "manifest.jsonl")
+    assert lines == [line | {"person": {"Bob": "Ann", "Joe": "Joe"}[line["person"]]} for line in before]
+
+
 # --- invalid videos -----------------------------------------------------------------------------------------
 
 
@@ -322,6 +333,47 @@ def test_identities_are_kept_and_only_new_videos_described(tmp_path, monkeypatch
     assert {line["person"] for line in read_jsonl(tmp_path / "out" / "identities.jsonl")} == {
         source.speaker for source in found
     }
+
+
+def test_new_video_of_a_speaker_of_the_dataset_gets_the_same_name(tmp_path, monkeypatch, caplog):
+    """Bob's and Cyd's videos were prepared before; Cyd's is no longer there."""
+    output = tmp_path / "out"
+    output.mkdir()
+    names = {"bob": "Bob", "cyd": "Cyd"}
+    lines = [{"source": str(tmp_path / f"{name}.mp4"), "person": person} for name, person in names.items()]
+    (output / "manifest.jsonl").write_text(prepare._to_jsonl(lines))
+    (tmp_path / "bob.mp4").touch()
+    monkeypatch.setattr(prepare, "mean_descriptor", lambda path: np.eye(128)[path.stem == "stranger"])
+    sources = [Source(tmp_path / f"{name}.mp4", name, 0, is_named=False) for name in ("new", "stranger")]
+    for _ in range(2):
+        new, stranger = prepare.with_identities(sources, output, jobs=1)
+        assert (new.speaker, new.is_named) == ("Bob", True)
+        assert stranger.speaker.startswith("stranger-")
+        (record,) = caplog.records
+        assert record.getMessage().startswith(f"1 videos in {output / 'manifest.jsonl'} are no longer there")
+        assert record.parameter == "person_by"
+        caplog.clear()
+    assert len(read_jsonl(output / "identities.jsonl")) == 3
+
+
+def test_settings_are_checked_before_faces_are_recognised(prepared_dataset, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(prepare, "mean_descriptor", None)
+    output, videos = tmp_path / "out", prepared_dataset.parent / "videos"
+    shutil.copytree(prepared_dataset, output)
+    arguments = [videos, "--output", output, "--person-by", "identity", "--mouth-size", 128, "--jobs", 1]
+    assert run_main(*arguments) == 2
+    assert capsys.readouterr().err.startswith(f"error: --output: {output} was prepared with")
+
+
+def test_unnamed_videos_beside_recognised_ones_are_counted(tmp_path, portrait_clip, monkeypatch, caplog):
+    monkeypatch.setattr(prepare, "prepare_video", lambda source, *args: ([], ["too short"]))
+    monkeypatch.setattr(prepare, "_check_any_usable", lambda *args: None)
+    (tmp_path / "identities.jsonl").touch()
+    sources = [Source(portrait_clip, "x", 0, is_named=False), Source(tmp_path / "bob.mp4", "Bob", 0)]
+    prepare.prepare(sources, tmp_path, SETTINGS, 10, jobs=1)
+    (record,) = caplog.records
+    assert record.getMessage().startswith("1 new videos count as speakers of their own, but face recognition named")
+    assert record.parameter == "person_by"
 
 
 def test_descriptors_of_an_interrupted_run_are_used(tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from data_processing.media.video_reader import VIDEO_SUFFIXES, read_frames
-from data_processing.sources import Source, assign_splits, find_sources, list_videos
+from data_processing.sources import Source, assign_splits, find_sources, list_videos, rename_speakers
 from evaluation.folders import find_videos
 from tests.support.media import write_video
 from tests.support.numbered_media import numbered
@@ -21,7 +21,8 @@ def test_find_sources(tmp_path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     without_metadata = [
-        Source(tmp_path / n, p, 0.0) for n, p in [("a.MOV", "a"), ("b.mp4", "b"), ("inner/c.mkv", "c")]
+        Source(tmp_path / n, p, 0.0, is_named=False)
+        for n, p in [("a.MOV", "a"), ("b.mp4", "b"), ("inner/c.mkv", "c")]
     ]
     assert find_sources([tmp_path], NOWHERE, None) == without_metadata
 
@@ -29,9 +30,9 @@ def test_find_sources(tmp_path):
         "file\ttitle\tperson\taudio_late_ms\nb.mp4\tx\tBob\t-40\ninner/c.mkv\ty\t\t12.5\n"
     )
     with_metadata = [
-        Source(tmp_path / "a.MOV", "a", 0.0),
+        Source(tmp_path / "a.MOV", "a", 0.0, is_named=False),
         Source(tmp_path / "b.mp4", "Bob", -40.0),
-        Source(tmp_path / "inner/c.mkv", "c", 12.5),
+        Source(tmp_path / "inner/c.mkv", "c", 12.5, is_named=False),
     ]
     assert find_sources([tmp_path], NOWHERE, None) == with_metadata
     assert find_sources([tmp_path / "b.mp4"], NOWHERE, None) == [with_metadata[1]]
@@ -68,7 +69,7 @@ def test_videos_that_inference_reads_are_listed(tmp_path, container, codec, suff
         shutil.copy(made, path)
         assert len(list(read_frames(path))) >= 4
         assert list_videos(folder) == [path]
-        assert find_sources([folder], NOWHERE, None) == [Source(path, "clip", 0)]
+        assert find_sources([folder], NOWHERE, None) == [Source(path, "clip", 0, is_named=False)]
         assert find_videos(folder) == {"clip": path}
 
 
@@ -212,6 +213,30 @@ def test_a_speaker_who_was_alone_gets_one_split_when_others_come():
     clips.append({"person": "Joe"})
     assign_splits(clips, 10)
     assert [clip["split"] for clip in clips] == ["train", "train", "train", "val"]
+
+
+def test_renamed_clips_take_the_split_of_their_speaker():
+    clips = [
+        {"source": source, "person": person, "split": split}
+        for source, person, split in (
+            ("1", "Ann", "val"),
+            ("2", "b", "train"),  # Ann, too
+            ("3", "c", "val"),  # Cyd
+            ("4", "d", "train"),
+            ("4", "d", "train"),
+        )
+    ]
+    names = {"1": "Ann", "2": "Ann", "3": "Cyd"}
+    assert rename_speakers(clips, names) == 2
+    assert rename_speakers(clips, names) == 0
+    assign_splits(clips, 10)
+    assert [(clip["person"], clip["split"]) for clip in clips] == [
+        ("Ann", "val"),
+        ("Ann", "val"),
+        ("Cyd", "val"),
+        ("d", "train"),
+        ("d", "train"),
+    ]
 
 
 def test_no_split_is_empty():

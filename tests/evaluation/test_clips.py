@@ -8,7 +8,15 @@ from skimage.metrics import peak_signal_noise_ratio
 from torch import nn
 
 from data_processing.batches import REFERENCE_GAP
-from evaluation.clips import Scores, evaluate_generator, mouth_boxes, score_clips, sync_check, validation_samples
+from evaluation.clips import (
+    Scores,
+    clip_sync,
+    mouth_boxes,
+    score_clips,
+    shift_report,
+    sync_report,
+    validation_samples,
+)
 from evaluation.metrics import ImageMetric, image_metrics
 from models.checkpoint import LoadedModel
 from models.crop_layout import crop_size
@@ -121,16 +129,13 @@ def test_scores_have_speakers_clips_and_means(metrics: Metrics) -> None:
     assert isinstance(scores, Scores)
 
 
-def test_evaluate_generator_compares_matched_with_shifted_audio(metrics: Metrics) -> None:
-    clip, generator = synthetic_clip("a", "p", 30), PaintAudio()
-    generator.config = DINetConfig(num_references=2)
-    loaded = LoadedModel(generator, "whisper", MOUTH_SIZE, {})
-    report = evaluate_generator(loaded, [clip], 3, metrics, "cpu")
-    np.testing.assert_allclose(generator.centres, [5, 15, 25, 17, 27, 7, 23, 3, 13], atol=1e-4)
-    samples = validation_samples([clip], 3, 2)
-    means = [score_clips(generator, samples, metrics, audio_shift=shift).means() for shift in (0, 12, -12)]
+def test_report_compares_matched_with_shifted_audio(metrics: Metrics) -> None:
+    samples = validation_samples([synthetic_clip("a", "p", 30)], 3, 2)
+    scores = [score_clips(PaintAudio(), samples, metrics, audio_shift=shift) for shift in (0, 12, -12)]
+    report = shift_report(*scores)
+    assert (report["num_frames"], report["num_speakers"]) == (3, 1)
     for name in metrics:
-        matched, later, earlier = (found[name] for found in means)
+        matched, later, earlier = (found.means()[name] for found in scores)
         assert report["matched"][name] == {"mean": pytest.approx(matched), "interval": None}
         assert report["shifted"][name]["mean"] == pytest.approx((later + earlier) / 2)
         assert report["speakers"]["p"]["shifted"][name] == pytest.approx((later + earlier) / 2)
@@ -155,8 +160,17 @@ def test_sync_check_of_a_perfect_generator_equals_that_of_real_mouths() -> None:
     syncnet = LoadedModel(SyncNet(29).eval(), "whisper", 64, {})
     loaded = LoadedModel(Copy(), "phoneme", MOUTH_SIZE, {})
     sync_features = np.random.default_rng(0).random((50, 29), np.float32)
-    result = sync_check(loaded, syncnet, [clip], [sync_features], torch.device("cpu"))
-    assert result["num_clips"] == 1
+    result = clip_sync(loaded, syncnet, clip, sync_features, 0, torch.device("cpu"))
     assert result["generated"] == pytest.approx(result["real"])
-    other = sync_check(loaded, syncnet, [clip], [clip.features], torch.device("cpu"))
+    other = clip_sync(loaded, syncnet, clip, clip.features, 0, torch.device("cpu"))
     assert other["real"] != result["real"]  # SyncNet gets its own features
+
+
+def test_sync_report_has_means_over_clips() -> None:
+    results = [{"real": (1.0, 0.5, True), "generated": (0.5, 0.25, False)}, {"real": (0.0, 0.5, True)}]
+    results[1]["generated"] = (0.0, 0.25, True)
+    assert sync_report(results) == {
+        "num_clips": 2,
+        "real": {"score": 0.5, "confidence": 0.5, "within_one_frame": 1},
+        "generated": {"score": 0.25, "confidence": 0.25, "within_one_frame": 0.5},
+    }

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from distributed import LocalCluster
 
 from data_processing.media.audio_io import SAMPLE_RATE, load_audio
 from evaluation.dubs import dub_folder
@@ -52,6 +53,26 @@ def test_the_audio_of_the_next_video(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ParameterError, match="expected two videos or more") as caught:
         dub_folder(dub, folder, tmp_path / "dubbed", "next")
     assert caught.value.parameter == "cross"
+
+
+def load() -> str:
+    return "pipeline"
+
+
+def write_names(loaded: str, video: Path, audio: Path, output: Path) -> None:
+    if video.stem == "b":
+        raise MediaError(video, "no video stream")
+    output.write_text(f"{loaded} {video.name} {audio.name}")
+
+
+def test_a_cluster_dubs_as_this_process_does(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    with LocalCluster(n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None) as cluster:
+        for name, scheduler in (("here", None), ("there", cluster.scheduler_address)):
+            failed = dub_folder(write_names, folder, tmp_path / name, "next", scheduler=scheduler, load=load)
+            assert failed == {"b": f"{folder}/b.mov: no video stream"}
+            assert "dubbing: 100%" in capsys.readouterr().err
+            texts = {path.name: path.read_text() for path in (tmp_path / name).iterdir()}
+            assert texts == {"a.mp4": "pipeline a.mp4 b.mov", "c.mp4": "pipeline c.mkv a.mp4"}
 
 
 def test_silence_is_digital_and_as_long_as_the_video(tmp_path: Path) -> None:

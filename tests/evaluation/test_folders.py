@@ -105,11 +105,18 @@ def test_failed_and_unmatched_videos_are_named(output: Path, folders: tuple[Path
     assert report["unmatched"] == [str(folders[1] / "alone.mp4")]
 
 
+loaded: list[torch.device] = []
+
+
+def load_networks(device: torch.device) -> torch.device:
+    loaded.append(device)
+    return device
+
+
 def test_a_cluster_gives_the_report_of_this_process(
     folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The networks are loaded once on each worker."""
-    loaded = []
 
     def compare(generated: Path, ground_truth: Path, networks: object, **options: object) -> VideoScores:
         assert options == {"count": 2, "own_crops": True, "second_half": False}
@@ -121,14 +128,12 @@ def test_a_cluster_gives_the_report_of_this_process(
         return VideoScores({"psnr_face": score}, 2, 0, strip, features)
 
     monkeypatch.setattr(scored_folders, "compare_videos", compare)
-    monkeypatch.setattr(scored_folders, "MetricNetworks", lambda device: loaded.append(device) or device)
-    scored_folders._networks.cache_clear()
+    monkeypatch.setattr(scored_folders, "MetricNetworks", load_networks)
     local, strips = compare_folders(*folders, 2, torch.device("cpu"), own_crops=True)
     loaded.clear()
     with LocalCluster(n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None) as cluster:
         address = cluster.scheduler_address
         report, found = compare_folders(*folders, 2, torch.device("cpu"), own_crops=True, scheduler=address)
-    scored_folders._networks.cache_clear()
     assert loaded == [torch.device("cpu")]
     assert report == local and report["failed"].keys() == {"broken"}
     assert list(report["videos"]) == ["same", "worse"]
