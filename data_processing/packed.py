@@ -8,20 +8,23 @@ the arrays of all clips of a split are written one after another when the split 
     packed/SPLIT-HASH/features-KIND.npy   (N, D) float32
     packed/SPLIT-HASH/frames-S.jpegs      frames: see data_processing/frame_store.py
 
-HASH is that of the split's lines in manifest.jsonl. When they change, the split is packed again, and the old folder
-is removed. `packed` can be deleted while nothing trains on it.
+HASH is that of the split's lines in manifest.jsonl. When they change, the split is packed again. Old folders are
+removed as soon as no process has them open, which locks on index.npy show; where the file system has no locks, they
+stay. `packed` can be deleted while nothing trains on it.
 """
 
+import errno
 import hashlib
 import json
 import logging
 import shutil
 from collections.abc import Iterable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path
+from typing import BinaryIO
 from zipfile import BadZipFile
 
 import numpy as np
@@ -34,6 +37,11 @@ from data_processing.media.audio_io import load_audio
 from data_processing.workers import in_workers
 from utils.errors import DatasetError, OutputError, error_reason
 from utils.files import atomic_path, write_atomically
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +56,7 @@ class PackedSplit:
         num_frames, and first_block (of `FrameStore`).
     landmarks: (N, 68, 2) float32, (x, y) in source pixels.
     features: (N, D) float32.
+    in_use: index.npy, with a lock that keeps other processes from removing the folder.
     """
 
     data: Path
@@ -57,6 +66,7 @@ class PackedSplit:
     index: np.ndarray
     landmarks: np.ndarray
     features: np.ndarray
+    in_use: BinaryIO
 
     @property
     def num_frames(self) -> int:
@@ -129,21 +139,35 @@ def open_packed(data: Path, split: str, audio_features: str) -> PackedSplit:
     """
     lines = manifest_lines(data, split)
     folder = data / "packed" / f"{split}-{digest(lines)}"
-    if not folder.exists():
-        _create_folder(folder)
-        for other in folder.parent.glob(f"{split}-*"):
-            if other != folder:
-                shutil.rmtree(other, ignore_errors=True)
     index = folder / "index.npy"
     if not index.exists():
+        _create_folder(folder)
         write_atomically(index, lambda file: np.save(file, _make_index(lines)))
+    in_use = index.open("rb")
+    _lock(in_use, exclusive=False)
+    for other in folder.parent.glob(f"{split}-*/index.npy"):
+        if other != index:
+            with suppress(OSError), other.open("rb") as file:  # another process may remove it, too
+                if _lock(file, exclusive=True):
+                    shutil.rmtree(other.parent)
     arrays = {"landmarks": folder / "landmarks.npy", "features": folder / f"features-{audio_features}.npy"}
     if missing := {name: path for name, path in arrays.items() if not path.exists()}:
         if audio_features != LIPS:
             extract_missing(data, lines, audio_features)
         _write_rows(missing, _map_array(index), (_read_clip(data, line, audio_features) for line in lines))
     maps = {name: _map_array(path) for name, path in arrays.items()}
-    return PackedSplit(data, split, audio_features, folder, _map_array(index), **maps)
+    return PackedSplit(data, split, audio_features, folder, _map_array(index), **maps, in_use=in_use)
+
+
+def _lock(file: BinaryIO, *, exclusive: bool) -> bool:
+    """Lock an open file until it is closed, here and in the processes that inherit it; return whether it worked."""
+    if fcntl is None:
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_NB | (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH))
+    except OSError:  # locked by another process, or a file system without locks
+        return False
+    return True
 
 
 def _make_index(lines: list[str]) -> np.ndarray:
@@ -237,7 +261,10 @@ def _create_folder(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OutputError(path, f"cannot create the folder: {error_reason(error)}") from None
+        hint = ""
+        if error.errno in (errno.EROFS, errno.EACCES):
+            hint = "; use a folder of your own with symbolic links to manifest.jsonl and clips of the dataset"
+        raise OutputError(path, f"cannot create the folder: {error_reason(error)}{hint}") from None
 
 
 def _map_array(path: Path) -> np.ndarray:

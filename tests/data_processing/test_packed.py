@@ -1,8 +1,14 @@
 """packed: arrays of all clips in few files."""
 
+import errno
 import json
 import logging
+import os
 import pickle
+import subprocess
+import sys
+from pathlib import Path
+from subprocess import PIPE
 
 import numpy as np
 import pytest
@@ -13,10 +19,17 @@ from data_processing.packed import digest, manifest_lines, open_packed
 from tests.support.datasets import make_dataset
 from utils.errors import DatasetError, OutputError
 
+ROOT = Path(__file__).resolve().parents[2]
+
 
 @pytest.fixture
 def data(tmp_path):
     return make_dataset(tmp_path / "data", num_clips=7, num_frames=30, num_val=2)
+
+
+def without_first_clip(data: Path) -> None:
+    lines = manifest_lines(data, "train")[1:] + manifest_lines(data, "val")
+    (data / "manifest.jsonl").write_text("\n".join(lines))
 
 
 def test_rows_of_each_clip_are_those_of_its_own_file(data):
@@ -47,12 +60,51 @@ def test_files_are_written_once(data, monkeypatch):
 
 def test_a_changed_split_is_packed_again_and_the_other_is_not(data):
     train, val = (open_packed(data, split, "whisper").folder for split in ("train", "val"))
-    manifest = data / "manifest.jsonl"
-    lines = manifest_lines(data, "train")[1:] + manifest_lines(data, "val")
-    manifest.write_text("\n".join(lines))
+    without_first_clip(data)
     changed = open_packed(data, "train", "whisper")
     assert len(changed.index) == 4 and changed.folder != train
     assert sorted(path.name for path in (data / "packed").iterdir()) == sorted([changed.folder.name, val.name])
+
+
+def test_old_files_stay_while_another_training_has_them_open(data):
+    code = f"""
+import sys
+from pathlib import Path
+from data_processing.packed import open_packed
+split = open_packed(Path({str(data)!r}), "train", "whisper")
+print(split.folder.name, flush=True)
+sys.stdin.read()
+"""
+    with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, text=True, stdin=PIPE, stdout=PIPE) as process:
+        name = process.stdout.readline().strip()
+        without_first_clip(data)
+        first = open_packed(data, "train", "whisper").folder
+        assert {path.name for path in (data / "packed").iterdir()} == {name, first.name}
+        assert (data / "packed" / name / "landmarks.npy").exists()
+        process.communicate("")
+    assert open_packed(data, "train", "whisper").folder == first
+    assert [path.name for path in (data / "packed").iterdir()] == [first.name]
+
+
+def test_dataset_on_a_disk_that_cannot_be_written_is_used_through_links(data, tmp_path, monkeypatch):
+    def refused(path, *args, **kwargs):
+        if data in path.parents:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        return mkdir(path, *args, **kwargs)
+
+    mkdir = Path.mkdir
+    monkeypatch.setattr(Path, "mkdir", refused)
+    message = (
+        "packed.*: Read-only file system; use a folder of your own with symbolic links to manifest.jsonl and clips"
+    )
+    with pytest.raises(OutputError, match=message):
+        open_packed(data, "train", "whisper")
+    own = tmp_path / "own"
+    own.mkdir()
+    for name in ("manifest.jsonl", "clips"):
+        (own / name).symlink_to(data / name)
+    assert open_packed(own, "train", "whisper").num_frames == 150
+    assert not (data / "packed").exists()
 
 
 def test_interrupted_packing_leaves_no_incomplete_file(data, monkeypatch):
