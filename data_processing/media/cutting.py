@@ -51,7 +51,8 @@ def cut(video: Path, audio: Path, start_s: float, stop_s: float, output: Path, b
     Args:
         video: file with a video stream.
         audio: file with an audio track and no video stream.
-        start_s, stop_s: time stamps of both files, in seconds. The part is shorter where the video ends earlier.
+        start_s, stop_s: time stamps of both files, in seconds. The part is shorter where the video begins later or
+            ends earlier.
         output: .mp4.
         box: region of the frames to keep; what of it lies outside the frame is left out.
 
@@ -148,10 +149,13 @@ def _encode(video: Path, audio: Path, start_s: float, stop_s: float, output: Pat
     part = next(parts, None)
     if part is None:
         raise MediaError(video, f"has no frame between {start_s:g} and {stop_s:g} s")
-    start, stop = (max(0, round((time_s - audio_from_s) * SAMPLE_RATE)) for time_s in (start_s, stop_s))
+    # the audio begins with the first frame of the part, in silence where the track begins later
+    begin_s = video_from_s + first / float(info.fps)
+    start, stop = (round((time_s - audio_from_s) * SAMPLE_RATE) for time_s in (begin_s, stop_s))
+    waveform = np.pad(load_audio(audio), (max(0, -start), 0))[max(0, start) : max(0, stop) + max(0, -start)]
     with TemporaryDirectory() as folder:
         wav = Path(folder) / "audio.wav"
-        save_wav(wav, load_audio(audio)[start:stop])
+        save_wav(wav, waveform)
         height, width = part.shape[:2]
         options = {"crf": ENCODED_CRF, "audio_paths": [wav], "pixel_aspect": info.pixel_aspect}
         with VideoWriter(output, width, height, info.fps, **options) as writer:

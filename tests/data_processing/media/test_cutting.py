@@ -10,7 +10,7 @@ from data_processing.media.audio_io import SAMPLE_RATE, load_audio
 from data_processing.media.cutting import Box, cut
 from data_processing.media.video_reader import read_frames
 from tests.support.media import no_face_video, text_file, write_video
-from tests.support.numbered_media import click, decoded, numbered, numbers
+from tests.support.numbered_media import click, decoded, numbered, numbers, write_audio
 from utils.errors import MediaError, OutputError
 
 START_S, STOP_S = 3.0, 6.0
@@ -75,6 +75,19 @@ def test_what_an_mp4_cannot_hold_is_encoded_at_its_own_frame_rate(tmp_path, audi
     assert numbers(read_frames(tmp_path / "part.mp4", fps=50)) == list(range(100, 150))
     cut(source, audio, 3.9, 9.0, tmp_path / "part.mp4")  # the video ends at 4.0 s
     assert numbers(read_frames(tmp_path / "part.mp4", fps=50)) == list(range(195, 200))
+
+
+def test_encoded_part_is_in_sync_where_a_stream_begins_later(tmp_path, audio):
+    frames = (numbered(index) for index in range(50))
+    late = write_video(tmp_path / "late.mkv", frames, codec="ffv1", times=4.2 + np.arange(50) / 25)
+    cut(late, audio, 4.0, 6.0, tmp_path / "part.mp4")
+    assert numbers(read_frames(tmp_path / "part.mp4")) == list(range(45))
+    assert click_s(tmp_path / "part.mp4") == pytest.approx(0.3, abs=0.001)
+    source = write_video(tmp_path / "source.mkv", (numbered(index) for index in range(50)), codec="ffv1")
+    late_audio = write_audio(tmp_path / "late.mka", "pcm_s16le", audio_start=1.0)  # its click is 0.5 s later
+    cut(source, late_audio, 0.2, 2.0, tmp_path / "part.mp4")
+    assert numbers(read_frames(tmp_path / "part.mp4")) == list(range(5, 50))
+    assert click_s(tmp_path / "part.mp4") == pytest.approx(1.3, abs=0.001)
 
 
 def test_box(tmp_path, audio):
