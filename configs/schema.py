@@ -155,6 +155,8 @@ RENAMED = {
     "wrong_sounds": "num_negatives",
     "frozen_norms": "freeze_bn",
 }
+# keys that are gone: the value with which they had no effect, and the key that replaces them
+REMOVED = {"audio_learning_rate_factor": (1.0, "frozen")}
 TYPE_NAMES = {
     int: "a whole number",
     float: "a number",
@@ -200,7 +202,8 @@ def load_config(
         kind: TrainConfig or SyncNetConfig.
 
     Raises:
-        ConfigError: a recipe cannot be read, has unknown or missing keys, or values of wrong types or out of range.
+        ConfigError: a recipe cannot be read, has unknown, removed or missing keys, or values of wrong types or out
+            of range.
         ParameterError: one of `overrides` is not a key, has a wrong type or is out of range.
     """
     paths = [paths] if isinstance(paths, Path) else paths
@@ -254,6 +257,12 @@ def _read(path: Path, types: dict[str, Any]) -> dict[str, Any]:
             if new in values:
                 raise ConfigError(path, f"{old} is the former name of {new}; remove one of them")
             values[new] = values.pop(old)
+    for old, (neutral, new) in REMOVED.items():
+        if new in types and values.pop(old, neutral) != neutral:
+            reason = (
+                f"{old} is gone; start a new run from the weights of this one (init_from), with {new} if wanted"
+            )
+            raise ConfigError(path, reason)
     if unknown := sorted(map(str, values.keys() - types.keys())):
         raise ConfigError(path, f"unknown keys: {unknown}")
     for name, value in values.items():

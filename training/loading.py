@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+import cv2
 import torch
 from torch.utils.data import DataLoader, Dataset
 
@@ -16,8 +17,18 @@ from utils.errors import UserError
 def load_batches(batches: Dataset, step: int, device: torch.device) -> DataLoader:
     """Load the batches from `step` on; for a GPU, in worker processes, so that it need not wait."""
     workers = min(8, (os.cpu_count() or 1) // distributed.local_world_size()) if device.type == "cuda" else 0
-    items, steps = _ErrorsAsItems(batches), range(step, len(batches))
-    return DataLoader(items, batch_size=None, sampler=steps, num_workers=workers, pin_memory=workers > 0)
+    return DataLoader(
+        _ErrorsAsItems(batches),
+        batch_size=None,
+        sampler=range(step, len(batches)),
+        num_workers=workers,
+        worker_init_fn=_start_worker,
+        pin_memory=workers > 0,
+    )
+
+
+def _start_worker(_: int) -> None:
+    cv2.setNumThreads(0)  # the parallelism is over batches
 
 
 class _ErrorsAsItems(Dataset):

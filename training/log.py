@@ -82,18 +82,28 @@ class WandbLogger:
     """Sends everything to a project of Weights & Biases; a resumed run continues there.
 
     Args:
-        run_dir: its name is the name of the run.
+        run_dir: its name is the name of the run; created if it does not exist.
         project: name of the project.
         config: configuration to show.
+
+    Raises:
+        ParameterError: the package is not installed, or the run cannot be started, as without an account.
+        OutputError: `run_dir` cannot be written.
     """
 
     def __init__(self, run_dir: Path, project: str, config: dict[str, Any]) -> None:
         self._wandb = import_wandb()
+        with output_errors(run_dir):
+            run_dir.mkdir(parents=True, exist_ok=True)
         id_file = run_dir / "wandb_id"
-        if not id_file.exists():
-            write_atomically(id_file, lambda file: file.write(uuid.uuid4().hex.encode()))
-        options = {"id": id_file.read_text(), "resume": "allow", "dir": str(run_dir), "config": config}
-        self._run = self._wandb.init(project=project, name=run_dir.name, **options)
+        run_id = id_file.read_text() if id_file.exists() else uuid.uuid4().hex
+        options = {"id": run_id, "resume": "allow", "dir": str(run_dir), "config": config}
+        try:
+            self._run = self._wandb.init(project=project, name=run_dir.name, **options)
+        except Exception as error:  # its types differ between its versions
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise ParameterError("wandb", f"cannot start a run: {reason}; `wandb offline` logs locally") from error
+        write_atomically(id_file, lambda file: file.write(run_id.encode()))
         # steps after the last saved state are sent again when a killed run is resumed
         self._run.define_metric("*", step_metric="step")
 

@@ -150,12 +150,13 @@ class TrainingRun:
     def start(self, trainer: Trainer, batches: Dataset) -> tqdm:
         """Write the configuration, open the log, and return a progress bar over the remaining batches."""
         if self.is_main:
+            loggers: list[Logger] = []
+            if self.wandb:  # first, because it may fail, and the run could then only be resumed
+                loggers.append(WandbLogger(self.run_dir, self.wandb, asdict(self.config)))
             create_run_dir(self.run_dir, self.config)
             if trainer.step == 0:  # so that a run killed before its first save can be resumed
                 self.save_state(trainer)
-            loggers: list[Logger] = [TensorBoardLogger(self.run_dir, trainer.step)]
-            if self.wandb:
-                loggers.append(WandbLogger(self.run_dir, self.wandb, asdict(self.config)))
+            loggers.append(TensorBoardLogger(self.run_dir, trainer.step))
             self.log = RunLog(self.run_dir, trainer.step, loggers)
         self.batches = DeviceBatches(load_batches(batches, trainer.step, self.device), self.device)
         return tqdm(

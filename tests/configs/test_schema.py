@@ -317,6 +317,15 @@ def test_former_name_of_a_key_of_the_other_schema_is_unknown(tmp_path):
     assert "unknown keys: ['wrong_sounds']" in error_message(write_recipe(tmp_path, "wrong_sounds: 4"))
 
 
+def test_removed_key_is_accepted_with_the_value_that_had_no_effect(tmp_path):
+    path = write_recipe(tmp_path, "audio_learning_rate_factor: 1.0\nseed: 3")
+    assert load_config(path) == load_config(write_recipe(tmp_path, "seed: 3"))
+    message = error_message(write_recipe(tmp_path, "audio_learning_rate_factor: 0.3\nseed: 3"))
+    assert "audio_learning_rate_factor is gone; start a new run from the weights of this one (init_from)" in message
+    with pytest.raises(ConfigError, match="unknown keys"):
+        load_config(write_recipe(tmp_path, "audio_learning_rate_factor: 1.0"), kind=SyncNetConfig)
+
+
 # --- the recipes of this repository -------------------------------------------------------------------------
 
 

@@ -1,9 +1,11 @@
 """Loading of batches, one ahead of the step, and the measured speed."""
 
+import os
 import time
 from pathlib import Path
 from typing import NamedTuple
 
+import cv2
 import pytest
 import torch
 
@@ -56,6 +58,22 @@ def test_error_in_a_worker_keeps_its_message():
     with pytest.raises(UserError, match=r"^clip\.mp4: is broken$") as caught:
         list(DeviceBatches(with_workers, torch.device("cpu")))
     assert caught.value.path == Path("clip.mp4")
+
+
+class OpenCVThreads(Numbers):
+    def __getitem__(self, step: int) -> Item:
+        return Item(torch.tensor(cv2.getNumThreads()), [])
+
+
+def test_opencv_has_no_threads_of_its_own_in_workers(monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    before = cv2.getNumThreads()
+    cv2.setNumThreads(3)
+    try:
+        (item,) = load_batches(OpenCVThreads(1), 0, torch.device("cuda"))
+    finally:
+        cv2.setNumThreads(before)
+    assert item.number == 1
 
 
 def test_speed_counts_steps_and_waiting_but_not_what_is_between_them():

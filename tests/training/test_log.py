@@ -10,9 +10,11 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from tests.support.training import tensorboard_events
+from configs.schema import load_config
+from tests.support.training import TINY, tensorboard_events, write_recipe
 from training import log
 from training.log import RunLog, TensorBoardLogger, WandbLogger
+from training.run import TrainingRun
 from utils.errors import ParameterError
 from utils.files import read_jsonl
 
@@ -80,6 +82,20 @@ def test_missing_wandb_is_one_error(monkeypatch, tmp_path):
         WandbLogger(tmp_path, "dinet", {})
     assert caught.value.parameter == "wandb"
     assert not list(tmp_path.iterdir())
+
+
+def test_wandb_that_cannot_start_is_one_error_and_writes_nothing(monkeypatch, tmp_path):
+    def refuse(**options):
+        raise RuntimeError("api_key not configured (no-tty).\n call wandb.login()")
+
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=refuse))
+    config = load_config(write_recipe(tmp_path, TINY))
+    run = TrainingRun(config, tmp_path, tmp_path / "run", torch.device("cpu"), wandb="dinet")
+    with pytest.raises(
+        ParameterError, match=r"^cannot start a run: api_key not configured \(no-tty\)\. call wandb"
+    ):
+        run.start(SimpleNamespace(step=0), [])
+    assert not list(run.run_dir.iterdir())
 
 
 FULL_DISK = """
