@@ -25,7 +25,7 @@ from data_processing.media.video_writer import VideoWriter
 from utils.errors import MediaError, OutputError, error_reason
 from utils.files import atomic_path
 
-COPIED_CODECS = {"h264", "hevc", "vp9", "aac", "opus"}  # which an mp4 can hold and PyAV can copy
+COPIED_CODECS = {"h264", "hevc", "vp9", "av1", "aac", "opus", "mp3"}  # which an mp4 can hold
 LEAD_S = 0.1  # of audio copied before the part: a packet is decoded together with the one before it
 REORDERING_S = 1.0  # by which a frame may be stored before frames that are shown earlier
 ENCODED_CRF = 12  # nearly lossless, because the parts are training data
@@ -70,7 +70,7 @@ def _can_be_copied(video: Path, audio: Path, start_s: float) -> bool:
     """Whether an mp4 can hold the packets of both streams, and the video can be entered at a key frame."""
     with _open(video, audio) as (stream, track):
         first = next(_packets(stream, video, start_s), None)
-        codecs = {stream.codec_context.name, track.codec_context.name}
+        codecs = {source.codec_context.codec.canonical_name for source in (stream, track)}
         return codecs <= COPIED_CODECS and first is not None and first.is_keyframe
 
 
@@ -107,7 +107,10 @@ def _copy(video: Path, audio: Path, start_s: float, stop_s: float, output: Path)
         count = _num_complete(stream, video, start_s, stop_s)
         try:
             with atomic_path(output) as partial, av.open(str(partial.absolute()), "w") as container:
-                copies = {source: container.add_stream_from_template(source) for source in (stream, track)}
+                # opaque: without looking for an encoder of the same name, which not every decoder has
+                copies = {
+                    source: container.add_stream_from_template(source, opaque=True) for source in (stream, track)
+                }
                 heard = dropwhile(
                     lambda packet: packet.pts * packet.time_base < start_s - LEAD_S,
                     _packets(track, audio, start_s - LEAD_S),

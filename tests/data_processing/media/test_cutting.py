@@ -52,6 +52,7 @@ def packets_of(path: Path) -> set[bytes]:
         ("libx264", {"preset": "medium", "bf": "3"}, "mp4"),
         ("libx265", {"x265-params": "log-level=none:keyint=60"}, "mp4"),
         ("libvpx-vp9", {}, "webm"),
+        ("libsvtav1", {"preset": "12", "svtav1-params": "keyint=60"}, "mp4"),
     ],
 )
 def test_packets_are_copied_and_the_part_begins_between_key_frames(tmp_path, audio, codec, options, container):
@@ -66,6 +67,17 @@ def test_packets_are_copied_and_the_part_begins_between_key_frames(tmp_path, aud
     assert click_s(output) == pytest.approx(1.5, abs=0.001)
     shown = dict(decoded(source))
     assert {time + 3: pixels for time, pixels in decoded(output)}.items() <= shown.items()
+
+
+def test_audio_packets_are_copied(tmp_path):
+    source = video(tmp_path / "source.mp4", "libx264", {"preset": "ultrafast"})
+    track = write_audio(tmp_path / "track.mp3", "libmp3lame")
+    cut(source, track, 0.2, 1.8, tmp_path / "part.mp4")
+    with av.open(str(track)) as given, av.open(str(tmp_path / "part.mp4")) as found:
+        begin_s = float(given.streams.audio[0].start_time * given.streams.audio[0].time_base)  # the encoder's delay
+        packets = [{bytes(packet) for packet in file.demux(audio=0) if packet.size} for file in (given, found)]
+    assert packets[1] and packets[1] <= packets[0]
+    assert click_s(tmp_path / "part.mp4") == pytest.approx(begin_s + 0.5 - 0.2, abs=0.001)
 
 
 def test_what_an_mp4_cannot_hold_is_encoded_at_its_own_frame_rate(tmp_path, audio):
