@@ -60,7 +60,7 @@ class PlaneLayout(NamedTuple):
     matrix: a key of LUMA_WEIGHTS.
     full_range: whether black and white are the smallest and largest numbers.
     siting: column and row of the first chroma sample, in luma samples; (0, 0) for 4:4:4.
-    tags: matrix, primaries and transfer as the stream states them, in numbers of ITU-T H.273, and range in FFmpeg's.
+    tags: matrix, primaries and transfer as the stream states them, in numbers of ITU-T H.273; range in FFmpeg's.
     """
 
     pix_fmt: str

@@ -139,7 +139,7 @@ class VideoWriter(_Output):
         limits: sanity limits for `audio_paths`.
         pixel_aspect: width of a pixel divided by its height, for players.
         key_frame_interval: frames from one key frame to the next, at most; None for the encoder's choice.
-        layout: how samples are stored and tagged; those of a `PlanarFrame` with this layout are encoded as they are.
+        layout: how samples are stored and tagged; those of a `PlanarFrame` of this layout are encoded as they are.
             None: 8 bits, 4:2:0, BT.709.
 
     Raises:

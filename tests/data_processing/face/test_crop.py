@@ -221,3 +221,19 @@ def test_what_covers_the_face_stays(crop):
     right = x > middle + border
     assert np.abs(pasted[:, right].astype(int) - uncovered[:, right]).max(initial=0) <= 1
     assert np.array_equal(crop.paste(NOISE, generated, covers=np.zeros_like(covers)), uncovered)
+
+
+@pytest.mark.parametrize("corner", [(60.3, 40.7), (-20.5, 5.0), (330.2, 250.1)])
+def test_a_part_of_the_frame_is_enough(corner):
+    """The pixels of `bounds` give the same crop, and the same change of the frame."""
+    crop = FaceCrop(*corner, 1.3, S)
+    height, width = NOISE.shape[:2]
+    x0, y0, x1, y1 = crop.bounds(width, height)
+    assert 0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height
+    part, moved = NOISE[y0:y1, x0:x1], crop.moved(x0, y0)
+    assert np.array_equal(moved.extract(part), crop.extract(NOISE))
+    generated = 255 - crop.extract(NOISE)
+    (left, top, right, bottom), change = crop.change(NOISE, generated)
+    bounds, moved_change = moved.change(part, generated, source=crop.extract(NOISE))
+    assert bounds == (left - x0, top - y0, right - x0, bottom - y0)
+    assert np.allclose(moved_change, change, atol=1e-3)
