@@ -231,9 +231,9 @@ def test_a_part_of_the_frame_is_enough(corner):
     x0, y0, x1, y1 = crop.bounds(width, height)
     assert 0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height
     part, moved = NOISE[y0:y1, x0:x1], crop.moved(x0, y0)
-    assert np.array_equal(moved.extract(part), crop.extract(NOISE))
+    assert np.abs(moved.extract(part).astype(int) - crop.extract(NOISE)).max() <= 1
     generated = 255 - crop.extract(NOISE)
     (left, top, right, bottom), change = crop.change(NOISE, generated)
     bounds, moved_change = moved.change(part, generated, source=crop.extract(NOISE))
     assert bounds == (left - x0, top - y0, right - x0, bottom - y0)
-    assert np.allclose(moved_change, change, atol=1e-3)
+    assert np.allclose(moved_change, change, atol=0.05)
