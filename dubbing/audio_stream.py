@@ -28,6 +28,7 @@ class AudioStream:
             a track that is not longer than one block equal those of `extract_features` on the whole track.
         after_s: seconds of context after a block, if fewer.
         level_s: seconds that are read at once, to measure the loudness; 0 measures it block by block.
+        first_block_s: instead of `block_s` for the first block, so that its features come soon.
 
     Raises:
         AudioError: with `level_s`, an error in the beginning of the track.
@@ -40,10 +41,12 @@ class AudioStream:
         block_s: float = 60,
         after_s: float = CONTEXT_S,
         level_s: float = 0,
+        first_block_s: float | None = None,
     ) -> None:
         self._blocks, self._name = blocks, name
-        self._block_size, self._before, self._after = (
-            SAMPLES_PER_FRAME * round(seconds * FPS) for seconds in (block_s, CONTEXT_S, after_s)
+        self._later_block_size, self._block_size, self._before, self._after = (
+            SAMPLES_PER_FRAME * round(seconds * FPS)
+            for seconds in (block_s, first_block_s or block_s, CONTEXT_S, after_s)
         )
         self._waveform = np.zeros(0, np.float32)  # from sample `_start` on
         self._unjoined: list[np.ndarray] = []  # blocks read after `_waveform`
@@ -118,5 +121,5 @@ class AudioStream:
         kept = self._rows[-KEPT_ROWS:]
         self._rows = np.concatenate([kept, features[context_rows : context_rows + num_rows]])
         self._first_row = self._extracted // SAMPLES_PER_FRAME - len(kept)
-        self._extracted = stop
+        self._extracted, self._block_size = stop, self._later_block_size
         self._drop_samples()

@@ -48,6 +48,18 @@ def test_long_audio_is_processed_in_blocks() -> None:
     np.testing.assert_allclose(windows, audio_windows(features, np.arange(2, len(features))), atol=1e-3)
 
 
+def test_first_block_is_short() -> None:
+    """Its features come soon; they and those after them are nearly those of the whole track."""
+    waveform = speech_like(12, 2).astype(np.float32)
+    features = extract_features(waveform, "whisper")
+    stream = AudioStream(split(waveform), "whisper", level_s=20, first_block_s=2)
+    stream.windows(np.zeros(1))
+    assert stream._extracted == 2 * 16000
+    found = stream.windows(np.arange(100) / 25)[:, :, 2]
+    assert stream._extracted == 12 * 16000
+    assert np.square(found - features[:100]).mean() < 0.001 * features.var()
+
+
 def test_remaining_time() -> None:
     stream = AudioStream(split(np.zeros(16000, np.float32)), "mel")
     assert stream.remaining_s(0, 0.2) == 0.2
