@@ -7,16 +7,16 @@ from itertools import groupby, islice
 from tempfile import TemporaryFile
 from typing import NamedTuple
 
-import numpy as np
-
 from data_processing.face.tracking import FADE_S
+from data_processing.media.frame import Frame
 from dubbing.frame_sources import FrameSource, VideoFileSource
 from dubbing.light import visibility
 from dubbing.placements import NO_SHOT, FacePlacement, PlacementSpool, same_face
 from dubbing.prefetch import Prefetch
-from dubbing.speaker import Speaker
+from dubbing.speaker import Drawing, Speaker
 
 BATCH_SIZE = 8
+FIRST_BATCH_SIZE = 2  # of the dub, so that its first frame comes soon
 PREFETCH_DEPTH = 2 * BATCH_SIZE  # frames that wait between reading, generating and writing
 
 
@@ -26,20 +26,27 @@ class OutputFrame(NamedTuple):
     number: from 0.
     time_s: its time in the output.
     placements: one for each speaker.
-    frame: the source frame, (H, W, 3) uint8 RGB.
+    frame: the source frame.
     """
 
     number: int
     time_s: float
     placements: list[FacePlacement]
-    frame: np.ndarray
+    frame: Frame
 
 
 class FramePair(NamedTuple):
-    """A source frame and the same frame dubbed, (H, W, 3) uint8 RGB each."""
+    """A source frame and the same frame dubbed."""
 
-    source: np.ndarray
-    dubbed: np.ndarray
+    source: Frame
+    dubbed: Frame
+
+
+class Batch(NamedTuple):
+    """Source frames, and for each the mouths to paste into it."""
+
+    frames: list[Frame]
+    drawings: list[list[Drawing]]
 
 
 class Compositor:
@@ -79,10 +86,25 @@ class Compositor:
             keep_rest: continue with unchanged frames to the end of the source.
             first: earlier frames are not generated.
         """
+        batches = self._batches(keep_rest, first)
+        if isinstance(self.source, VideoFileSource):  # the generator does not wait for pasting
+            batches = Prefetch(batches, 1, self.cancel)
+        with closing(batches):
+            for batch in batches:
+                for frame, drawings in zip(*batch, strict=True):
+                    dubbed = frame
+                    for drawing in drawings:
+                        dubbed = drawing.paste(dubbed)
+                    yield FramePair(frame, dubbed)
+
+    def _batches(self, keep_rest: bool, first: int) -> Iterator[Batch]:
+        """The output frames from number `first` on with their generated mouths."""
+        batch_size = FIRST_BATCH_SIZE
         with closing(self._output_frames(keep_rest)) as outputs:
             for shots, group in groupby(outputs, key=lambda output: tuple(one.shot for one in output.placements)):
                 # batches start at the same frames whatever `first` is, so that the results are the same
-                while batch := list(islice(group, BATCH_SIZE)):
+                while batch := list(islice(group, batch_size)):
+                    batch_size = BATCH_SIZE
                     if self._cancelled.is_set():
                         return
                     active = [index for index, shot in enumerate(shots) if shot >= 0]
@@ -92,12 +114,13 @@ class Compositor:
                     if batch[-1].number < first:
                         continue
                     numbers, times_s, placements, frames = map(list, zip(*batch, strict=True))
-                    dubbed = frames
+                    drawings: list[list[Drawing]] = [[] for _ in frames]
                     for index in active:
                         own = [in_frame[index] for in_frame in placements]
-                        dubbed = self.speakers[index].render(shots[index], times_s, own, dubbed)
+                        drawn = self.speakers[index].generate(shots[index], times_s, own, frames)
+                        drawings = [before + ones for before, ones in zip(drawings, drawn, strict=True)]
                     num_skipped = sum(number < first for number in numbers)
-                    yield from map(FramePair, frames[num_skipped:], dubbed[num_skipped:])
+                    yield Batch(frames[num_skipped:], drawings[num_skipped:])
 
     def _output_frames(self, keep_rest: bool) -> Iterator[OutputFrame]:
         """All output frames. Placements end with their speaker's audio, fading out if others go on."""
@@ -123,7 +146,7 @@ class Compositor:
                         placements[index] = one._replace(shot=shot, strength=one.strength * visible)
                 yield OutputFrame(number, time_s, placements, frame)
 
-    def _timeline(self) -> Iterator[tuple[list[FacePlacement], np.ndarray]]:
+    def _timeline(self) -> Iterator[tuple[list[FacePlacement], Frame]]:
         """Placements and source frames; those of a file again, backward and forward, endlessly."""
         from_file = isinstance(self.source, VideoFileSource)
         with TemporaryFile() as file:

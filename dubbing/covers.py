@@ -11,7 +11,8 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-from data_processing.face.crop import LOWER_FACE_LANDMARKS, FaceCrop, sample_region
+from data_processing.face.crop import LOWER_FACE_LANDMARKS, MARGIN, FaceCrop, sample_region
+from data_processing.media.frame import Frame
 from dubbing.light import CHEEKS
 from dubbing.texture import FLOW_SIZE, HEIGHT, TOP, WIDTH
 from models.crop_layout import crop_size
@@ -63,9 +64,13 @@ class StillSearch:
         self._cheeks = np.zeros((len(CHEEKS), 2))
         self._count = 0
 
-    def add(self, frame: np.ndarray, points: np.ndarray) -> None:
-        """The next frame (H, W, 3) uint8 RGB, with landmarks (68, 2)."""
-        region = sample_region(frame, *self._corner, self._pixel_size, self._sum.shape[:2])
+    def add(self, frame: Frame, points: np.ndarray) -> None:
+        """The next frame, with landmarks (68, 2)."""
+        height, width = self._sum.shape[:2]
+        x0, y0 = np.maximum(np.floor(self._corner).astype(int) - MARGIN, 0)
+        x1, y1 = np.ceil(self._corner + self._pixel_size * np.array([width, height])).astype(int) + MARGIN
+        part = frame.region(x0, y0, min(x1, frame.width), min(y1, frame.height))
+        region = sample_region(part, *(self._corner - (x0, y0)), self._pixel_size, (height, width))
         region = cv2.GaussianBlur(region.astype(np.float32), (0, 0), SOFTNESS)
         self._sum += region
         self._squares += region * region

@@ -38,22 +38,22 @@ def track_face(
         detector: landmark detector, one of BACKENDS.
         select_face: which of several faces.
     """
-    size = (0, 0)
-    small: deque[np.ndarray] = deque()  # frames whose landmarks are not known yet
+    size, luma_range = (0, 0), (0, 255)
+    small: deque[np.ndarray] = deque()  # brightness of the frames whose landmarks are not known yet
 
     def frames() -> Iterator[np.ndarray]:
-        nonlocal size
+        nonlocal size, luma_range
         for frame in source.first_pass():
-            size = frame.shape[1::-1]
-            small.append(frame[:: _step(size), :: _step(size)].copy())
-            yield frame
+            size, luma_range = (frame.width, frame.height), frame.luma_range
+            small.append(frame.luma[:: _step(size), :: _step(size)].copy())
+            yield frame.rgb()
 
     path = getattr(source, "path", None)
     tracked = track_landmarks(frames(), detector, path, source.fps, choose=select_face, resized=source.resized)
     for points, cut in tracked:
         frame = small.popleft()
         if mouth_in_view(points, *size):
-            yield TrackedFrame(points, cut, face_levels(frame, points / _step(size)))
+            yield TrackedFrame(points, cut, face_levels(frame, luma_range, points / _step(size)))
         else:
             yield TrackedFrame(np.full_like(points, np.nan), cut, None)
 

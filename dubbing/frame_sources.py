@@ -11,7 +11,8 @@ from typing import Protocol
 
 import numpy as np
 
-from data_processing.media.video_reader import read_frames, read_frames_backward
+from data_processing.media.frame import Frame, RgbFrame
+from data_processing.media.video_reader import read_video, read_video_backward
 from utils.errors import ParameterError, TruncatedMediaError
 from utils.limits import DEFAULT_LIMITS, Limits
 
@@ -19,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 
 class FrameSource(Protocol):
-    """Frames (H, W, 3) uint8 RGB at a constant rate, in two passes.
+    """Frames at a constant rate, in two passes.
 
     resized: numbers of the frames of the first pass so far at which the source changes its size.
     """
@@ -27,13 +28,13 @@ class FrameSource(Protocol):
     fps: Fraction | int
     resized: list[int]
 
-    def first_pass(self) -> Iterator[np.ndarray]:
+    def first_pass(self) -> Iterator[Frame]:
         """All frames, for face tracking."""
 
-    def second_pass(self) -> Iterator[np.ndarray]:
+    def second_pass(self) -> Iterator[Frame]:
         """All frames once more, for generation; never ahead of `first_pass`."""
 
-    def frames(self, indices: Sequence[int]) -> Iterator[np.ndarray]:
+    def frames(self, indices: Sequence[int]) -> Iterator[Frame]:
         """Frames, by rising indices, that `first_pass` has returned and `second_pass` has not."""
 
 
@@ -51,36 +52,36 @@ class VideoFileSource:
         self.resized: list[int] = []
         self._warned = False
 
-    def first_pass(self) -> Iterator[np.ndarray]:
+    def first_pass(self) -> Iterator[Frame]:
         try:
-            yield from read_frames(self.path, fps=self.fps, limits=self.limits, resized=self.resized)
+            yield from read_video(self.path, fps=self.fps, limits=self.limits, resized=self.resized)
         except TruncatedMediaError as error:
             if not self._warned:  # one pass for each speaker
                 logger.warning("%s; using what precedes it", error, extra={"path": self.path})
             self._warned = True
 
-    def second_pass(self) -> Iterator[np.ndarray]:
+    def second_pass(self) -> Iterator[Frame]:
         with suppress(TruncatedMediaError):
             yield from self._read(0, None)
 
-    def frames(self, indices: Sequence[int]) -> Iterator[np.ndarray]:
-        return read_frames(self.path, indices[0], indices[-1] + 1, self.fps, self.limits, only=frozenset(indices))
+    def frames(self, indices: Sequence[int]) -> Iterator[Frame]:
+        return read_video(self.path, indices[0], indices[-1] + 1, self.fps, self.limits, only=frozenset(indices))
 
-    def back_and_forth(self, num_frames: int) -> Iterator[tuple[int, np.ndarray]]:
+    def back_and_forth(self, num_frames: int) -> Iterator[tuple[int, Frame]]:
         """(index, frame) of the first `num_frames` frames backward, forward, backward, … endlessly."""
         if num_frames == 1:  # a photo, which takes longer to decode than a frame of a video
             yield from repeat((0, next(self.frames([0]))))
         while True:
-            backward = read_frames_backward(self.path, num_frames, fps=self.fps, limits=self.limits)
+            backward = read_video_backward(self.path, num_frames, fps=self.fps, limits=self.limits)
             yield from zip(reversed(range(num_frames)), backward, strict=True)
             yield from enumerate(self._read(0, num_frames))
 
-    def _read(self, start: int, stop: int | None) -> Iterator[np.ndarray]:
-        return read_frames(self.path, start, stop, self.fps, self.limits)
+    def _read(self, start: int, stop: int | None) -> Iterator[Frame]:
+        return read_video(self.path, start, stop, self.fps, self.limits)
 
 
 class LiveFrameSource:
-    """Frames that arrive once: each is held from the first to the second pass.
+    """Frames (H, W, 3) uint8 RGB that arrive once: each is held from the first to the second pass.
 
     Raises (from `first_pass`):
         ParameterError: a frame is not (H, W, 3) uint8, or not of the size of the first one.
@@ -89,10 +90,10 @@ class LiveFrameSource:
     def __init__(self, frames: Iterable[np.ndarray], fps: Fraction | int) -> None:
         self._frames, self.fps = iter(frames), fps
         self.resized: list[int] = []
-        self._held: deque[np.ndarray] = deque()
+        self._held: deque[RgbFrame] = deque()
         self._num_released = 0
 
-    def first_pass(self) -> Iterator[np.ndarray]:
+    def first_pass(self) -> Iterator[Frame]:
         shape = None
         for frame in self._frames:
             found = f"{getattr(frame, 'shape', '')} {getattr(frame, 'dtype', type(frame))}".strip()
@@ -102,13 +103,13 @@ class LiveFrameSource:
             shape = shape or frame.shape
             if frame.shape != shape:
                 raise ParameterError("frames", f"expected frames of one size {shape}, found {found}")
-            self._held.append(np.ascontiguousarray(frame))
+            self._held.append(RgbFrame(np.ascontiguousarray(frame)))
             yield self._held[-1]
 
-    def second_pass(self) -> Iterator[np.ndarray]:
+    def second_pass(self) -> Iterator[Frame]:
         while self._held:
             self._num_released += 1
             yield self._held.popleft()
 
-    def frames(self, indices: Sequence[int]) -> Iterator[np.ndarray]:
+    def frames(self, indices: Sequence[int]) -> Iterator[Frame]:
         return (self._held[index - self._num_released] for index in indices)

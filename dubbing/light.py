@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from data_processing.media.frame import Frame
+
 # The hull of these landmarks is skin that speech does not move. It is shrunk, to leave out hair and background.
 CHEEKS, CHEEKS_SIZE = [1, 2, 31, 33, 35, 14, 15, 29], 0.8
 UPPER_FACE = [0, *range(16, 27), *range(31, 36)]  # from the brows to the end of the nose
@@ -164,22 +166,29 @@ def to_uint8(image: np.ndarray) -> np.ndarray:
     return np.clip(np.rint(image), 0, 255).astype(np.uint8)
 
 
-def face_levels(frame: np.ndarray, points: np.ndarray) -> tuple[float, float]:
-    """Brightness of the face with landmarks (68, 2) in a frame (H, W, 3): mean and standard deviation.
+def face_levels(luma: np.ndarray, luma_range: tuple[int, int], points: np.ndarray) -> tuple[float, float]:
+    """Brightness from 0 to 255 of the face with landmarks (68, 2): mean and standard deviation.
 
     Faster than `FaceLight.of` and less exact, since hair and background count too.
+
+    Args:
+        luma: (H, W), of a `Frame` or of every n-th row and column of it.
+        luma_range: black and white in it.
+        points: in its pixels.
     """
     (left, top), (right, bottom) = points.min(axis=0), points.max(axis=0)
-    columns = np.linspace(left, right, NUM_SAMPLES).clip(0, frame.shape[1] - 1).astype(int)
-    rows = np.linspace(top, bottom, NUM_SAMPLES).clip(0, frame.shape[0] - 1).astype(int)
-    brightness = frame[np.ix_(rows, columns)].mean(axis=2)
+    columns = np.linspace(left, right, NUM_SAMPLES).clip(0, luma.shape[1] - 1).astype(int)
+    rows = np.linspace(top, bottom, NUM_SAMPLES).clip(0, luma.shape[0] - 1).astype(int)
+    black, white = luma_range
+    brightness = (luma[np.ix_(rows, columns)].astype(np.float32) - black) * 255 / (white - black)
     return float(brightness.mean()), float(brightness.std())
 
 
-def visibility(frame: np.ndarray, points: np.ndarray) -> float:
-    """How visible the face with landmarks (68, 2) is in a frame (H, W, 3): 0 in black or white, 1 usually."""
+def visibility(frame: Frame, points: np.ndarray) -> float:
+    """How visible the face with landmarks (68, 2) is in a frame: 0 in black or white, 1 usually."""
     low, high = VISIBLE
-    return float(np.clip((face_levels(frame, points)[1] - low) / (high - low), 0, 1))
+    contrast = face_levels(frame.luma, frame.luma_range, points)[1]
+    return float(np.clip((contrast - low) / (high - low), 0, 1))
 
 
 def _pixels(image: np.ndarray, corners: np.ndarray) -> np.ndarray:

@@ -48,7 +48,9 @@ if TYPE_CHECKING:
 
 LEVEL_S = 120  # seconds of the driving audio from which its loudness is measured
 LOOK_AHEAD_S = 8  # seconds of a shot of a video file that are tracked before its first frame: enough for references
-FIRST_LOOK_S = 1  # the same at the beginning of the file, so that the first frame comes soon
+# the same at the beginning of the file, and seconds of audio whose features are extracted, so that the first frame
+# comes soon
+FIRST_LOOK_S, FIRST_BLOCK_S = 0.5, 5
 logger = logging.getLogger(__name__)
 
 
@@ -204,7 +206,10 @@ class DubbingPipeline:
         ]
         for path, select_face, tracked in zip(job.audio_paths, selectors, tracks, strict=True):
             blocks = read_audio(path, settings.limits)
-            audio = AudioStream(blocks, self.generator.audio_features, level_s=LEVEL_S)
+            audio = AudioStream(
+                blocks, self.generator.audio_features, level_s=LEVEL_S, first_block_s=FIRST_BLOCK_S
+            )
+            audio.windows(np.zeros(1))  # extracts the first features, while the face is tracked
             crops = None
             if settings.references is not None:
                 crops = self._reference_crops(source, settings.references, select_face)
@@ -243,8 +248,10 @@ class DubbingPipeline:
                 message = "continuing after frame %d; tracking the face up to there first"
                 logger.info(message, num_frames, extra={"parameter": "resume"})
             for pair in pairs:
-                frame = np.concatenate([pair.source, pair.dubbed], axis=1) if settings.side_by_side else pair.dubbed
-                writer.write(frame)
+                if settings.side_by_side:
+                    writer.write(np.concatenate([pair.source.rgb(), pair.dubbed.rgb()], axis=1))
+                else:
+                    writer.write(pair.dubbed)
                 num_frames += 1
                 first_frame_s = first_frame_s or time.monotonic() - started
                 if progress:
@@ -258,6 +265,7 @@ class DubbingPipeline:
         settings, info = job.settings, job.info
         size = (info.width * (2 if settings.side_by_side else 1), info.height)
         options = {"crf": settings.crf, "pixel_aspect": info.pixel_aspect}
+        options |= {"layout": None if settings.side_by_side else info.layout}
         options |= {"audio_paths": job.audio_paths, "limits": settings.limits}
         if not settings.resume:
             return VideoWriter(job.output, *size, info.fps, **options), 0
@@ -339,7 +347,7 @@ class DubbingPipeline:
         source = LiveFrameSource(frames, fps)
         tracked = track_face(source, self.landmarks, select_face)
         speaker = Speaker(self.generator, source, blocks, tracked, look_ahead_s)
-        return (pair.dubbed for pair in Compositor(source, [speaker]).frames())
+        return (pair.dubbed.rgb() for pair in Compositor(source, [speaker]).frames())
 
     def _reference_crops(
         self, source: VideoFileSource, indices: Sequence[int], select_face: FaceSelector

@@ -16,6 +16,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from data_processing.media.audio_track import check_audio_tracks
+from data_processing.media.frame import Frame, PlaneLayout
 from data_processing.media.video_writer import VideoWriter, concatenate_videos, frame_packets, open_segment
 from utils.errors import AudioError, FileError, MediaError, OutputError, ParameterError, UserError, error_reason
 from utils.files import follow_link, short_name, write_atomically
@@ -66,7 +67,7 @@ class SegmentedWriter:
     written again, as are unreadable segments and those after them.
 
     Args:
-        output, width, height, fps, crf, audio_paths, limits, pixel_aspect: as for VideoWriter.
+        output, width, height, fps, crf, audio_paths, limits, pixel_aspect, layout: as for VideoWriter.
         job: everything that the frames depend on, by name: inputs (`file_fingerprint`) and options. It must be the
             same in every run.
 
@@ -90,12 +91,14 @@ class SegmentedWriter:
         audio_paths: Sequence[Path] = (),
         limits: Limits = DEFAULT_LIMITS,
         pixel_aspect: Fraction = Fraction(1),
+        layout: PlaneLayout | None = None,
     ) -> None:
         check_audio_tracks(audio_paths, limits)  # now, not after hours
         self.output = output
         self.audio_paths, self.limits = audio_paths, limits
         self.folder = segments_folder(output)
         self._options = {"width": width, "height": height, "fps": fps, "crf": crf, "pixel_aspect": pixel_aspect}
+        self._options |= {"layout": layout}
         self._writer: VideoWriter | None = None
         # another PyAV has another x264, whose segments may not fit
         made_by = {**self._options, "frames per segment": SEGMENT_FRAMES, "PyAV": av.__version__}
@@ -155,8 +158,8 @@ class SegmentedWriter:
     def _segment_path(self, number: int) -> Path:
         return self.folder / f"{number:04}.mp4"
 
-    def write(self, frame: np.ndarray) -> None:
-        """Append one (H, W, 3) uint8 RGB frame; the first call appends frame `num_done` of the video."""
+    def write(self, frame: Frame | np.ndarray) -> None:
+        """Append one frame, or (H, W, 3) uint8 RGB; the first call appends frame `num_done` of the video."""
         with _output_errors(self.folder):
             if self._writer is None:
                 self._writer = VideoWriter(self._segment_path(len(self._segments)), **self._options)

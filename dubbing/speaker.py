@@ -8,11 +8,13 @@ from itertools import compress, cycle, groupby, islice
 from math import inf
 from typing import TYPE_CHECKING
 
+import cv2
 import numpy as np
 
 from data_processing.face.crop import FaceCrop
 from data_processing.face.radius import ShotRadius
 from data_processing.face.tracking import TrackChunk, track_chunks
+from data_processing.media.frame import Frame
 from dubbing.audio_stream import AudioStream
 from dubbing.covers import CoverFinder, StillSearch, face_of, uncovered
 from dubbing.face_track import TrackedFrame
@@ -48,6 +50,57 @@ class _Appearance:
     crops: list[np.ndarray]
     texture: ShotTexture | None
     covers: CoverFinder | None
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A mouth that has been generated and is not pasted yet.
+
+    image: (13S/8, 5S/4, 3) uint8 RGB, as generated.
+    appearance: of the face in the shot.
+    change: from the light of the frame to that of the shot.
+    source: the source frame.
+    placement, crop: of the face in it.
+    bounds: the pixels (x0, y0, x1, y1) that `part` shows: of the source frame, uint8 RGB.
+    face: (13S/8, 5S/4, 3) uint8 RGB, the face crop of the source frame.
+    """
+
+    image: np.ndarray
+    appearance: _Appearance
+    change: LightChange
+    source: Frame
+    placement: FacePlacement
+    crop: FaceCrop
+    bounds: tuple[int, int, int, int]
+    part: np.ndarray
+    face: np.ndarray
+
+    def paste(self, frame: Frame) -> Frame:
+        """A new frame with the mouth: a source frame into which others may have been pasted."""
+        appearance, change, corner = self.appearance, self.change, self.bounds[:2]
+        crop, points = self.crop.moved(*corner), self.placement.points - corner
+        cover = detail = None
+        if appearance.covers:
+            lower = appearance.to_natural.apply(change.apply(lower_part(self.part, crop)))
+            cover = appearance.covers.mask(to_uint8(lower), self.crop, self.placement.points)
+        image = self.image
+        x0, y0, x1, y1 = bounds = crop.paste_bounds(self.part)
+        if x0 >= x1 or y0 >= y1:
+            return frame
+        if appearance.texture:
+            image, brightness = appearance.texture.transfer(image, crop, bounds)
+            # texture is shading, so it has the colour of the face
+            colour = appearance.light.colour / (max(appearance.light.colour.mean(), 1) * change.gain)
+            detail = cv2.merge([brightness * np.float32(one) for one in colour])
+        image = appearance.to_natural.revert(image)
+        if appearance.tint:
+            image = appearance.tint.apply(image)
+        image = change.revert(image).clip(0, 255)
+        contrast = 1 / change.gain.mean()
+        strength = self.placement.strength * (1 - self.placement.fade)
+        part, face = (self.part, self.face) if frame is self.source else (frame.region(*self.bounds), None)
+        _, added = crop.change(part, image, points, strength, contrast, cover, detail, face)
+        return frame.changed(corner[0] + x0, corner[1] + y0, added)
 
 
 class Speaker:
@@ -161,61 +214,45 @@ class Speaker:
         self.candidates.append(preferred[1])
         self._appearance(look)  # now, while live frames are still held
 
-    def render(
-        self, shot: int, times_s: list[float], placements: list[FacePlacement], frames: list[np.ndarray]
-    ) -> list[np.ndarray]:
-        """Generate the mouth in frames of one shot and paste it back.
+    def generate(
+        self, look: int, times_s: list[float], placements: list[FacePlacement], frames: list[Frame]
+    ) -> list[list[Drawing]]:
+        """Generate the mouth in frames of one shot.
 
         Args:
-            shot: number of the look at the shot.
+            look: number of the look at the shot.
             times_s: times in the driving audio.
             placements: of the face.
-            frames: (H, W, 3) uint8 RGB each.
+            frames: the source frames.
 
         Returns:
-            New frames of the same size.
+            For each frame the drawings to paste into it, in this order.
         """
-        appearance = self._appearance(shot)
-        targets = list(frames)
+        drawings: list[list[Drawing]] = [[] for _ in frames]
         if fading := [index for index, one in enumerate(placements) if one.fade > 0]:
-            earlier = self.render(
-                shot - 1,
+            earlier = self.generate(
+                look - 1,
                 [times_s[index] for index in fading],
                 [placements[index]._replace(fade=0.0) for index in fading],
                 [frames[index] for index in fading],
             )
-            for index, frame in zip(fading, earlier, strict=True):
-                targets[index] = frame
-        crops = [self._crop(one) for one in placements]
-        source_crops, changes = [], []
-        for crop, frame, one in zip(crops, frames, placements, strict=True):
-            image = crop.extract(frame)
-            light = FaceLight.of(image, crop.to_crop(one.points))
-            changes.append(LightChange.between(light, appearance.light))
+            for index, drawing in zip(fading, earlier, strict=True):
+                drawings[index] += drawing
+        appearance = self._appearance(look)
+        faces, changes, source_crops = [], [], []
+        for frame, one in zip(frames, placements, strict=True):
+            crop = self._crop(one)
+            bounds = crop.bounds(frame.width, frame.height)
+            part, local = frame.region(*bounds), crop.moved(*bounds[:2])
+            image = local.extract(part)
+            changes.append(LightChange.between(FaceLight.of(image, crop.to_crop(one.points)), appearance.light))
             source_crops.append(to_uint8(appearance.to_natural.apply(changes[-1].apply(image))))
+            faces.append((frame, one, crop, bounds, part, image))
         windows = self.audio.windows(np.array(times_s))
-        generated = self.generator.generate(source_crops, self._encoded(shot), windows)
-        dubbed = []
-        shown = zip(crops, frames, targets, changes, generated, placements, strict=True)
-        for crop, frame, target, change, image, one in shown:
-            cover = detail = None
-            if appearance.covers:
-                part = appearance.to_natural.apply(change.apply(lower_part(frame, crop)))
-                cover = appearance.covers.mask(to_uint8(part), crop, one.points)
-            x0, y0, x1, y1 = bounds = crop.paste_bounds(frame)
-            if appearance.texture and x0 < x1 and y0 < y1:
-                image, brightness = appearance.texture.transfer(image, crop, bounds)
-                # texture is shading, so it has the colour of the face
-                colour = appearance.light.colour / (max(appearance.light.colour.mean(), 1) * change.gain)
-                detail = brightness[..., None] * colour.astype(np.float32)
-            image = appearance.to_natural.revert(image)
-            if appearance.tint:
-                image = appearance.tint.apply(image)
-            image = change.revert(image).clip(0, 255)
-            contrast = 1 / change.gain.mean()
-            strength = one.strength * (1 - one.fade)
-            dubbed.append(crop.paste(target, image, one.points, strength, contrast, cover, detail))
-        return dubbed
+        generated = self.generator.generate(source_crops, self._encoded(look), windows)
+        for drawing, image, change, face in zip(drawings, generated, changes, faces, strict=True):
+            drawing.append(Drawing(image, appearance, change, *face))
+        return drawings
 
     def _crop(self, placement: FacePlacement) -> FaceCrop:
         return FaceCrop.from_landmarks(placement.points, placement.radius_px, self.generator.mouth_size)
@@ -231,8 +268,10 @@ class Speaker:
         still_search = StillSearch(list(face_crops.values()))
         for index, frame in zip(indices, self.source.frames(indices), strict=True):
             crop, points = face_crops[index], placements[index].points
-            crops[index] = ReferenceCrop(crop.extract(frame), crop.to_crop(points))
-            candidates[index] = Candidate.of(frame, crop)
+            bounds = crop.bounds(frame.width, frame.height)
+            part, local = frame.region(*bounds), crop.moved(*bounds[:2])
+            crops[index] = ReferenceCrop(local.extract(part), crop.to_crop(points))
+            candidates[index] = Candidate.of(part, local)
             still_search.add(frame, points)
         still = still_search.finish()
         lights = {index: FaceLight.of(*crop) for index, crop in crops.items()}

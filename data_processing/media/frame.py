@@ -110,15 +110,15 @@ class Frame(ABC):
         """Columns x0 to x1 and rows y0 to y1 (exclusive), inside the frame: (y1 − y0, x1 − x0, 3) uint8 RGB."""
 
     @abstractmethod
+    def rgb(self) -> np.ndarray:
+        """(H, W, 3) uint8 RGB."""
+
+    @abstractmethod
     def changed(self, x0: int, y0: int, change: np.ndarray) -> "Frame":
         """A new frame with (h, w, 3) float32 added to its RGB (0 to 255) from column x0 and row y0 on.
 
         Samples for which the change is 0 stay exactly as they are.
         """
-
-    def rgb(self) -> np.ndarray:
-        """(H, W, 3) uint8 RGB."""
-        return self.region(0, 0, self.width, self.height)
 
 
 class RgbFrame(Frame):
@@ -138,6 +138,9 @@ class RgbFrame(Frame):
 
     def region(self, x0: int, y0: int, x1: int, y1: int) -> np.ndarray:
         return self.pixels[y0:y1, x0:x1]
+
+    def rgb(self) -> np.ndarray:
+        return self.pixels
 
     def changed(self, x0: int, y0: int, change: np.ndarray) -> "RgbFrame":
         pixels = self.pixels.copy()
@@ -180,6 +183,10 @@ class PlanarFrame(Frame):
             parts.append(part[y0 - top * step_y :, x0 - left * step_x :][: y1 - y0, : x1 - x0])
         rgb = cv2.transform(cv2.merge(parts), _to_rgb(self.layout))
         return cv2.add(rgb, 0, dtype=cv2.CV_8U)  # rounds, and clips to 0 … 255
+
+    def rgb(self) -> np.ndarray:
+        # swscale is faster, but knows the chroma siting of decoded images only
+        return self.region(0, 0, self.width, self.height) if self.is_own else to_rgb(self.image)
 
     def changed(self, x0: int, y0: int, change: np.ndarray) -> "PlanarFrame":
         image, planes = new_image(self.layout.pix_fmt, self.width, self.height)

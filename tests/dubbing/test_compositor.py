@@ -8,6 +8,7 @@ import pytest
 from data_processing.face.crop import FaceCrop
 from data_processing.face.selection import face_selector
 from data_processing.face.tracking import find_landmarks
+from data_processing.media.frame import RgbFrame
 from data_processing.media.video_reader import read_frames
 from dubbing.audio_stream import AudioStream
 from dubbing.compositor import Compositor, FramePair
@@ -37,7 +38,7 @@ def test_live_frames_are_dubbed_at_their_own_placements(pipeline: DubbingPipelin
 
     source = LiveFrameSource(frames, 25)
     speaker = Speaker(session, source, Audio(), track_face(source), look_ahead_s=2)
-    pairs = list(Compositor(source, [speaker]).frames())
+    pairs = [FramePair(*map(RgbFrame.rgb, pair)) for pair in Compositor(source, [speaker]).frames()]
     assert len(pairs) == 40
     for index, (frame, dubbed) in enumerate(pairs):
         assert np.array_equal(frame, frames[index])
@@ -62,7 +63,8 @@ def test_two_speakers(pipeline: DubbingPipeline, portrait_clip: Path, tmp_path: 
             )
             for face in faces
         ]
-        return list(Compositor(source, speakers).frames())
+        pairs = Compositor(source, speakers).frames()
+        return [FramePair(*(one.region(0, 0, one.width, one.height) for one in pair)) for pair in pairs]
 
     left, right, both = render("left"), render("right"), render("left", "right")
     assert (len(left), len(right), len(both)) == (8, 15, 15)

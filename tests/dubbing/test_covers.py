@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from data_processing.face.crop import LOWER_FACE_LANDMARKS, FaceCrop
+from data_processing.media.frame import RgbFrame
 from dubbing.audio_stream import AudioStream
 from dubbing.compositor import Compositor
 from dubbing.covers import CoverFinder, StillPixels, StillSearch, face_of, uncovered
@@ -126,7 +127,7 @@ def still_in(overlay: np.ndarray | None, distance: float) -> np.ndarray:
     frames, crops, points = moving(overlay, distance)
     search = StillSearch(crops)
     for frame, one in zip(frames, points, strict=True):
-        search.add(frame, one)
+        search.add(RgbFrame(frame), one)
     return search.finish().in_crop(crops[4])
 
 
@@ -177,7 +178,7 @@ def test_a_dub_keeps_what_comes_before_the_mouth(pipeline: DubbingPipeline) -> N
         source = LiveFrameSource((frame.copy() for frame in frames), Fraction(25))
         audio = AudioStream(iter([speech_like(1.6, 1)]), "whisper")
         speaker = Speaker(pipeline.generator, source, audio, track_face(source), look_ahead_s=2, keep_covers=keep)
-        dubbed = [pair.dubbed for pair in Compositor(source, [speaker]).frames()]
+        dubbed = [pair.dubbed.rgb() for pair in Compositor(source, [speaker]).frames()]
         changes.append(
             [np.abs(dub[bar].astype(int) - frame[bar]).mean() for dub, frame in zip(dubbed, frames, strict=True)]
         )

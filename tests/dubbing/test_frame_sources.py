@@ -20,7 +20,7 @@ def test_back_and_forth(portrait_clip: Path) -> None:
     played = list(islice(VideoFileSource(portrait_clip, 25).back_and_forth(40), 100))
     order = [*reversed(range(40)), *range(40), *reversed(range(20, 40))]
     assert [index for index, _ in played] == order
-    assert all(np.array_equal(frame, frames[index]) for index, frame in played)
+    assert all(np.array_equal(frame.rgb(), frames[index]) for index, frame in played)
 
 
 def test_photo_is_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -28,11 +28,11 @@ def test_photo_is_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     Image.fromarray(image).save(tmp_path / "photo.png")
     source = VideoFileSource(tmp_path / "photo.png", 25)
     (first,) = source.first_pass()
-    read = Mock(side_effect=frame_sources.read_frames)
-    monkeypatch.setattr(frame_sources, "read_frames", read)
-    monkeypatch.setattr(frame_sources, "read_frames_backward", read)
+    read = Mock(side_effect=frame_sources.read_video)
+    monkeypatch.setattr(frame_sources, "read_video", read)
+    monkeypatch.setattr(frame_sources, "read_video_backward", read)
     played = list(islice(source.back_and_forth(1), 50))
-    assert all(index == 0 and np.array_equal(frame, image) for index, frame in [(0, first), *played])
+    assert all(index == 0 and np.array_equal(frame.rgb(), image) for index, frame in [(0, first), *played])
     assert read.call_count == 1
 
 
@@ -42,10 +42,10 @@ def test_live_frames_are_held_between_the_passes() -> None:
     first, second = source.first_pass(), source.second_pass()
     for _ in range(3):
         next(first)
-    assert next(second) is frames[0]
-    assert [id(frame) for frame in source.frames([1, 2])] == [id(frames[1]), id(frames[2])]
-    assert list(first) == frames[3:]
-    assert all(one is other for one, other in zip(second, frames[1:], strict=True))
+    assert next(second).rgb() is frames[0]
+    assert [id(frame.rgb()) for frame in source.frames([1, 2])] == [id(frames[1]), id(frames[2])]
+    assert [id(frame.rgb()) for frame in first] == list(map(id, frames[3:]))
+    assert all(one.rgb() is other for one, other in zip(second, frames[1:], strict=True))
 
 
 @pytest.mark.parametrize(
@@ -72,5 +72,5 @@ def test_live_frames_may_be_views() -> None:
     """As of a camera that gives BGR."""
     bgr = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
     (frame,) = LiveFrameSource([bgr[..., ::-1]], 25).first_pass()
-    assert frame.flags.c_contiguous
-    assert np.array_equal(frame, bgr[..., ::-1])
+    assert frame.rgb().flags.c_contiguous
+    assert np.array_equal(frame.rgb(), bgr[..., ::-1])

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from data_processing.media.frame import RgbFrame
 from dubbing.light import (
     GREEN_TO_BLUE,
     MIN_CONTRAST,
@@ -107,7 +108,7 @@ def test_colour_video_has_no_tint() -> None:
 
 
 def test_visibility() -> None:
-    assert visibility(FACE, POINTS) == 1
-    assert visibility(to_uint8(0.01 * FACE), POINTS) == 0
-    assert visibility(to_uint8(255 - 0.01 * FACE), POINTS) == 0
-    assert 0 < visibility(to_uint8(0.1 * FACE), POINTS) < 1
+    assert visibility(RgbFrame(FACE), POINTS) == 1
+    assert visibility(RgbFrame(to_uint8(0.01 * FACE)), POINTS) == 0
+    assert visibility(RgbFrame(to_uint8(255 - 0.01 * FACE)), POINTS) == 0
+    assert 0 < visibility(RgbFrame(to_uint8(0.1 * FACE)), POINTS) < 1

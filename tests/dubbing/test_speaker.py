@@ -45,7 +45,7 @@ def dub(pipeline: DubbingPipeline, frames: list[np.ndarray]) -> tuple[list[np.nd
     compositor = Compositor(
         source, [Speaker(pipeline.generator, source, audio, track_face(source), look_ahead_s=4)]
     )
-    return [pair.dubbed for pair in compositor.frames()], compositor
+    return [pair.dubbed.rgb() for pair in compositor.frames()], compositor
 
 
 @pytest.mark.parametrize(("first", "last"), [(1.0, 1.6), (1.4, 0.9)])

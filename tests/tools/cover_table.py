@@ -182,7 +182,7 @@ def dub(pipeline: DubbingPipeline, frames: list[np.ndarray], waveform: np.ndarra
     source = LiveFrameSource((frame.copy() for frame in frames), FPS)
     audio = AudioStream(iter([waveform]), pipeline.generator.audio_features)
     speaker = Speaker(pipeline.generator, source, audio, track_face(source), look_ahead_s=8, keep_covers=keep)
-    return [pair.dubbed for pair in Compositor(source, [speaker]).frames()]
+    return [pair.dubbed.rgb() for pair in Compositor(source, [speaker]).frames()]
 
 
 def compare(
