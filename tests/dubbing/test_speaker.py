@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from fractions import Fraction
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -73,6 +74,40 @@ def test_frames_are_chosen_before_a_time(pipeline: DubbingPipeline) -> None:
     assert len(speaker.references[0]) == 5
     assert len(speaker.candidates[0]) > 10
     assert max(index for index, _ in speaker.references[0] + speaker.candidates[0]) < 20
+
+
+class StripeGenerator:
+    """Draws vertical stripes after the first look at a shot, and horizontal ones after the second."""
+
+    model = SimpleNamespace(config=SimpleNamespace(num_references=5))
+    mouth_size = 64
+
+    def __init__(self) -> None:
+        self.axes = iter([1, 0])
+
+    def encode_references(self, crops: list[np.ndarray]) -> int:
+        return next(self.axes)
+
+    def generate(self, crops: list[np.ndarray], references: int, windows: np.ndarray) -> np.ndarray:
+        stripes = np.indices(crops[0].shape[:2])[references] // 4 % 2
+        return np.stack(len(crops) * [np.uint8(100 + 60 * np.dstack(3 * [stripes]))])
+
+
+def test_mouths_of_two_looks_are_crossfaded() -> None:
+    portrait = next(portraits(np.zeros(1), (256, 256), speech_like(1)))
+    source = LiveFrameSource(NUM_FRAMES * [portrait], Fraction(25))
+    audio = SimpleNamespace(
+        remaining_s=lambda time_s, at_most_s: at_most_s, windows=lambda times_s: np.zeros((len(times_s), 384, 5))
+    )
+    speaker = Speaker(StripeGenerator(), source, audio, track_face(source), 4, first_look_s=0.4, texture=False)
+    lips = np.array([pair.dubbed.rgb()[LIPS] for pair in Compositor(source, [speaker]).frames()], float)
+    for look, first, last in ((0, 0, 10 + 24), (1, 10, NUM_FRAMES)):  # a second of frames after a look is known
+        indices = {index for index, _ in speaker.references[look] + speaker.candidates[look]}
+        assert first <= min(indices) and max(indices) < last
+    change = lips[-1] - lips[0]
+    assert np.abs(change).mean() > 20
+    shares = ((lips - lips[0]) * change).sum(axis=(1, 2, 3)) / np.square(change).sum()
+    np.testing.assert_allclose(shares, np.clip((np.arange(NUM_FRAMES) - 9) / 13, 0, 1), atol=0.03)
 
 
 LIGHTS: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {

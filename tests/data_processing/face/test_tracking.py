@@ -146,12 +146,17 @@ def random_track(seed: int, num_frames: int = 400) -> tuple[np.ndarray, list[int
 
 
 @pytest.mark.parametrize("seed", range(6))
-@pytest.mark.parametrize(("length", "fps"), [(50, 25), (75, 30), (1000, 25), (8, 1)])
-def test_chunks_equal_the_landmarks_of_the_whole_video(seed: int, length: int, fps: int) -> None:
+@pytest.mark.parametrize(
+    ("length", "fps", "first_length"),
+    [(50, 25, None), (75, 30, None), (1000, 25, None), (8, 1, None), (200, 25, 12)],
+)
+def test_chunks_equal_the_landmarks_of_the_whole_video(
+    seed: int, length: int, fps: int, first_length: int | None
+) -> None:
     raw, cuts = random_track(seed)
     whole = clean_landmarks(raw, cuts, fps)
     tracked = iter([(points, index in cuts) for index, points in enumerate(raw)])
-    chunks = list(track_chunks(tracked, fps, length))
+    chunks = list(track_chunks(tracked, fps, length, first_length))
     assert [chunk.start for chunk in chunks] == [0, *(chunk.stop for chunk in chunks[:-1])]
     assert chunks[-1].stop == len(raw)
     points = np.stack([chunk.points(frame) for chunk in chunks for frame in range(chunk.start, chunk.stop)])
@@ -210,11 +215,13 @@ def test_chunks_are_read_one_second_ahead_at_most() -> None:
             read += 1
             yield np.zeros((68, 2)), False
 
-    chunks = track_chunks(tracked(), 25, 100)
-    assert next(chunks).stop == 100
-    assert read <= 100 + 25
-    assert next(chunks).stop == 200
-    assert read <= 200 + 25
+    chunks = track_chunks(tracked(), 25, 100, 12)
+    assert next(chunks).stop == 12
+    assert read <= 12 + 25
+    assert next(chunks).stop == 112
+    assert read <= 112 + 25
+    assert next(chunks).stop == 212
+    assert read <= 212 + 25
 
 
 def test_shot_is_read_before_its_first_frame_is_returned() -> None:
