@@ -94,7 +94,8 @@ class Engine(nn.Module):
             audio_window: (B, D, 5), audio features around each frame.
 
         Returns:
-            (B, 3, H, W) float32 in [0, 1]. Rows above `mouth_margin_top` are those of `masked_source`.
+            (B, 3, H, W) float32 in [0, 1], NaN where `dtype` overflows. Rows above `mouth_margin_top` are those of
+            `masked_source`.
         """
         if masked_source.device.type != "cpu":
             return self._generate(masked_source, references, audio_window)
@@ -126,7 +127,9 @@ class Engine(nn.Module):
             refined = block(refined)[:, :, next_start - start :]
         if self.config.inpainting:
             refined = torch.cat([source[:, :, decoder_start:], refined], dim=1)
-        output = self.decoder(refined).float().sigmoid()
+        output = self.decoder(refined).float()
+        # an overflow of fp16 must not pass for black or white, which the sigmoid would make of it
+        output = output.masked_fill_(output.isinf(), torch.nan).sigmoid_()
         return torch.cat([masked_source[:, :, :first_row], output[:, :, first_row - 4 * decoder_start :]], dim=2)
 
 

@@ -10,6 +10,7 @@ from models.crop_layout import crop_size, mouth_box, mouth_margin_top
 from models.dinet import DINet
 from models.wav2lip import Wav2Lip, Wav2LipConfig
 from tests.conftest import MOUTH
+from utils.errors import ParameterError
 
 
 def random_crops(count: int, seed: int) -> list[np.ndarray]:
@@ -83,3 +84,17 @@ def test_mouth_box_of_the_source_is_not_used(checkpoint):
     )
     assert np.array_equal(generated, mouth)
     assert not np.array_equal(generated, cheek)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_overflow_before_the_sigmoid_is_an_error(checkpoint, precision):
+    loaded = load_model(checkpoint)
+    torch.nn.init.constant_(loaded.model.decoder[-1].bias, 1e5)  # beyond fp16; white
+    session = GeneratorSession(loaded, torch.device("cpu"), precision)
+    crops, audio = random_crops(1, 0), np.zeros((1, 384, 5), np.float32)
+    references = session.encode_references(random_crops(5, 1))
+    if precision == "fp16":
+        with pytest.raises(ParameterError, match="NaN or Inf; try precision fp32"):
+            session.generate(crops, references, audio)
+    else:
+        assert (session.generate(crops, references, audio)[:, mouth_margin_top(MOUTH) :] == 255).all()
