@@ -25,6 +25,7 @@ NEIGHBOURS = np.ones((3, 3), np.uint8)
 # What no other frame shows, at FLOW_SIZE
 POSSIBLE, SURE = 4, 20  # grey levels outside the colours of the other frames: all pixels of a cover, and some
 MIN_SURE = 24  # pixels of a cover that are sure
+FRAMES_AT_ONCE = 4  # that an image is compared with
 CLOSING = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (9, 9))  # gaps within a cover
 MAX_HOLE = 400  # pixels of a hole in a cover; lips have more
 EDGE = 1.0  # standard deviation of the blurred edge of a mask
@@ -132,9 +133,26 @@ class Palette:
     def distances(self, image: np.ndarray) -> np.ndarray:
         """How far an image (h, w, 3) is outside the colours of each of the K frames: (K, h, w) uint8 grey levels,
         the largest of the three colours."""
-        count, height, width = self._highest.shape[1:]
+        return self._distances(image, slice(None))
+
+    def second_distance(self, image: np.ndarray, counted: np.ndarray) -> np.ndarray | None:
+        """The second smallest of `distances` at each pixel, (h, w) uint8, so that one frame that is wrongly taken for
+        uncovered does no harm. None if fewer than MIN_SURE of the pixels `counted` (h, w) have more than SURE, which
+        few frames show in most cases."""
+        smallest = second = np.full(image.shape[:2], 255, np.uint8)
+        for start in range(0, self._highest.shape[1], FRAMES_AT_ONCE):
+            for distance in self._distances(image, slice(start, start + FRAMES_AT_ONCE)):
+                smallest, second = cv2.min(smallest, distance), cv2.min(second, cv2.max(smallest, distance))
+            if np.count_nonzero((second > SURE) & counted) < MIN_SURE:
+                return None
+        return second
+
+    def _distances(self, image: np.ndarray, frames: slice) -> np.ndarray:
         outside = []
-        for plane, highest, lowest in zip(image.transpose(2, 0, 1), self._highest, self._lowest, strict=True):
+        for plane, highest, lowest in zip(
+            image.transpose(2, 0, 1), self._highest[:, frames], self._lowest[:, frames], strict=True
+        ):
+            count, height, width = highest.shape
             repeated = np.broadcast_to(plane, (count, height, width)).reshape(count * height, width)
             above = cv2.subtract(repeated, highest.reshape(repeated.shape))  # 0 instead of negative numbers
             outside.append(cv2.max(above, cv2.subtract(lowest.reshape(repeated.shape), repeated)))
@@ -193,11 +211,12 @@ class CoverFinder:
         Returns:
             The face crop at FLOW_SIZE, float32: 1 where something covers the face, 0 elsewhere, with soft edges.
         """
-        covered = self._still.in_crop(crop)
+        covered, distance = self._still.in_crop(crop), None
         if self._palette:
-            distance = _second_smallest(self._palette.distances(_softened(image)))
             # Lips, teeth and tongue may look as in no other frame. What covers them reaches beyond them.
             lips = _lips(crop, points)
+            distance = self._palette.second_distance(_softened(image), ~lips)
+        if distance is not None:
             possible = distance > np.where(lips, SURE, POSSIBLE)
             new = np.uint8(_regions(possible, (distance > SURE) & ~lips, MIN_SURE))
             new = cv2.morphologyEx(new, cv2.MORPH_CLOSE, CLOSING, borderType=cv2.BORDER_REPLICATE)
@@ -239,14 +258,6 @@ def _regions(possible: np.ndarray, sure: np.ndarray, min_sure: int) -> np.ndarra
     chosen = np.bincount(labels[sure], minlength=count) >= min_sure
     chosen[0] = False  # what is around the regions
     return chosen[labels]
-
-
-def _second_smallest(images: np.ndarray) -> np.ndarray:
-    """Of (K, h, w) uint8 at each pixel, so that one frame that is wrongly taken for uncovered does no harm."""
-    smallest = second = np.full(images.shape[1:], 255, np.uint8)
-    for image in images:
-        smallest, second = cv2.min(smallest, image), cv2.min(second, cv2.max(smallest, image))
-    return second
 
 
 def _softened(image: np.ndarray) -> np.ndarray:

@@ -15,7 +15,7 @@ from math import ceil, floor
 import cv2
 import numpy as np
 
-from data_processing.face.crop import FaceCrop
+from data_processing.face.crop import FaceCrop, times
 from dubbing.light import LightChange, to_uint8
 from models.crop_layout import crop_size, lips_box, mouth_margin_top
 
@@ -111,10 +111,9 @@ class ShotTexture:
 
         change = -fine
         for (_, warped, _), weight in zip(aligned, weights, strict=True):
-            change += weight[..., None] * _fine(warped)
-        change *= DRAWN_WEIGHT * trust[..., None]
+            change += times(_fine(warped), weight)
         full = np.zeros((*crop_size(FLOW_SIZE), 3), np.float32)
-        full[TOP:] = change
+        full[TOP:] = times(change, DRAWN_WEIGHT * trust)
         drawn = generated + _resized(full, generated.shape[:2])
 
         # A mean of different textures is weaker than each of them.
@@ -146,7 +145,7 @@ class ShotTexture:
         warped = cv2.remap(candidate.image, positions, None, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
         difference = cv2.subtract(warped, image, dtype=cv2.CV_32F)
         difference = cv2.GaussianBlur(difference, (0, 0), SOFTNESS * FLOW_SIZE)
-        squared = np.einsum("yxc,yxc->yx", difference, difference) / 3
+        squared = cv2.transform(cv2.multiply(difference, difference), np.full((1, 3), 1 / 3))
         return positions, warped, np.exp(-squared / (2 * TOLERANCE**2))
 
     def _finer(
@@ -170,19 +169,20 @@ class ShotTexture:
         total = np.zeros((height, width), np.float32)
         for index, where, weight in zip(chosen, positions, weights, strict=True):
             candidate = self.candidates[index]
-            corner = np.array([candidate.left, candidate.top], np.float32)
-            where = (where + 0.5 - corner) / np.float32(candidate.pixel_size) - 0.5
-            where, weight = (
+            scale = 1 / candidate.pixel_size
+            corner = np.array([candidate.left, candidate.top])
+            to_detail = np.column_stack([scale * np.eye(2), (0.5 - corner) * scale - 0.5])
+            x, y = cv2.split(cv2.transform(where, to_detail))
+            x, y, weight, _ = cv2.split(  # four channels are resampled as fast as one
                 cv2.warpAffine(
-                    one,
+                    cv2.merge([x, y, weight, weight]),
                     matrix,
                     (width, height),
                     flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
                     borderMode=cv2.BORDER_REPLICATE,
                 )
-                for one in (where, weight)
             )
-            detail = cv2.remap(candidate.detail, where, None, cv2.INTER_CUBIC, borderValue=ZERO)
+            detail = cv2.remap(candidate.detail, x, y, cv2.INTER_CUBIC, borderValue=ZERO)
             total += weight * cv2.subtract(detail, ZERO, dtype=cv2.CV_32F)
         return cv2.resize(total, (x1 - x0, y1 - y0), interpolation=cv2.INTER_LINEAR) if step > 1 else total
 
@@ -207,7 +207,7 @@ def _fine(image: np.ndarray) -> np.ndarray:
     image = image.astype(np.float32)
     small = cv2.resize(image, (WIDTH // factor, HEIGHT // factor), interpolation=cv2.INTER_AREA)
     coarse = cv2.resize(small.mean(axis=2), (WIDTH, HEIGHT), interpolation=cv2.INTER_CUBIC)
-    return image - coarse[..., None]
+    return cv2.subtract(image, cv2.merge([coarse] * 3))
 
 
 def _resized(crop: np.ndarray, size: tuple[int, int]) -> np.ndarray:

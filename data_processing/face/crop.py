@@ -227,7 +227,7 @@ class FaceCrop:
         if landmarks is not None:
             speech_mask = self._hull_mask(landmarks[SPEECH_LANDMARKS], grow=1 / 16, softness=1 / 24)
             coarse = _blur(change, 1 / 16)
-            change = coarse + _times(change - coarse, speech_mask)
+            change = coarse + times(change - coarse, speech_mask)
             face_mask = self._hull_mask(landmarks[LOWER_FACE_LANDMARKS], grow=1 / 32, softness=1 / 48)
         if covers is not None:
             size = mouth_size_of(len(covers))
@@ -242,12 +242,12 @@ class FaceCrop:
         texture = cv2.subtract(frame[y0:y1, x0:x1], cv2.merge(source), dtype=cv2.CV_32F)
         if detail is not None:
             texture -= detail
-        return bounds, _times(cv2.merge(change) - _times(texture, fading), mask)
+        return bounds, times(cv2.merge(change) - times(texture, fading), mask)
 
     def _colour_cast(self, change: np.ndarray) -> np.ndarray:
         """The change (13S/8, 5S/4, 3) around the mouth box, extrapolated smoothly into the box."""
         known, share = _around_mouth(self.mouth_size)
-        return _blur(_times(change, known), 1 / 4) / share
+        return _blur(times(change, known), 1 / 4) / share
 
     def _hull_mask(self, points: np.ndarray, grow: float, softness: float) -> np.ndarray:
         """Mask (13S/8, 5S/4) float32: 1 in the convex hull of source points (K, 2) dilated by `grow` · S crop
@@ -325,6 +325,6 @@ def _largest(image: np.ndarray) -> np.ndarray:
     return cv2.max(cv2.max(red, green), blue)
 
 
-def _times(image: np.ndarray, factor: np.ndarray) -> np.ndarray:
+def times(image: np.ndarray, factor: np.ndarray) -> np.ndarray:
     """(h, w, 3) times (h, w), float32; faster than NumPy."""
     return cv2.multiply(image, cv2.merge([factor] * 3))
