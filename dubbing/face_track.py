@@ -8,6 +8,7 @@ import numpy as np
 
 from data_processing.face.detectors import FaceSelector, largest_face, track_landmarks
 from data_processing.face.tracking import mouth_in_view
+from data_processing.media.frame import Frame
 from dubbing.frame_sources import FrameSource
 from dubbing.light import face_levels
 
@@ -41,12 +42,12 @@ def track_face(
     size, luma_range = (0, 0), (0, 255)
     small: deque[np.ndarray] = deque()  # brightness of the frames whose landmarks are not known yet
 
-    def frames() -> Iterator[np.ndarray]:
+    def frames() -> Iterator[Frame]:
         nonlocal size, luma_range
         for frame in source.first_pass():
             size, luma_range = (frame.width, frame.height), frame.luma_range
             small.append(frame.luma[:: _step(size), :: _step(size)].copy())
-            yield frame.rgb()
+            yield frame
 
     path = getattr(source, "path", None)
     tracked = track_landmarks(frames(), detector, path, source.fps, choose=select_face, resized=source.resized)

@@ -29,6 +29,7 @@ from data_processing.face.detectors import BACKENDS, FaceSelector, no_face_reaso
 from data_processing.face.radius import face_scales, radius_per_scale
 from data_processing.face.selection import face_selector
 from data_processing.media.audio_io import media_duration_s, read_audio
+from data_processing.media.frame import RgbFrame
 from data_processing.media.video_reader import FPS, VideoInfo, check_readable, probe, read_frames
 from data_processing.media.video_writer import VideoWriter, check_writable
 from dubbing.audio_stream import AudioStream
@@ -362,7 +363,7 @@ class DubbingPipeline:
             points = np.full((68, 2), np.nan)
             if frame is not None:
                 position = (source.path, source.fps, index)
-                points, _ = next(track_landmarks(iter([frame]), self.landmarks, *position, select_face))
+                points, _ = next(track_landmarks(iter([RgbFrame(frame)]), self.landmarks, *position, select_face))
             if np.isnan(points).any():
                 raise ParameterError("references", f"no face detected in frame {index} of {source.path}")
             found.append((points, frame))

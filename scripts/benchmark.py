@@ -43,6 +43,7 @@ from data_processing.face.detectors import track_landmarks
 from data_processing.face.radius import crop_radii
 from data_processing.face.tracking import find_landmarks
 from data_processing.media.audio_io import SAMPLE_RATE, load_audio, save_wav
+from data_processing.media.frame import RgbFrame
 from data_processing.media.video_reader import probe, read_frames, read_frames_backward
 from data_processing.media.video_writer import VideoWriter, concatenate_videos
 from dubbing.compositor import BATCH_SIZE
@@ -156,7 +157,7 @@ def benchmark_steps(video: Path, mouth_size: int, device: torch.device, precisio
 
         steps = {
             "decode": (lambda: deque(read_frames(video, 0, len(frames), fps=info.fps), maxlen=0), len(frames)),
-            "landmarks": (lambda: deque(track_landmarks(iter(frames), "dlib"), maxlen=0), len(frames)),
+            "landmarks": (lambda: deque(track_landmarks(map(RgbFrame, frames), "dlib"), maxlen=0), len(frames)),
             "crop": (lambda: [crop.extract(frame) for frame in frames], len(frames)),
             "generator": (lambda: session.generate(crops, references, windows), BATCH_SIZE),
             "texture": (lambda: [texture.transfer(one, crop, bounds) for one in crops], BATCH_SIZE),

@@ -19,7 +19,8 @@ from data_processing.face.detectors import FaceSelector, no_face_reason, track_l
 from data_processing.face.radius import crop_radii
 from data_processing.face.tracking import Landmarks, clean_landmarks, find_jumps
 from data_processing.media.audio_io import SAMPLE_RATE, read_audio
-from data_processing.media.video_reader import FPS, probe, read_frames
+from data_processing.media.frame import Frame
+from data_processing.media.video_reader import FPS, probe, read_frames, read_video
 from models.crop_layout import crop_size, mouth_box, mouth_size_of
 from models.syncnet import CLIP_LENGTH
 from utils.errors import AudioError, MediaError, NoFaceError, TruncatedMediaError
@@ -89,7 +90,7 @@ def read_clips(
     parts: list[_Part] = []
     num_read = 0
 
-    def counted(frames: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+    def counted(frames: Iterator[Frame]) -> Iterator[Frame]:
         nonlocal num_read
         for frame in frames:
             num_read += 1
@@ -158,15 +159,15 @@ def _track(
     backend: str,
     select_face: FaceSelector,
     limits: Limits,
-    counted: Callable[[Iterator[np.ndarray]], Iterator[np.ndarray]],
+    counted: Callable[[Iterator[Frame]], Iterator[Frame]],
 ) -> Landmarks | None:
     """Landmarks of frames [start, stop); None without a face."""
     in_video: list[int] = []
     resized: list[int] = []
 
-    def frames() -> Iterator[np.ndarray]:
+    def frames() -> Iterator[Frame]:
         try:
-            for frame in counted(read_frames(video, start, stop, limits=limits, resized=in_video)):
+            for frame in counted(read_video(video, start, stop, limits=limits, resized=in_video)):
                 resized[:] = [index - start for index in in_video]
                 yield frame
         except TruncatedMediaError as error:

@@ -10,38 +10,45 @@ To add a backend, write a generator like `_dlib_landmarks` and register it in `B
 import csv
 import logging
 from collections import deque
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from fractions import Fraction
 from functools import cache
-from itertools import islice
+from itertools import cycle, islice
+from math import ceil
 from pathlib import Path
 
 import cv2
 import numpy as np
 
-from data_processing.face.crop import sample_region
+from data_processing.media.frame import Frame
 from data_processing.media.shots import FrameState, ShotDetector
 from data_processing.media.video_reader import FPS
 from utils.errors import FileError, MediaError, ParameterError
 from utils.weights import weight_path
 
 BACKENDS = ("dlib", "face_alignment", "openface")
-DETECTION_INTERVAL = 5  # frames between face detections; in between, landmarks are tracked
+DETECTION_INTERVAL = 5  # frames at 25 fps between face detections; in between, landmarks are tracked
 DETECTION_SIDES = (640, 1280)  # longer side in pixels of the resized frame: first and second attempt
 # In frames of 1280 to 3840 pixels, of seven faces that were scaled down in steps of 2 to 4 pixels, dlib found those
 # wider than 0.034 to 0.054 of the longer side; at 640 pixels, six of them from 0.038 to 0.047 on.
 SMALLEST_FACE = "it finds faces wider than about 1/20 of the longer side of the frame"
+# Shifts of a face box, in its widths. dlib fits landmarks in each shifted box, and their mean is used, since errors
+# depend on the box: half as many boxes have 1.4 times the noise (tests/tools/tracker_table.py). Smoothing averages
+# over a time, so above 25 fps fewer per frame do.
+BOX_SHIFTS = ((-0.04, 0), (0.04, 0), (0, -0.04), (0, 0.04))
+FITTED_WIDTH = 256  # pixels of a face in which landmarks are fitted
+VERIFIED_WIDTH = 90  # pixels of a face that the detector verifies; it finds none below 80
 MISSING = np.full((68, 2), np.nan)
 MAX_OPENFACE_VALUE = 1e5  # pixels or seconds; a larger number is damaged
 logger = logging.getLogger(__name__)
 
 # Selects one of the faces detected in a frame. Arguments: boxes (K, 4) with K > 0, as left, top, right, bottom; a
-# function from one box to its landmarks (68, 2); the frame (H, W, 3) uint8 RGB. Returns the index of the selected
-# face, or None if it is not among them.
-FaceSelector = Callable[[np.ndarray, Callable[[np.ndarray], np.ndarray], np.ndarray], int | None]
+# function from one box to its landmarks (68, 2); the frame. Returns the index of the selected face, or None if it
+# is not among them.
+FaceSelector = Callable[[np.ndarray, Callable[[np.ndarray], np.ndarray], Frame], int | None]
 
 
-def largest_face(boxes: np.ndarray, fit: Callable[[np.ndarray], np.ndarray], frame: np.ndarray) -> int:
+def largest_face(boxes: np.ndarray, fit: Callable[[np.ndarray], np.ndarray], frame: Frame) -> int:
     """The default `FaceSelector`."""
     return int(np.argmax(boxes[:, 2] - boxes[:, 0]))
 
@@ -66,7 +73,7 @@ def check_available(backend: str) -> None:
 
 
 def track_landmarks(
-    frames: Iterator[np.ndarray],
+    frames: Iterator[Frame],
     backend: str,
     path: Path | None = None,
     fps: Fraction | int = FPS,
@@ -76,10 +83,11 @@ def track_landmarks(
 ) -> Iterator[tuple[np.ndarray, bool]]:
     """Landmarks of one face and shot cuts of consecutive frames, streamed.
 
-    Half a second of frames and DETECTION_INTERVAL more are read at most before the first of them is returned.
+    Half a second of frames and DETECTION_INTERVAL more are read at most before the first of them is returned. dlib
+    needs only their luma.
 
     Args:
-        frames: (H, W, 3) uint8 RGB.
+        frames: of one size.
         backend: one of BACKENDS.
         path: the video file; required by openface only.
         fps: frame rate of the frames.
@@ -99,7 +107,7 @@ def track_landmarks(
     shots = ShotDetector(fps)
     watched = ((frame, shots.add(frame, index in resized)) for index, frame in enumerate(frames))
     if backend == "dlib":
-        return _split_at_shots(_dlib_landmarks(watched, choose), shots)
+        return _split_at_shots(_dlib_landmarks(watched, choose, float(fps) / FPS), shots)
     if backend == "face_alignment":
         return _split_at_shots(_face_alignment_landmarks(watched, choose), shots)
     if backend == "openface":
@@ -148,104 +156,138 @@ def _dlib_models():
 
 
 def _dlib_landmarks(
-    frames: Iterator[tuple[np.ndarray, bool]], choose: FaceSelector
+    frames: Iterator[tuple[Frame, bool]], choose: FaceSelector, rate: float
 ) -> Iterator[tuple[np.ndarray, bool]]:
     """Track the face from frame to frame; the detector verifies it on every DETECTION_INTERVAL-th frame.
 
     If it does not, the frames since the last verification count as frames without a face, and the whole frame is
-    searched again; so it is at a sudden change. A face detected far from the last one starts a new shot.
+    searched. So are the next 2 DETECTION_INTERVAL frames until a face is found, then only every
+    DETECTION_INTERVAL-th; and frames that change suddenly. A face detected far from the last one starts a new shot.
 
     Args:
         frames: each with whether it changes suddenly.
         choose: selects the face.
+        rate: frames per frame at 25 fps.
     """
+    interval = max(1, round(DETECTION_INTERVAL * rate))
+    num_boxes = min(len(BOX_SHIFTS), max(1, round(len(BOX_SHIFTS) / rate)))
+    shifts = cycle(BOX_SHIFTS)
     pending: list[tuple[np.ndarray, bool]] = []  # results since the last verification
     points, last_box = None, None
+    last_seen = 0
     for index, (frame, sudden) in enumerate(frames):
-        gray = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
+        luma = frame.luma
         jumped = False
         if sudden:
             yield from pending
             pending, points = [], None
-        box = None if points is None else _box_around(points)
-        verified = False
-        if box is not None and index % DETECTION_INTERVAL == 0:
-            verified = _is_face(gray, box)
-            if not verified:
-                pending = [(MISSING, pending_jumped) for _, pending_jumped in pending]
-                box = None
-        if box is None:
-            box = _detect(gray, frame, choose)
-            verified = True  # also that there is no face
+        box = None if points is None else box_around(points)
+        due = sudden or index % interval == 0 or (box is None and index - last_seen <= 2 * interval)
+        if due and (box is None or not _is_face(luma, box)):
+            pending = [(MISSING, pending_jumped) for _, pending_jumped in pending]
+            box = _detect(frame, choose)
             if box is not None and last_box is not None:
                 jumped = bool(np.abs(box - last_box).max() > last_box[2] - last_box[0])
-        points = None if box is None else _fit(gray, box)
-        last_box = last_box if box is None else box
+        points = None if box is None else fit_landmarks(luma, box, list(islice(shifts, num_boxes)))
+        if box is not None:
+            last_box, last_seen = box, index
         pending.append((MISSING if points is None else points, jumped))
-        if verified:
+        if due:
             yield from pending
             pending = []
     yield from pending
 
 
-def _box_around(points: np.ndarray) -> np.ndarray:
+def box_around(points: np.ndarray) -> np.ndarray:
     """The box (left, top, right, bottom) that dlib's detector would give a face with these landmarks (68, 2)."""
     size = 1.07 * float((points.max(axis=0) - points.min(axis=0)).mean())
     centre = points.mean(axis=0) - [0, 0.06 * size]
     return np.concatenate([centre - size / 2, centre + size / 2])
 
 
-def _is_face(gray: np.ndarray, box: np.ndarray) -> bool:
+def _surroundings(
+    luma: np.ndarray, box: np.ndarray, reach: float, side: int
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """What is around the centre of a box as far as `reach` widths of the box, resized to (side, side).
+
+    Returns:
+        The image; its corner (2,) in source pixels; source pixels per pixel of it.
+    """
+    height, width = luma.shape
+    distance = reach * (box[2] - box[0])
+    # landmarks that leave the frame may have taken the box with them
+    centre = np.clip((box[:2] + box[2:]) / 2, 1, [width - 1, height - 1])
+    left, top = np.floor(centre - distance).astype(int).tolist()
+    factor = max(1, int(2 * distance / side))  # averaged first, since bilinear resizing would skip pixels
+    length = factor * ceil(2 * distance / factor)
+    right, bottom = left + length, top + length
+    image = luma[max(0, top) : bottom, max(0, left) : right]
+    borders = max(0, -top), max(0, bottom - height), max(0, -left), max(0, right - width)
+    if any(borders):
+        image = cv2.copyMakeBorder(image, *borders, cv2.BORDER_REPLICATE)
+    if factor > 1:
+        image = cv2.resize(image, (length // factor, length // factor), interpolation=cv2.INTER_AREA)
+    image = cv2.resize(image, (side, side), interpolation=cv2.INTER_LINEAR)
+    return image, np.array([left, top]), length / side
+
+
+def _is_face(luma: np.ndarray, box: np.ndarray) -> bool:
     """Whether the detector finds a face of the expected size in a box; it searches the surroundings of the box
     only, at one scale."""
     detector, _ = _dlib_models()
-    size, centre = box[2] - box[0], (box[:2] + box[2:]) / 2
-    surroundings = sample_region(gray, *(centre - size), 2 * size / 240, (240, 240))
+    expected = VERIFIED_WIDTH
+    image, _, _ = _surroundings(luma, box, 1.0, 2 * expected)
     return any(
-        abs(b.width() - 120) < 48 and np.abs([b.center().x - 120, b.center().y - 120]).max() < 48
-        for b in detector(surroundings, 0)
+        np.abs([b.width() - expected, b.center().x - expected, b.center().y - expected]).max() < 0.4 * expected
+        for b in detector(image, 0)
     )
 
 
-def _detect(gray: np.ndarray, frame: np.ndarray, choose: FaceSelector) -> np.ndarray | None:
-    """The box of the selected face in a whole frame, given as grey (H, W) and as RGB; None without a face."""
+def _detect(frame: Frame, choose: FaceSelector) -> np.ndarray | None:
+    """The box of the selected face in a whole frame; None without a face."""
     detector, _ = _dlib_models()
+    luma = frame.luma
     for side in DETECTION_SIDES:
-        scale = side / max(gray.shape)
+        scale = side / max(luma.shape)
         if scale < 1 or side > DETECTION_SIDES[0]:
             scale = min(scale, 2.0)
             method = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-            resized = cv2.resize(gray, None, fx=scale, fy=scale, interpolation=method)
+            resized = cv2.resize(luma, None, fx=scale, fy=scale, interpolation=method)
         else:
-            scale, resized = 1.0, gray
+            scale, resized = 1.0, np.ascontiguousarray(luma)
         detections = detector(resized, 0)
         if not len(detections):
             continue
         boxes = np.array([[b.left(), b.top(), b.right(), b.bottom()] for b in detections], float) / scale
-        chosen = choose(boxes, lambda box: _fit(gray, box), frame)
+        chosen = choose(boxes, lambda box: fit_landmarks(luma, box), frame)
         if chosen is not None:
             return boxes[chosen]
     return None
 
 
-def _fit(gray: np.ndarray, box: np.ndarray) -> np.ndarray:
-    """Landmarks (68, 2) in a face box, averaged over four slightly shifted boxes.
+def fit_landmarks(
+    luma: np.ndarray, box: np.ndarray, shifts: Sequence[tuple[float, float]] = BOX_SHIFTS
+) -> np.ndarray:
+    """Landmarks (68, 2) in a face box, averaged over shifted boxes.
 
-    dlib returns whole pixels and depends on the exact box. The face is resized to 256 pixels and the results are
-    averaged, so both errors stay well below a pixel.
+    dlib returns whole pixels and depends on the exact box. The face is resized to FITTED_WIDTH pixels and the
+    results are averaged, so both errors stay well below a pixel.
+
+    Args:
+        luma: (H, W) uint8.
+        box: left, top, right, bottom.
+        shifts: of the box, (x, y) in its widths.
     """
     import dlib
 
     _, predictor = _dlib_models()
-    size, centre = box[2] - box[0], (box[:2] + box[2:]) / 2
-    step = size / 256  # source pixels per pixel of the resized face
-    corner = centre - size
-    face = sample_region(gray, *corner, step, (512, 512))
+    image, corner, step = _surroundings(luma, box, 0.75, 3 * FITTED_WIDTH // 2)
+    box = (box - np.tile(corner, 2)) / step
     total = np.zeros((68, 2))
-    for dx, dy in ((-10, 0), (10, 0), (0, -10), (0, 10)):
-        shape = predictor(face, dlib.rectangle(128 + dx, 128 + dy, 384 + dx, 384 + dy))
-        total += [(part.x, part.y) for part in shape.parts()]
-    return (total / 4 + 0.5) * step + corner - 0.5  # dlib's coordinates refer to pixel centres
+    for shift in shifts:
+        shifted = np.rint(box + np.tile(shift, 2) * (box[2] - box[0])).astype(int).tolist()
+        total += [(part.x, part.y) for part in predictor(image, dlib.rectangle(*shifted)).parts()]
+    return (total / len(shifts) + 0.5) * step + corner - 0.5  # dlib's coordinates refer to pixel centres
 
 
 @cache
@@ -266,15 +308,15 @@ def _face_alignment_model():
 
 
 def _face_alignment_landmarks(
-    frames: Iterator[tuple[np.ndarray, bool]], choose: FaceSelector
+    frames: Iterator[tuple[Frame, bool]], choose: FaceSelector
 ) -> Iterator[tuple[np.ndarray, bool]]:
     """S3FD on every DETECTION_INTERVAL-th frame; 2DFAN4 on every frame, in the box tracked from the last frame."""
     model = _face_alignment_model()
     points = None
     for index, (frame, sudden) in enumerate(frames):
         keep = points is not None and not sudden and index % DETECTION_INTERVAL
-        tracked = [_box_around(points)] if keep else None
-        detections = model.get_landmarks_from_image(frame, detected_faces=tracked) or []
+        tracked = [box_around(points)] if keep else None
+        detections = model.get_landmarks_from_image(frame.rgb(), detected_faces=tracked) or []
         points = None
         if detections:
             faces = np.asarray(detections, float)
@@ -289,7 +331,7 @@ def _face_alignment_landmarks(
 
 
 def _openface_landmarks(
-    frames: Iterator[tuple[np.ndarray, bool]], csv_path: Path, fps: float, first: int
+    frames: Iterator[tuple[Frame, bool]], csv_path: Path, fps: float, first: int
 ) -> Iterator[tuple[np.ndarray, bool]]:
     """Rows of an OpenFace CSV, assigned to frames by their timestamps."""
     times, points = _read_openface(csv_path)

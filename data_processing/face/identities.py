@@ -8,6 +8,7 @@ import numpy as np
 
 from data_processing.face.detectors import track_landmarks
 from data_processing.face.identity import IdentityEncoder
+from data_processing.media.frame import RgbFrame
 from data_processing.media.video_reader import FPS, probe, read_frames
 from utils.errors import MediaError
 
@@ -30,7 +31,7 @@ def mean_descriptor(path: Path) -> np.ndarray | None:
         num_frames = max(1, int(probe(path).duration_s * FPS))
         for number in ((np.arange(NUM_FRAMES) + 0.5) * num_frames / NUM_FRAMES).astype(int).tolist():
             for frame in read_frames(path, number, number + 1):
-                points, _ = next(track_landmarks(iter([frame]), "dlib"))
+                points, _ = next(track_landmarks(iter([RgbFrame(frame)]), "dlib"))
                 if not np.isnan(points).any():
                     vectors.append(_encoder().vector(frame, points))
     except MediaError:

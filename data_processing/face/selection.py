@@ -8,7 +8,8 @@ import numpy as np
 
 from data_processing.face.detectors import FaceSelector, largest_face, no_face_reason, track_landmarks
 from data_processing.face.identity import SAME_IDENTITY, IdentityEncoder
-from data_processing.media.video_reader import read_frames
+from data_processing.media.frame import Frame
+from data_processing.media.video_reader import read_video
 from utils.errors import LimitError, MediaError, NoFaceError, ParameterError
 from utils.limits import DEFAULT_LIMITS, Limits
 
@@ -44,7 +45,7 @@ def _photo_selector(path: Path, limits: Limits) -> FaceSelector:
         reason = f"expected largest, left, right, X,Y or an image file, found {str(path)!r}"
         raise ParameterError("face", reason)
     try:
-        photo = next(read_frames(path, limits=limits))
+        photo = next(read_video(path, limits=limits))
     except LimitError:
         raise
     except MediaError as error:
@@ -53,10 +54,11 @@ def _photo_selector(path: Path, limits: Limits) -> FaceSelector:
     if np.isnan(points).any():
         raise NoFaceError(path, no_face_reason(1, "dlib"))
     encoder = IdentityEncoder()
-    identity = encoder.vector(photo, points)
+    identity = encoder.vector(photo.rgb(), points)
 
-    def select(boxes: np.ndarray, fit: Callable[[np.ndarray], np.ndarray], frame: np.ndarray) -> int | None:
-        distances = [np.linalg.norm(encoder.vector(frame, fit(box)) - identity) for box in boxes]
+    def select(boxes: np.ndarray, fit: Callable[[np.ndarray], np.ndarray], frame: Frame) -> int | None:
+        image = frame.rgb()
+        distances = [np.linalg.norm(encoder.vector(image, fit(box)) - identity) for box in boxes]
         nearest = int(np.argmin(distances))
         return nearest if distances[nearest] <= SAME_IDENTITY else None
 

@@ -11,7 +11,7 @@ from scipy.ndimage import gaussian_filter1d
 
 from data_processing.face.detectors import no_face_reason, track_landmarks
 from data_processing.face.radius import RIGID_LANDMARKS, face_scales
-from data_processing.media.video_reader import FPS, read_frames
+from data_processing.media.video_reader import FPS, read_video
 from utils.errors import NoFaceError
 
 MAX_GAP = 12  # frames at 25 fps: longer gaps without a face are not interpolated
@@ -63,7 +63,7 @@ def find_landmarks(
         UserError: the backend is unknown or cannot be used; see `track_landmarks`.
     """
     resized: list[int] = []
-    frames = read_frames(path, stop=stop, resized=resized)
+    frames = read_video(path, stop=stop, resized=resized)
     tracked = list(track_landmarks(frames, backend, path, resized=resized))
     raw = np.array([points for points, _ in tracked])
     if np.isnan(raw).all():

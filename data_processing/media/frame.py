@@ -114,6 +114,10 @@ class Frame(ABC):
         """(H, W, 3) uint8 RGB."""
 
     @abstractmethod
+    def thumbnail(self, side: int) -> np.ndarray:
+        """The whole frame as (side, side, 3) float32 RGB from 0 to 255. Of a large frame not all pixels count."""
+
+    @abstractmethod
     def changed(self, x0: int, y0: int, change: np.ndarray) -> "Frame":
         """A new frame with (h, w, 3) float32 added to its RGB (0 to 255) from column x0 and row y0 on.
 
@@ -141,6 +145,9 @@ class RgbFrame(Frame):
 
     def rgb(self) -> np.ndarray:
         return self.pixels
+
+    def thumbnail(self, side: int) -> np.ndarray:
+        return _shrunk(self.pixels, side).astype(np.float32)
 
     def changed(self, x0: int, y0: int, change: np.ndarray) -> "RgbFrame":
         pixels = self.pixels.copy()
@@ -187,6 +194,10 @@ class PlanarFrame(Frame):
     def rgb(self) -> np.ndarray:
         # swscale is faster, but knows the chroma siting of decoded images only
         return self.region(0, 0, self.width, self.height) if self.is_own else to_rgb(self.image)
+
+    def thumbnail(self, side: int) -> np.ndarray:
+        planes = [_shrunk(plane, side).astype(np.float32) for plane in self.planes]
+        return cv2.transform(cv2.merge(planes), _to_rgb(self.layout)).clip(0, 255)
 
     def changed(self, x0: int, y0: int, change: np.ndarray) -> "PlanarFrame":
         image, planes = new_image(self.layout.pix_fmt, self.width, self.height)
@@ -270,6 +281,12 @@ def _siting(image: av.VideoFrame) -> tuple[float, float]:
     planes[1][...], planes[2][...] = ramp, ramp[:, None]
     _, columns, rows = planes_of(probe.reformat(format="yuv444p", interpolation=EXACT))
     return 16 - (int(columns[16, 16]) - 64) / 4, 16 - (int(rows[16, 16]) - 64) / 4
+
+
+def _shrunk(image: np.ndarray, side: int) -> np.ndarray:
+    """An image (H, W[, 3]) resized to (side, side). Reading all pixels of a large one would take milliseconds."""
+    step = max(1, min(image.shape[:2]) // (3 * side))
+    return cv2.resize(image[::step, ::step], (side, side), interpolation=cv2.INTER_AREA)
 
 
 @cache

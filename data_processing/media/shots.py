@@ -15,6 +15,7 @@ from typing import NamedTuple, Optional
 import cv2
 import numpy as np
 
+from data_processing.media.frame import Frame
 from data_processing.media.video_reader import FPS
 
 LUMA = (0.299, 0.587, 0.114)  # weights of red, green and blue in brightness (BT.601)
@@ -93,8 +94,8 @@ class ShotDetector:
         self._is_gray: bool | None = None
         self._was_blended = False
 
-    def add(self, image: np.ndarray, starts: bool = False) -> bool:
-        """Take the next frame (H, W, 3) uint8 RGB; `starts` if it is known to start a shot.
+    def add(self, image: Frame, starts: bool = False) -> bool:
+        """Take the next frame; `starts` if it is known to start a shot.
 
         Returns:
             Whether it differs suddenly from the frame before.
@@ -193,10 +194,9 @@ class ShotDetector:
         return length
 
 
-def _reduce(image: np.ndarray) -> _Frame:
-    """Thumbnails and colour of a frame (H, W, 3) uint8 RGB."""
-    step = max(1, min(image.shape[:2]) // (3 * SIDE))  # resizing all pixels of a large frame would cost 7 ms
-    rgb = cv2.resize(image[::step, ::step], (SIDE, SIDE), interpolation=cv2.INTER_AREA).astype(np.float32)
+def _reduce(image: Frame) -> _Frame:
+    """Thumbnails and colour of a frame."""
+    rgb = image.thumbnail(SIDE)
     gray = rgb @ np.float32(LUMA)
     small = cv2.resize(gray, (SIDE // 2, SIDE // 2), interpolation=cv2.INTER_AREA)
     contrast = float(_blocks(small, SIDE // 6).std(axis=-1).mean())

@@ -18,6 +18,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
+from data_processing.media.frame import RgbFrame
 from data_processing.media.shots import LUMA, ShotDetector
 from data_processing.media.video_reader import FPS, VIDEO_SUFFIXES, read_frames
 from utils.command_line import run_command
@@ -423,7 +424,7 @@ def this_project(frames: Frames, fps: float) -> list[int]:
     detector = ShotDetector(fps)
     states = []
     for frame in frames:
-        detector.add(frame)
+        detector.add(RgbFrame(frame))
         states += detector.decide()
     states += detector.decide(ended=True)
     return [index for index, state in enumerate(states) if state.starts]

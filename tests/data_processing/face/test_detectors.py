@@ -14,7 +14,8 @@ import skimage.data
 from data_processing.face import detectors
 from data_processing.face.detectors import DETECTION_INTERVAL, no_face_reason, track_landmarks
 from data_processing.face.tracking import find_landmarks
-from data_processing.media.video_reader import read_frames
+from data_processing.media.frame import RgbFrame
+from data_processing.media.video_reader import read_video
 from data_processing.media.video_writer import VideoWriter
 from tests.support.media import no_face_video, write_video
 from utils.errors import FileError, MediaError, NoFaceError, ParameterError
@@ -152,7 +153,7 @@ def test_change_of_the_stream_size_starts_a_shot(tmp_path):
 def test_live_frames_wait_for_the_shot_detector():
     """For 11 frames, and up to four more for the face detector."""
     read = []
-    frames = (read.append(None) or FACE[:256, 96:352] for _ in range(40))
+    frames = (read.append(None) or RgbFrame(FACE[:256, 96:352]) for _ in range(40))
     delays = [len(read) - index for index, _ in enumerate(track_landmarks(frames, "dlib"), 1)]
     assert len(delays) == 40 and max(delays) <= 16
 
@@ -187,12 +188,12 @@ def test_invalid_arguments(tmp_path, portrait_clip):
 @pytest.mark.parametrize("size", [(640, 360), (360, 640), (1920, 1080)])
 def test_smallest_face_that_the_message_states(size, ratio, found):
     """`ratio`: width of the landmarks as a part of the longer side of the frame; 1/20 is about the limit."""
-    (points, _) = next(track_landmarks(iter([FACE]), "dlib"))
+    (points, _) = next(track_landmarks(iter([RgbFrame(FACE)]), "dlib"))
     scale = ratio * max(size) / np.ptp(points[:, 0])
     small = cv2.resize(FACE, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
     frame = np.full((size[1], size[0], 3), 128, np.uint8)
     frame[20 : 20 + len(small), 30 : 30 + len(small)] = small[: size[1] - 20, : size[0] - 30]
-    (points, _) = next(track_landmarks(iter([frame]), "dlib"))
+    (points, _) = next(track_landmarks(iter([RgbFrame(frame)]), "dlib"))
     assert np.isfinite(points).all() == found
     assert "wider than about 1/20 of the longer side" in no_face_reason(1, "dlib")
 
@@ -297,7 +298,7 @@ def test_openface_damaged_rows_are_frames_without_a_face(black_clip, caplog, dam
     write_csv(path, openface_rows(50, 25))
 
     def read() -> np.ndarray:
-        return np.stack([points for points, _ in track_landmarks(read_frames(black_clip), "openface", black_clip)])
+        return np.stack([points for points, _ in track_landmarks(read_video(black_clip), "openface", black_clip)])
 
     whole = read()
     assert not caplog.records and np.isfinite(whole).all()

@@ -8,6 +8,7 @@ import pytest
 
 from data_processing.face.detectors import largest_face, track_landmarks
 from data_processing.face.selection import face_selector
+from data_processing.media.frame import RgbFrame
 from data_processing.media.video_reader import read_frames
 from tests.support.heif import tiled_photo
 from utils.errors import LimitError, NoFaceError, ParameterError
@@ -18,7 +19,8 @@ BOXES = np.array([[200.0, 10, 240, 50], [0, 0, 60, 60], [90, 100, 170, 180]])
 
 def test_selection_by_size_side_and_position() -> None:
     def selected(text: str) -> int | None:
-        return face_selector(text)(BOXES, lambda box: np.zeros((68, 2)), np.zeros((200, 300, 3), np.uint8))
+        frame = RgbFrame(np.zeros((200, 300, 3), np.uint8))
+        return face_selector(text)(BOXES, lambda box: np.zeros((68, 2)), frame)
 
     assert face_selector("largest") is largest_face
     assert [selected(text) for text in ("largest", "left", "right")] == [2, 1, 0]
@@ -39,7 +41,7 @@ def test_selection_by_photo(portrait_clip, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr("data_processing.face.selection.IdentityEncoder", MeanColour)
     choose = face_selector(str(tmp_path / "red.png"))
     for images, expected in (((blue, red), 1), ((red, blue), 0), ((blue, blue), None)):
-        points, _ = next(track_landmarks(iter([np.hstack(images)]), "dlib", choose=choose))
+        points, _ = next(track_landmarks(iter([RgbFrame(np.hstack(images))]), "dlib", choose=choose))
         if expected is None:
             assert np.isnan(points).all()
         else:
@@ -66,7 +68,7 @@ def test_photo_of_a_phone(portrait_clip, tmp_path) -> None:
     frame = next(read_frames(portrait_clip))
     path = tiled_photo(tmp_path / "phone.heic", np.rot90(frame), transforms=[("irot", 3)])
     choose = face_selector(str(path))
-    points, _ = next(track_landmarks(iter([frame]), "dlib", choose=choose))
+    points, _ = next(track_landmarks(iter([RgbFrame(frame)]), "dlib", choose=choose))
     assert not np.isnan(points).any()
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import skimage.data
 
+from data_processing.media.frame import RgbFrame
 from data_processing.media.shots import ShotDetector
 
 FIRST = cv2.resize(skimage.data.astronaut(), (96, 64), interpolation=cv2.INTER_AREA)
@@ -20,7 +21,7 @@ def detect(frames, fps=25) -> tuple[list[int], list[int]]:
     """Frames that start a shot, and blended frames."""
     detector, states = ShotDetector(fps), []
     for frame in frames:
-        detector.add(np.ascontiguousarray(frame))
+        detector.add(RgbFrame(frame))
         states += detector.decide()
     states += detector.decide(ended=True)
     assert len(states) == len(frames)
@@ -219,7 +220,7 @@ def test_captions_and_insets_are_no_cuts():
 def test_decided_within_half_a_second_and_little_is_held(fps):
     detector, num_decided = ShotDetector(fps), 0
     for index in range(10 * fps):
-        detector.add(FIRST)
+        detector.add(RgbFrame(FIRST))
         num_decided += len(list(detector.decide()))
         assert index + 1 - num_decided <= max(2, 0.55 * fps)
         assert len(detector._frames) <= max(8, 1.5 * fps)
@@ -228,12 +229,12 @@ def test_decided_within_half_a_second_and_little_is_held(fps):
 
 def test_sudden_changes_are_known_at_once():
     detector = ShotDetector()
-    sudden = [detector.add(frame) for frame in [FIRST] * 5 + [SECOND] * 5 + [SECOND]]
+    sudden = [detector.add(RgbFrame(frame)) for frame in [FIRST] * 5 + [SECOND] * 5 + [SECOND]]
     assert sudden == [index == 5 for index in range(11)]
 
 
 def test_known_start():
     detector = ShotDetector()
-    sudden = [detector.add(FIRST, starts=index == 20) for index in range(40)]
+    sudden = [detector.add(RgbFrame(FIRST), starts=index == 20) for index in range(40)]
     assert np.flatnonzero(sudden) == [20]
     assert np.flatnonzero([state.starts for state in detector.decide(ended=True)]) == [20]
