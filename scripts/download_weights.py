@@ -11,8 +11,9 @@ from utils.weights import DEFAULT, WEIGHTS, cached_path, is_cached, weight_path
 def describe(name: str) -> str:
     """Three lines about one weight: name and purpose; size and licence; path."""
     weight = WEIGHTS[name]
-    size = "size unknown" if weight.size is None else f"{weight.size / 1e6:.1f} MB"
     path = cached_path(name)
+    size = next(file.size for file in weight.files if file.name == path.name)
+    size = "size unknown" if size is None else f"{size / 1e6:.1f} MB"
     state = "" if is_cached(name) else "  (not fetched)"
     return f"{name}: {weight.purpose}\n    {size}, licence: {weight.licence}\n    {path}{state}"
 

