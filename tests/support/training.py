@@ -7,6 +7,8 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import IMAGES, SCALARS, EventAccumulator
 
 from data_processing.dataset import Clip
+from models.blocks import ConvBlock, ResBlock
+from models.dinet import DINet
 
 TINY = """
 mouth_size: 32
@@ -42,6 +44,27 @@ log_every: 1
 validate_every: 3
 save_every: 2
 """
+
+
+class SmallGenerator(torch.nn.Module):
+    """The interface of DINet, with batch norms over images and over audio: a step takes a hundredth of the time."""
+
+    mask = staticmethod(DINet.mask)
+
+    def __init__(self, audio_dim: int, num_references: int) -> None:
+        super().__init__()
+        self.images = ConvBlock(3 + 3 * num_references, 8, 3)
+        self.audio_encoder = ConvBlock(audio_dim, 8, 3, dims=1)
+        self.block = ResBlock(8)
+        self.last = torch.nn.Conv2d(8, 3, 3, padding=1)
+
+    def forward(
+        self, masked_source: torch.Tensor, references: torch.Tensor, audio_window: torch.Tensor
+    ) -> torch.Tensor:
+        references = references.repeat_interleave(len(masked_source) // len(references), dim=0)
+        code = self.audio_encoder(audio_window).mean(dim=2)[..., None, None]
+        images = self.images(torch.cat([masked_source, references], dim=1))
+        return self.last(self.block(images + code)).sigmoid().float()
 
 
 def write_recipe(folder: Path, text: str) -> Path:

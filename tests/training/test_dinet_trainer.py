@@ -15,7 +15,7 @@ from models.checkpoint import save_model
 from models.dinet import PARTS, DINet, DINetConfig
 from models.syncnet import SyncNet
 from models.wav2lip import Wav2Lip, Wav2LipConfig
-from tests.support.training import ADVERSARIAL_BF16, TINY, assert_same, write_recipe
+from tests.support.training import ADVERSARIAL_BF16, TINY, SmallGenerator, assert_same, write_recipe
 from training.dinet_trainer import Trainer, train_step
 from training.schedule import learning_rate
 from utils.errors import ParameterError, UserError
@@ -30,7 +30,7 @@ def recipe(tmp_path) -> Path:
 
 @pytest.fixture
 def adversarial_trainer(recipe) -> Trainer:
-    """A trainer of the clip stage with all losses."""
+    """A trainer of the clip stage with all losses. Its generator is small: DINet takes a minute in float64."""
     torch.manual_seed(0)
     syncnet = SyncNet(384)
     torch.nn.init.normal_(syncnet.merge_encoder[-1].weight, std=0.05)
@@ -42,7 +42,10 @@ def adversarial_trainer(recipe) -> Trainer:
         + "loss_weights: {pixel: 3, lips: 5, perceptual: 10, "
         + "adversarial: 2, clip_adversarial: 4, sync: 6}"
     )
-    return Trainer.create(load_config(recipe), torch.device("cpu"))
+    trainer = Trainer.create(load_config(recipe), torch.device("cpu"))
+    trainer.generator = SmallGenerator(audio_dim=384, num_references=5)
+    trainer.generator_optimizer = torch.optim.Adam(trainer.generator.parameters())
+    return trainer
 
 
 @pytest.fixture
