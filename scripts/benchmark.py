@@ -1,9 +1,12 @@
-"""Speed and memory on this machine: python -m scripts.benchmark infer | memory | train
+"""Speed and memory on this machine: python -m scripts.benchmark dub | infer | memory | train
+
+dub: whole dubs by inference.py of a 1080p and a 512p video beside copying the same frames from decoder to encoder
+with the same settings, in turns; then the time of each step of a dub alone.
 
 infer: frames per second of the generator for each mouth size, baseline and engine interleaved in one run. The
 baseline is the authors' way: one frame at a time, float32, the reference frames encoded again for every frame. The
-engine is what inference.py runs. With --video, also the time of each step of a dub alone, and of whole dubs of that
-video with both, at the given mouth size.
+engine is what inference.py runs. With --video, also the time of whole dubs of that video with both, at the given
+mouth size.
 
 memory: memory over time while videos of one and of ten minutes (--video, repeated) are dubbed, each in a process of
 its own; plotted to --output.
@@ -13,22 +16,26 @@ run; on a GPU also the memory. The baseline is the authors' step: float32, AdaAT
 the graph of the generator retained for the discriminator's step and traversed in it. Losses as in the frame stage
 of the paper.
 
-The weights of the networks are random: speed does not depend on them.
+The weights of the networks are random, but of dubs at S = 64: speed does not depend on them.
 """
 
 import argparse
 import os
+import re
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import islice
 from math import ceil
 from pathlib import Path
+from typing import NamedTuple
 
+import cv2
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
@@ -39,30 +46,32 @@ from configs.schema import load_config
 from data_processing.audio.features import FEATURE_DIMS
 from data_processing.batches import Batch, to_float
 from data_processing.face.crop import FaceCrop
-from data_processing.face.detectors import track_landmarks
 from data_processing.face.radius import crop_radii
-from data_processing.face.tracking import find_landmarks
 from data_processing.media.audio_io import SAMPLE_RATE, load_audio, save_wav
-from data_processing.media.frame import RgbFrame
-from data_processing.media.video_reader import probe, read_frames, read_frames_backward
+from data_processing.media.video_reader import probe, read_frames, read_video, read_video_backward
 from data_processing.media.video_writer import VideoWriter, concatenate_videos
 from dubbing.compositor import BATCH_SIZE
+from dubbing.covers import CoverFinder, StillSearch
+from dubbing.face_track import track_face
+from dubbing.frame_sources import VideoFileSource
 from dubbing.generator import GeneratorSession
 from dubbing.pipeline import DubbingPipeline
 from dubbing.settings import DubSettings
-from dubbing.texture import Candidate, ShotTexture
+from dubbing.texture import Candidate, ShotTexture, lower_part
 from losses.adversarial import discriminator_loss, generator_loss
 from models.adaat import AdaAT
-from models.checkpoint import LoadedModel
+from models.checkpoint import LoadedModel, save_model
 from models.crop_layout import crop_size
 from models.dinet import DINet, DINetConfig
 from training.dinet_trainer import Trainer, train_step
-from utils.bundled import EXAMPLE_VIDEO, ROOT
+from utils.bundled import BUNDLED_GENERATOR, EXAMPLE_VIDEO, ROOT
 from utils.command_line import run_command
 from utils.device import choose_device, choose_precision
 from utils.errors import UserError
 
 NO_TEXTURE = "engine, no texture"
+SIDES = (1080, 512)  # shorter side of the videos that are dubbed
+NUM_STEP_FRAMES = 4 * BATCH_SIZE  # that the steps of a dub alone are measured with
 
 # --- inference ----------------------------------------------------------------------------------------------
 
@@ -135,54 +144,208 @@ def benchmark_generator(mouth_sizes: list[int], repeats: int, device: torch.devi
         print(f"| {mouth_size} | {height}×{width} | {' | '.join(rates)} | {ratio(seconds, 'baseline', 'engine')} |")
 
 
-def benchmark_steps(video: Path, mouth_size: int, device: torch.device, precision: str) -> None:
-    """Print milliseconds per frame of each step of a dub alone, for the first frames of a video."""
+# --- whole dubs ---------------------------------------------------------------------------------------------
+
+
+class Cost(NamedTuple):
+    """What a run costs: seconds by the clock and of all processor cores, seconds until the first frame, memory."""
+
+    wall_s: float
+    processor_s: float
+    first_frame_s: float | None = None
+    memory_mb: float | None = None
+
+
+def scaled(video: Path, side: int, seconds: float, output: Path) -> int:
+    """Write a video of that length with its audio, the shorter side of its frames `side` pixels: `video` played
+    forward and backward, over and over. Returns the number of frames."""
     info = probe(video)
-    frames = list(read_frames(video, 0, 2 * BATCH_SIZE, fps=info.fps))
-    points = find_landmarks(video, stop=2 * BATCH_SIZE).points
-    session = GeneratorSession(random_model(mouth_size), device, precision)
-    crop = FaceCrop.from_landmarks(points[0], crop_radii(points)[0], mouth_size)
-    crops = [crop.extract(frame) for frame in frames[:BATCH_SIZE]]
+    scale = side / min(info.width, info.height)
+    size = tuple(2 * round(scale * length / 2) for length in (info.width, info.height))
+    count = round(seconds * info.fps)
+    available = sum(1 for _ in read_frames(video, stop=count, fps=info.fps))
+    audio = output.with_suffix(".wav")
+    save_wav(audio, np.resize(load_audio(video), round(seconds * SAMPLE_RATE)))
+
+    def played() -> Iterator[np.ndarray]:
+        while True:
+            yield from read_frames(video, stop=available, fps=info.fps)
+            yield from (frame.rgb() for frame in read_video_backward(video, available, fps=info.fps))
+
+    with VideoWriter(output, *size, info.fps, audio_paths=[audio]) as writer:
+        for frame in islice(played(), count):
+            writer.write(cv2.resize(frame, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC))
+    return count
+
+
+def transcode(video: Path, output: Path) -> Cost:
+    """Copy the frames of a video from the decoder to the encoder of a dub."""
+    info = probe(video)
+    start, processor_start = time.perf_counter(), time.process_time()
+    with VideoWriter(output, info.width, info.height, info.fps, layout=info.layout) as writer:
+        for frame in read_video(video, fps=info.fps):
+            writer.write(frame)
+    return Cost(time.perf_counter() - start, time.process_time() - processor_start)
+
+
+def run_dub(video: Path, checkpoint: Path, output: Path, device: str, precision: str) -> Cost:
+    """Dub a video with its own audio by inference.py, in a process of its own."""
+    files = ["--video", video, "--audio", video, "--checkpoint", checkpoint, "--output", output]
+    command = [sys.executable, ROOT / "inference.py", *files, "--device", device, "--precision", precision]
+    start = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    printed = process.stdout.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    wall_s = time.perf_counter() - start
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise UserError(f"{' '.join(map(str, command))}: failed with exit code {process.returncode}")
+    total_s, first_s = map(float, re.search(r"in ([\d.]+) s, the first after ([\d.]+) s", printed).groups())
+    # what precedes the call of `dub`, the start of Python and imports, counts too
+    first_frame_s = wall_s - total_s + first_s
+    return Cost(wall_s, usage.ru_utime + usage.ru_stime, first_frame_s, usage.ru_maxrss / 1000)
+
+
+def benchmark_dub(
+    video: Path, seconds: float, mouth_sizes: list[int], repeats: int, device: torch.device, precision: str
+) -> None:
+    """Print the cost of whole dubs and of their steps."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        checkpoints = {size: folder / f"{size}.safetensors" for size in mouth_sizes}
+        for size, path in checkpoints.items():
+            save_model(path, random_model(size).model, audio_features="whisper", mouth_size=size, info={})
+        checkpoints |= {64: BUNDLED_GENERATOR} if 64 in mouth_sizes else {}
+        for side in SIDES:
+            source, output = folder / f"{side}.mp4", folder / "output.mp4"
+            count = scaled(video, side, seconds, source)
+            works = {"transcoding": partial(transcode, source, output)}
+            for size, checkpoint in checkpoints.items():
+                works[f"dub, S = {size}"] = partial(run_dub, source, checkpoint, output, str(device), precision)
+            costs: dict[str, list[Cost]] = {name: [] for name in works}
+            for _ in range(repeats):
+                for name, work in works.items():
+                    costs[name].append(work())
+            print(f"\n{side}p, {count} frames of {video.name}, {precision}, median of {repeats}\n")
+            print("| | frames/s | ms/frame | × transcoding | processor ms/frame | first frame | peak memory |")
+            print("|---|---|---|---|---|---|---|")
+            base = statistics.median(cost.wall_s for cost in costs["transcoding"])
+            for name, own in costs.items():
+                wall_s, processor_s = (statistics.median(times) for times in list(zip(*own, strict=True))[:2])
+                first = memory = ""
+                if name != "transcoding":
+                    first = f"{statistics.median(cost.first_frame_s for cost in own):.1f} s"
+                    memory = f"{max(cost.memory_mb for cost in own):.0f} MB"
+                row = f"{count / wall_s:.1f} | {1000 * wall_s / count:.1f} | {wall_s / base:.2f}"
+                print(f"| {name} | {row} | {1000 * processor_s / count:.1f} | {first} | {memory} |")
+            benchmark_steps(source, mouth_sizes, device, precision)
+
+
+def benchmark_steps(video: Path, mouth_sizes: list[int], device: torch.device, precision: str) -> None:
+    """Print the time per frame of each step of a dub alone, for some frames of a video."""
+    info = probe(video)
+    frames = list(islice(read_video(video, fps=info.fps), NUM_STEP_FRAMES))
+    source = VideoFileSource(video, info.fps)
+    source.first_pass = lambda: iter(frames)
+    points = np.stack([one.points for one in track_face(source)])
+    radii = crop_radii(points, info.fps)
     windows = np.zeros((BATCH_SIZE, FEATURE_DIMS["whisper"], 5), np.float32)
-    references = session.encode_references(crops[:5])
-    texture = ShotTexture([Candidate.of(frame, crop) for frame in frames])
-    bounds = crop.paste_bounds(frames[0])
-    detail = texture.transfer(crops[0], crop, bounds)[1][..., None]
     with tempfile.TemporaryDirectory() as folder:
 
-        def write() -> None:
-            with VideoWriter(Path(folder) / "out.mp4", info.width, info.height, info.fps) as writer:
+        def encode() -> None:
+            options = {"layout": info.layout}
+            with VideoWriter(Path(folder) / "out.mp4", info.width, info.height, info.fps, **options) as writer:
                 for frame in frames:
                     writer.write(frame)
 
-        steps = {
-            "decode": (lambda: deque(read_frames(video, 0, len(frames), fps=info.fps), maxlen=0), len(frames)),
-            "landmarks": (lambda: deque(track_landmarks(map(RgbFrame, frames), "dlib"), maxlen=0), len(frames)),
-            "crop": (lambda: [crop.extract(frame) for frame in frames], len(frames)),
-            "generator": (lambda: session.generate(crops, references, windows), BATCH_SIZE),
-            "texture": (lambda: [texture.transfer(one, crop, bounds) for one in crops], BATCH_SIZE),
-            "paste": (
-                lambda: [crop.paste(frame, crops[0], points[0], detail=detail) for frame in frames],
-                len(frames),
-            ),
-            "encode": (write, len(frames)),
-        }
-        print(f"\nsteps of a dub alone, S = {mouth_size}, {info.width}×{info.height}, milliseconds per frame\n")
-        for name, (work, count) in steps.items():
-            times = interleaved({name: work}, 3, device)[name]
-            print(f"{name:>10}: {1000 * statistics.median(times) / count:6.1f}")
+        def decode() -> None:
+            deque(islice(read_video(video, fps=info.fps), len(frames)), 0)
+
+        print("\n| step alone | ms/frame | processor ms/frame |\n|---|---|---|")
+        print_step("decode", decode, len(frames), device)
+        print_step("track the face", lambda: deque(track_face(source), 0), len(frames), device)
+        print_step("encode", encode, len(frames), device)
+        for size in mouth_sizes:
+            session = GeneratorSession(random_model(size), device, precision)
+            crops = [FaceCrop.from_landmarks(*one, size) for one in zip(points, radii, strict=True)]
+            bounds = [crop.bounds(info.width, info.height) for crop in crops]
+            local = [crop.moved(*box[:2]) for crop, box in zip(crops, bounds, strict=True)]
+            parts = [frame.region(*box) for frame, box in zip(frames, bounds, strict=True)]
+            images = [crop.extract(part) for crop, part in zip(local, parts, strict=True)]
+            references = session.encode_references(images[:5])
+            texture = ShotTexture([Candidate.of(*one) for one in zip(parts[:20], local[:20], strict=True)])
+            still = StillSearch(crops)
+            for frame, own in zip(frames, points, strict=True):
+                still.add(frame, own)
+            covers = CoverFinder([lower_part(*one) for one in zip(parts, local, strict=True)], still.finish())
+            shown = list(zip(frames, bounds, parts, crops, local, images, points, strict=True))
+
+            def cut(shown=shown) -> None:
+                for frame, box, _, _, crop, *_ in shown:
+                    crop.extract(frame.region(*box))
+
+            def move_texture(shown=shown, texture=texture) -> None:
+                for _, _, part, _, crop, image, _ in shown:
+                    texture.transfer(image, crop, crop.paste_bounds(part))
+
+            def find_covers(shown=shown, covers=covers) -> None:
+                for _, _, part, crop, own, _, landmarks in shown:
+                    covers.mask(lower_part(part, own), crop, landmarks)
+
+            def paste(shown=shown) -> None:
+                for frame, (x0, y0, *_), part, _, crop, image, landmarks in shown:
+                    (left, top, *_), change = crop.change(part, 255 - image, landmarks - (x0, y0), source=image)
+                    frame.changed(x0 + left, y0 + top, change)
+
+            def generate(session=session, images=images, references=references) -> None:
+                session.generate(images[:BATCH_SIZE], references, windows)
+
+            print_step(f"cut the face, S = {size}", cut, len(frames), device)
+            print_step(f"generate, S = {size}", generate, BATCH_SIZE, device)
+            print_step(f"texture, S = {size}", move_texture, len(frames), device)
+            print_step(f"covers, S = {size}", find_covers, len(frames), device)
+            print_step(f"paste, S = {size}", paste, len(frames), device)
+            if device.type == "cuda":
+                print(f"| GPU memory, S = {size} | {torch.cuda.max_memory_allocated(device) / 2**20:.0f} MB | |")
+
+
+def print_step(name: str, work: Callable[[], object], count: int, device: torch.device) -> None:
+    """Print milliseconds per frame, by the clock and of all cores, of work on `count` frames: median of three turns
+    after one of warm-up."""
+    costs = []
+    for _ in range(4):
+        start, processor_start = time.perf_counter(), time.process_time()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        costs.append((time.perf_counter() - start, time.process_time() - processor_start))
+    wall_s, processor_s = (statistics.median(times) for times in zip(*costs[1:], strict=True))
+    print(f"| {name} | {1000 * wall_s / count:.1f} | {1000 * processor_s / count:.1f} |")
+
+
+# --- baseline and engine ------------------------------------------------------------------------------------
+
+
+class SessionPipeline(DubbingPipeline):
+    """A pipeline with a generator that is loaded already."""
+
+    def __init__(self, session: GeneratorSession) -> None:
+        self.session = session
+        super().__init__()
+
+    def _load(self, device: str, precision: str) -> GeneratorSession:
+        return self.session
 
 
 def benchmark_dubs(video: Path, mouth_size: int, repeats: int, device: torch.device, precision: str) -> None:
     """Print seconds of whole dubs of a video with its own audio: baseline, engine, and engine without texture."""
-    pipeline = DubbingPipeline(device=str(device))
     engine = GeneratorSession(random_model(mouth_size), device, precision)
     sessions = {"baseline": BaselineSession(random_model(mouth_size), device), "engine": engine, NO_TEXTURE: engine}
     results = {}
     with tempfile.TemporaryDirectory() as folder:
 
         def dub(name: str) -> None:
-            pipeline.generator = sessions[name]
+            pipeline = SessionPipeline(sessions[name])
             settings = DubSettings(texture=name == "engine")
             results[name] = pipeline.dub(video, video, Path(folder) / f"{name}.mp4", settings)
 
@@ -207,7 +370,7 @@ def lengthen(video: Path, minutes: float, folder: Path) -> tuple[Path, Path]:
     with VideoWriter(loop, info.width, info.height, info.fps) as writer:
         for frame in read_frames(video, fps=info.fps):
             writer.write(frame)
-        for frame in read_frames_backward(video, num_frames, fps=info.fps):
+        for frame in read_video_backward(video, num_frames, fps=info.fps):
             writer.write(frame)
     concatenate_videos([loop] * ceil(minutes * 60 * info.fps / (2 * num_frames)), long)
     save_wav(audio, np.resize(load_audio(video), round(minutes * 60 * SAMPLE_RATE)))
@@ -329,27 +492,34 @@ def run(args: argparse.Namespace) -> None:
     if args.what == "train":
         sizes = [args.mouth_size] if args.mouth_size else [64, 128, 256]
         benchmark_train(sizes, args.batch_size, args.repeats, device)
+    elif args.what == "dub":
+        precision = choose_precision(args.precision, device)
+        sizes = [args.mouth_size] if args.mouth_size else [64, 256]
+        benchmark_dub(args.video or EXAMPLE_VIDEO, args.seconds, sizes, args.repeats, device, precision)
     elif args.what == "memory":
         benchmark_memory(args.video or EXAMPLE_VIDEO, args.minutes, args.output)
     else:
         sizes = [args.mouth_size] if args.mouth_size else [64, 128, 256]
         benchmark_generator(sizes, args.repeats, device, precision)
         if args.video:
-            benchmark_steps(args.video, sizes[-1], device, precision)
             benchmark_dubs(args.video, sizes[-1], args.repeats, device, precision)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("infer", "memory", "train"))
+    parser.add_argument("what", choices=("dub", "infer", "memory", "train"))
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, …")
     parser.add_argument(
         "--repeats", type=int, default=5, help="timed turns, of which the median is printed (default 5)"
     )
     parser.add_argument(
-        "--video", type=Path, help="infer, memory: video to dub (default for memory: the bundled example)"
+        "--video",
+        type=Path,
+        help="video to dub; dub scales it to both sizes (default for dub and memory: the bundled example)",
     )
-    parser.add_argument("--mouth-size", type=int, help="S (default: 64, 128 and 256; dubs at 256)")
+    parser.add_argument("--seconds", type=float, default=20, help="dub: length of the videos (default 20)")
+    parser.add_argument("--precision", default="auto", help="dub: auto (default), fp32, bf16 or fp16")
+    parser.add_argument("--mouth-size", type=int, help="S (default: all; dub: 64 and 256)")
     parser.add_argument("--batch-size", type=int, default=16, help="train: samples per step (default 16)")
     parser.add_argument("--minutes", type=float, nargs="+", default=[1, 10], help="memory: lengths (default 1 10)")
     parser.add_argument("--output", type=Path, default=Path("memory.png"), help="memory: plot to write")
