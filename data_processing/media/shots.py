@@ -98,17 +98,19 @@ class ShotDetector:
         """Take the next frame; `starts` if it is known to start a shot.
 
         Returns:
-            Whether it differs suddenly from the frame before.
+            Whether it differs suddenly from the frame before, or only one of them shows anything.
         """
         frame = _reduce(image)
         frame.is_cut = starts
+        previous = self._frames.get(self._num_added - 1)
+        blank_changed = previous is not None and previous.visible != frame.visible
         if frame.visible:
             frame.before = self._last_visible
             frame.change = 0.0 if frame.before is None else _change(frame.before, frame)
             self._last_visible = frame
         self._frames[self._num_added] = frame
         self._num_added += 1
-        return starts or frame.change > SUDDEN
+        return starts or blank_changed or frame.change > SUDDEN
 
     def decide(self, ended: bool = False) -> Iterator[FrameState]:
         """The states of the next frames, in order, as far as they are known; of all of them if the stream ended."""

@@ -12,10 +12,10 @@ import pytest
 import skimage.data
 
 from data_processing.face import detectors
-from data_processing.face.detectors import DETECTION_INTERVAL, no_face_reason, track_landmarks
+from data_processing.face.detectors import DETECTION_INTERVAL, fit_landmarks, no_face_reason, track_landmarks
 from data_processing.face.tracking import find_landmarks
 from data_processing.media.frame import RgbFrame
-from data_processing.media.video_reader import read_video
+from data_processing.media.video_reader import read_frames, read_video
 from data_processing.media.video_writer import VideoWriter
 from tests.support.media import no_face_video, write_video
 from utils.errors import FileError, MediaError, NoFaceError, ParameterError
@@ -164,6 +164,64 @@ def test_face_that_appears_later(tmp_path):
     result = find_landmarks(write_frames(tmp_path / "clip.mp4", frames))
     assert result.shots == [(20, 30)]
     assert (result.usable == (np.arange(30) >= 20)).all()
+
+
+class LumaOnly(RgbFrame):
+    """A grey frame that cannot be converted to RGB."""
+
+    def region(self, x0: int, y0: int, x1: int, y1: int) -> np.ndarray:
+        raise AssertionError("a region is converted to RGB")
+
+    def rgb(self) -> np.ndarray:
+        raise AssertionError("a whole frame is converted to RGB")
+
+
+def test_dlib_needs_no_colours():
+    tracked = list(track_landmarks((LumaOnly(FACE[t : t + 256, 96:352]) for t in range(6)), "dlib"))
+    assert np.isfinite([points for points, _ in tracked]).all()
+
+
+def test_landmarks_on_luma_are_those_on_rgb(portrait_clip):
+    """The samples of the video are limited to 16 … 235, those of RGB are not."""
+    planar, rgb = (
+        np.array([points for points, _ in track_landmarks(frames, "dlib")])
+        for frames in (read_video(portrait_clip, stop=12), map(RgbFrame, read_frames(portrait_clip, stop=12)))
+    )
+    distances = np.linalg.norm(planar - rgb, axis=2) / np.ptp(rgb[0, :, 0])
+    assert distances.mean() < 0.004 and distances.max() < 0.03
+
+
+def test_edge_pixels_are_repeated_beside_the_frame():
+    luma = RgbFrame(FACE).luma[60:200, 180:340]  # the left and the lower part of the face are outside
+    box = np.array([-10.0, 10, 110, 130])
+    padded = cv2.copyMakeBorder(luma, 200, 200, 200, 200, cv2.BORDER_REPLICATE)
+    np.testing.assert_allclose(fit_landmarks(luma, box), fit_landmarks(padded, box + 200) - 200, atol=1e-9)
+
+
+@pytest.mark.parametrize(("fps", "num_boxes", "num_frames"), [(12, 4, 1), (25, 4, 1), (30, 3, 4), (50, 2, 2)])
+def test_boxes_of_a_frame_in_turns(monkeypatch, fps, num_boxes, num_frames):
+    """Fewer at a higher frame rate; all of them equally often in `num_frames` frames."""
+    used = []
+    fit = detectors.fit_landmarks
+    monkeypatch.setattr(detectors, "fit_landmarks", lambda *args: used.append(args[2]) or fit(*args))
+    frames = (RgbFrame(FACE[:256, 96:352]) for _ in range(8))
+    assert len(list(track_landmarks(frames, "dlib", fps=fps))) == len(used) == 8
+    assert {len(shifts) for shifts in used} == {num_boxes}
+    together = [shift for shifts in used[:num_frames] for shift in shifts]
+    assert {shift: together.count(shift) for shift in together} == dict.fromkeys(
+        detectors.BOX_SHIFTS, num_frames * num_boxes // 4
+    )
+
+
+def test_frames_without_a_face_are_searched_now_and_then(monkeypatch):
+    searched = []
+    detect = detectors._detect
+    monkeypatch.setattr(detectors, "_detect", lambda frame, choose: searched.append(frame) or detect(frame, choose))
+    blank = np.full((256, 256, 3), FACE[:256, 96:352].mean(axis=(0, 1)), np.uint8)
+    frames = [RgbFrame(image) for image in [*[blank] * 18, *[FACE[:256, 96:352]] * 6, *[blank] * 20]]
+    tracked = [np.isfinite(points).all() for points, _ in track_landmarks(iter(frames), "dlib")]
+    assert tracked == [18 <= index < 24 for index in range(44)]  # at once where it appears
+    assert [frames.index(frame) for frame in searched] == [*range(11), 15, 18, *range(24, 34), 35, 40]
 
 
 def test_no_face(tmp_path):

@@ -56,6 +56,19 @@ def test_rgb_is_that_of_swscale(tmp_path, pix_fmt, color_range, matrix):
     assert np.abs((luma - black) * 255 / (white - black) - brightness).mean() < 1
 
 
+@pytest.mark.parametrize("pix_fmt", FORMATS)
+@pytest.mark.parametrize("color_range", [ColorRange.MPEG, ColorRange.JPEG])
+@pytest.mark.parametrize("scale", [2, 5])
+def test_thumbnail_of_planes_is_that_of_rgb(tmp_path, pix_fmt, color_range, scale):
+    image = cv2.resize(blobs(), None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
+    path = media.tagged(tmp_path / "clip.mp4", Colorspace.ITU709, color_range, pix_fmt=pix_fmt, frames=[image])
+    frame = frame_of(path)
+    small, expected = frame.thumbnail(48), RgbFrame(frame.rgb()).thumbnail(48)
+    assert small.shape == (48, 48, 3) and small.dtype == expected.dtype == np.float32
+    assert np.abs(small - expected).mean() < 1.5 and np.abs(small - expected).max() < 12
+    assert np.abs(expected - cv2.resize(image, (48, 48), interpolation=cv2.INTER_AREA)).mean() < 3
+
+
 @pytest.mark.parametrize(("siting", "name"), SITINGS.items())
 def test_chroma_is_where_the_stream_states_it(tmp_path, siting, name):
     """A coloured edge whose chroma samples are made for a siting appears where it is."""

@@ -233,6 +233,14 @@ def test_sudden_changes_are_known_at_once():
     assert sudden == [index == 5 for index in range(11)]
 
 
+def test_frames_that_show_nothing():
+    """The first of them and the first after them: a face is searched at once."""
+    black = np.zeros_like(FIRST)
+    detector = ShotDetector()
+    sudden = [detector.add(RgbFrame(frame)) for frame in [FIRST] * 5 + [black] * 3 + [FIRST] * 4]
+    assert np.flatnonzero(sudden).tolist() == [5, 8]
+
+
 def test_known_start():
     detector = ShotDetector()
     sudden = [detector.add(RgbFrame(FIRST), starts=index == 20) for index in range(40)]
