@@ -12,12 +12,15 @@ from pathlib import Path
 import pytest
 import torch
 
+import train_dinet
+import train_syncnet
 from configs.schema import SyncNetConfig, load_config
 from data_processing.batches import Batch, SyncBatch
-from models.blocks import ConvBlock, ResBlock
+from models.blocks import ConvBlock
 from models.checkpoint import LoadedModel, load_training_state, save_model
-from models.dinet import DINet
 from models.syncnet import SyncNet
+from tests.support.commands import run_command_line
+from tests.support.training import SmallGenerator
 from training import dinet_trainer, distributed, syncnet_trainer
 from training.run import process_samples
 from utils.files import read_jsonl
@@ -39,7 +42,7 @@ val_frames: 1
 """
 SYNCNET = """
 mouth_size: 32
-batch_size: 4
+batch_size: 2
 max_steps: 3
 precision: fp32
 shape_warmup_steps: 2
@@ -49,6 +52,7 @@ validate_every: 3
 
 
 def run(processes: int, script: str, *flags: object) -> subprocess.CompletedProcess:
+    """Run a command in several processes."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     command = [sys.executable, *launcher, script, "--device", "cpu", *map(str, flags)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -73,10 +77,10 @@ def test_generator_with_all_losses(prepared_dataset, tmp_path):
     save_model(syncnet, SyncNet(384), audio_features="whisper", mouth_size=64, info={})
     (tmp_path / "all.yaml").write_text(ALL_LOSSES + f"syncnet: {syncnet}\n")
     flags = ("train_dinet.py", "--config", tmp_path / "all.yaml", "--data", prepared_dataset, "--run-dir")
-    for processes in (1, 2):
-        done = run(processes, *flags, tmp_path / str(processes))
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.count("finished at step 2") == 1  # only process 0 prints
+    run_command_line(train_dinet.main, "--device", "cpu", *flags[1:], tmp_path / "1")
+    done = run(2, *flags, tmp_path / "2")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("finished at step 2") == 1  # only process 0 prints
     assert_same_losses(tmp_path / "1", tmp_path / "2", "perceptual", steps=2)
     one, two = (load_training_state(tmp_path / name / "state.pt")["generator"] for name in ("1", "2"))
     for name in one:
@@ -84,46 +88,21 @@ def test_generator_with_all_losses(prepared_dataset, tmp_path):
             torch.testing.assert_close(two[name], one[name], rtol=1e-3, atol=1e-4, msg=name)
 
 
-def test_syncnet(prepared_dataset, tmp_path):
+def test_syncnet_and_a_process_without_a_sample(prepared_dataset, tmp_path):
+    """There are two samples: the third process ends at once."""
     (tmp_path / "tiny.yaml").write_text(SYNCNET)
     flags = ("train_syncnet.py", "--config", tmp_path / "tiny.yaml", "--data", prepared_dataset, "--run-dir")
-    for processes in (1, 2):
-        done = run(processes, *flags, tmp_path / str(processes))
-        assert done.returncode == 0, done.stderr
-    assert_same_losses(tmp_path / "1", tmp_path / "2", "contrast", steps=3)
-
-
-def test_processes_without_a_sample_end_at_once(prepared_dataset, tmp_path):
-    recipe = SYNCNET.replace("batch_size: 4", "batch_size: 2").replace("shape_warmup_steps: 2\n", "")
-    (tmp_path / "small.yaml").write_text(recipe)
-    flags = ("--config", tmp_path / "small.yaml", "--data", prepared_dataset, "--max-steps", 1, "--run-dir")
-    done = run(3, "train_syncnet.py", *flags, tmp_path / "run")
+    run_command_line(train_syncnet.main, "--device", "cpu", *flags[1:], tmp_path / "1")
+    done = run(3, *flags, tmp_path / "3")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("finished at step 1") == 1
+    assert done.stdout.count("finished at step 3") == 1
+    assert_same_losses(tmp_path / "1", tmp_path / "3", "contrast", steps=3)
 
 
 # --- one step, in float64, with small networks ----------------------------------------------------------------
 
 SAMPLES, FRAMES = 10, 5
 DISCRIMINATORS = {"adversarial": 1, "clip_adversarial": FRAMES}  # frames that each sees
-
-
-class SmallGenerator(torch.nn.Module):
-    """The interface of DINet, with batch norms over images and over audio."""
-
-    mask = staticmethod(DINet.mask)
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.images = ConvBlock(3 + 6, 8, 3)
-        self.audio_encoder = ConvBlock(4, 8, 3, dims=1)
-        self.block = ResBlock(8)
-        self.last = torch.nn.Conv2d(8, 3, 3, padding=1)
-
-    def forward(self, masked_source, references, audio_window):
-        references = references.repeat_interleave(len(masked_source) // len(references), dim=0)
-        code = self.audio_encoder(audio_window).mean(dim=2)[..., None, None]
-        return self.last(self.block(self.images(torch.cat([masked_source, references], dim=1)) + code)).sigmoid()
 
 
 def small_trainer(grad_accum_steps: int, freeze_bn: bool) -> dinet_trainer.Trainer:
@@ -141,7 +120,7 @@ def small_trainer(grad_accum_steps: int, freeze_bn: bool) -> dinet_trainer.Train
         **{"loss_weights": weights, "grad_accum_steps": grad_accum_steps, "freeze_bn": freeze_bn},
     )
     torch.manual_seed(0)
-    generator = SmallGenerator()
+    generator = SmallGenerator(audio_dim=4, num_references=2)
     discriminators = torch.nn.ModuleDict(
         {name: torch.nn.Conv2d(3 * frames, 1, 5, 2) for name, frames in DISCRIMINATORS.items()}
     )
@@ -254,7 +233,8 @@ def float64():
 def test_two_and_three_processes_take_the_step_of_one(float64, tmp_path):
     """Ten samples, in one pass or in three: the shares are not equal."""
     ports = [free_port(), free_port()]
-    torch.multiprocessing.spawn(steps_in_process, (tmp_path, ports), nprocs=3)
+    torch.multiprocessing.set_forkserver_preload([__name__])  # imports PyTorch once, not three times
+    torch.multiprocessing.start_processes(steps_in_process, (tmp_path, ports), nprocs=3, start_method="forkserver")
     for name, step in STEPS.items():
         expected = step()
         for processes in (2, 3):
