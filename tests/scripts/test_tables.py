@@ -1,14 +1,14 @@
 """scripts.tables: Tables 1 and 2 from reports of evaluate.py."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
+from scripts import tables
 from scripts.tables import read_report
+from tests.support.commands import run_command_line
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -32,8 +32,9 @@ def report(psnr: float, frames: int = 4) -> dict:
     }
 
 
-@pytest.mark.slow
-def test_tables_have_the_scores_of_the_paper_and_of_the_reports(tmp_path: Path) -> None:
+def test_tables_have_the_scores_of_the_paper_and_of_the_reports(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     for run, start in (("full", None), ("dinet_64", tmp_path / "full/generator.safetensors"), ("flow", None)):
         (tmp_path / run).mkdir()
         values = {"max_steps": 10, "batch_size": 8, "mouth_size": 32 if start is None else 64}
@@ -41,8 +42,7 @@ def test_tables_have_the_scores_of_the_paper_and_of_the_reports(tmp_path: Path) 
     for folder, psnr in (("table1/dinet_64", 20), ("table1/bundled", 21), ("table2/flow", 22), ("table2/full", 23)):
         (tmp_path / folder).mkdir(parents=True)
         (tmp_path / folder / "evaluation.json").write_text(json.dumps(report(psnr)))
-    command = [sys.executable, "-m", "scripts.tables", tmp_path, "--output", tmp_path / "out"]
-    subprocess.run(command, check=True, capture_output=True)
+    run_command_line(tables.main, tmp_path, "--output", tmp_path / "out")
     first, second = ((tmp_path / "out" / f"table{number}.md").read_text().splitlines() for number in (1, 2))
     cells = first[2].strip("| ").split(" | ")
     assert cells[0] == "DINet, S = 64"
@@ -58,9 +58,10 @@ def test_tables_have_the_scores_of_the_paper_and_of_the_reports(tmp_path: Path) 
         ("{}", "evaluation.json: not a report of evaluate.py --data --sync"),
     ):
         (tmp_path / "table2/flow/evaluation.json").write_text(content)
-        result = subprocess.run(command, capture_output=True, text=True)
-        assert result.returncode == 2
-        assert message in result.stderr
+        with pytest.raises(SystemExit) as caught:
+            run_command_line(tables.main, tmp_path, "--output", tmp_path / "out")
+        assert caught.value.code == 2
+        assert message in capsys.readouterr().err
 
 
 def test_reports_with_former_key_names_are_read(tmp_path: Path) -> None:

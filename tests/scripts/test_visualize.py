@@ -1,7 +1,5 @@
 """scripts.visualize: figures, and what they are computed from."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import cv2
@@ -14,21 +12,24 @@ from data_processing.dataset import load_clips
 from models.checkpoint import load_model, save_model
 from models.crop_layout import mouth_box
 from models.dinet import DINet, DINetConfig
+from scripts import visualize
 from scripts.visualize import best_lag, draw_strips, dubbed_crops, loudness_db, transformed_grid
+from tests.support.commands import run_command_line
 
 
 @pytest.mark.slow
-def test_figure_of_a_generator(tmp_path: Path, portrait_clip: Path) -> None:
+def test_figure_of_a_generator(tmp_path: Path, portrait_clip: Path, capsys: pytest.CaptureFixture) -> None:
     torch.manual_seed(0)
     model = DINet(DINetConfig(audio_dim=29, num_references=2))
     save_model(tmp_path / "model", model, audio_features="phoneme", mouth_size=32, info={})
-    command = [sys.executable, "-m", "scripts.visualize", "generator", "--video", portrait_clip, "--checkpoint"]
+    flags = ("generator", "--video", portrait_clip, "--checkpoint", tmp_path / "model")
     image = tmp_path / "figure.png"
-    subprocess.run([*command, tmp_path / "model", "--frame", "5", "--output", image], check=True)
+    run_command_line(visualize.main, *flags, "--frame", 5, "--output", image)
     assert cv2.imread(str(image)).std() > 10
-    result = subprocess.run([*command, tmp_path / "model", "--frame", "99"], capture_output=True, text=True)
-    assert result.returncode == 2
-    assert "error: --frame: expected one of 0 to 39 with a face, found 99" in result.stderr
+    with pytest.raises(SystemExit) as caught:
+        run_command_line(visualize.main, *flags, "--frame", 99)
+    assert caught.value.code == 2
+    assert "error: --frame: expected one of 0 to 39 with a face, found 99" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -45,8 +46,8 @@ def test_strips_of_real_frames_and_of_checkpoints(prepared_dataset: Path, tmp_pa
     changed[rows, columns] = False
     assert not changed.any()
     image = tmp_path / "strips.png"
-    command = [sys.executable, "-m", "scripts.visualize", "strips", "--data", prepared_dataset, "--size", "64"]
-    subprocess.run([*command, "--checkpoints", path, path, "--output", image], check=True)
+    flags = ("--data", prepared_dataset, "--size", 64, "--checkpoints", path, path, "--output", image)
+    run_command_line(visualize.main, "strips", *flags)
     assert cv2.imread(str(image)).std() > 10
     black, white = (np.full((2, 8, 6, 3), level, np.uint8) for level in (0, 255))
     figure = draw_strips([("real", [white, black]), ("same", [black, white]), ("same", [white, white])])
@@ -67,8 +68,7 @@ def test_loudness_and_lag_of_the_mouth(portrait_clip: Path, tmp_path: Path) -> N
     assert best_lag(hidden, audio) == (2, pytest.approx(1))
     assert best_lag(audio, np.zeros(50)) is best_lag(hidden[:4], audio[:4]) is None
     image = tmp_path / "curves.png"
-    command = [sys.executable, "-m", "scripts.visualize", "loudness", "--videos", portrait_clip, portrait_clip]
-    subprocess.run([*command, "--output", image], check=True)
+    run_command_line(visualize.main, "loudness", "--videos", portrait_clip, portrait_clip, "--output", image)
     assert cv2.imread(str(image)).std() > 10
 
 
