@@ -1,7 +1,5 @@
 """scripts.compact_checkpoint."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +7,8 @@ import torch
 
 from models.checkpoint import load_model, save_model
 from models.dinet import DINet, DINetConfig
+from scripts import compact_checkpoint
+from tests.support.commands import run_command_line
 
 
 @pytest.mark.slow
@@ -16,9 +16,7 @@ def test_a_compact_checkpoint_has_half_the_size(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = DINet(DINetConfig(audio_dim=8, num_references=1))
     save_model(tmp_path / "in", model, audio_features="phoneme", mouth_size=64, info={"steps": 3})
-    subprocess.run(
-        [sys.executable, "-m", "scripts.compact_checkpoint", tmp_path / "in", tmp_path / "out"], check=True
-    )
+    run_command_line(compact_checkpoint.main, tmp_path / "in", tmp_path / "out")
     assert (tmp_path / "out").stat().st_size < 0.52 * (tmp_path / "in").stat().st_size
     small = load_model(tmp_path / "out")
     assert small.info == {"steps": 3}
