@@ -167,7 +167,7 @@ def _dlib_landmarks(
     Args:
         frames: each with whether it changes suddenly.
         choose: selects the face.
-        rate: frames per frame at 25 fps.
+        rate: frame rate divided by 25 fps.
     """
     interval = max(1, round(DETECTION_INTERVAL * rate))
     num_boxes = min(len(BOX_SHIFTS), max(1, round(len(BOX_SHIFTS) / rate)))
