@@ -143,6 +143,7 @@ def open_packed(data: Path, split: str, audio_features: str) -> PackedSplit:
     if not index.exists():
         _create_folder(folder)
         write_atomically(index, lambda file: np.save(file, _make_index(lines)))
+    clips = _map_array(index)
     in_use = index.open("rb")
     _lock(in_use, exclusive=False)
     for other in folder.parent.glob(f"{split}-*/index.npy"):
@@ -154,9 +155,9 @@ def open_packed(data: Path, split: str, audio_features: str) -> PackedSplit:
     if missing := {name: path for name, path in arrays.items() if not path.exists()}:
         if audio_features != LIPS:
             extract_missing(data, lines, audio_features)
-        _write_rows(missing, _map_array(index), (_read_clip(data, line, audio_features) for line in lines))
+        _write_rows(missing, clips, (_read_clip(data, line, audio_features) for line in lines))
     maps = {name: _map_array(path) for name, path in arrays.items()}
-    return PackedSplit(data, split, audio_features, folder, _map_array(index), **maps, in_use=in_use)
+    return PackedSplit(data, split, audio_features, folder, clips, **maps, in_use=in_use)
 
 
 def _lock(file: BinaryIO, *, exclusive: bool) -> bool:
