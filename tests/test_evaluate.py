@@ -21,7 +21,7 @@ from utils.bundled import BUNDLED_GENERATOR
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def small_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("model") / "model.safetensors"
     model = DINet(DINetConfig(audio_dim=29, num_references=1))
@@ -36,7 +36,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     height, width = crop_size(MOUTH_SIZE)
     lines = []
     for number, speaker in enumerate(("ann", "bob")):
-        clip = synthetic_clip(f"clip{number}", speaker, 15, seed=number)
+        clip = synthetic_clip(f"clip{number}", speaker, 7, seed=number)
         with VideoWriter(data / "clips" / f"{clip.id}.mp4", width, height) as writer:
             for frame in clip.frames:
                 writer.write(frame)
@@ -45,7 +45,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "id": clip.id,
             "person": speaker,
             "split": "val",
-            "num_frames": 15,
+            "num_frames": 7,
             "audio_features": "whisper",
         }
         lines.append(json.dumps(line) + "\n")
@@ -61,13 +61,13 @@ def run(*flags: object) -> None:
 
 @pytest.mark.slow
 def test_clips_of_a_dataset(
-    checkpoint: Path,
+    small_checkpoint: Path,
     prepared: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture,
 ) -> None:
     output = tmp_path / "new" / "scores"
-    arguments = ("--checkpoint", checkpoint, "--data", prepared, "--frames-per-clip", 2, "--output", output)
+    arguments = ("--checkpoint", small_checkpoint, "--data", prepared, "--frames-per-clip", 2, "--output", output)
     run(*arguments)
     printed = capsys.readouterr().out
     assert [path.name for path in output.iterdir()] == ["evaluation.json"]
@@ -83,8 +83,8 @@ def test_clips_of_a_dataset(
         by_speaker = [speaker["matched"][name] for speaker in report["speakers"].values()]
         assert matched["mean"] == pytest.approx(np.mean(by_speaker))  # both have the same number of frames
     assert f"{report['matched']['psnr']['mean']:.2f} [" in printed
-    run("--checkpoint", checkpoint, "--data", prepared, "--frames-per-clip", "all", "--output", output)
-    assert json.loads((output / "evaluation.json").read_text())["num_frames"] == 30
+    run("--checkpoint", small_checkpoint, "--data", prepared, "--frames-per-clip", "all", "--output", output)
+    assert json.loads((output / "evaluation.json").read_text())["num_frames"] == 14
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_clips_of_a_dataset(
 def test_errors_on_clips(
     changed: dict[str, object],
     message: str,
-    checkpoint: Path,
+    small_checkpoint: Path,
     prepared: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -113,7 +113,7 @@ def test_errors_on_clips(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("FILE").touch()
-    options = {"--checkpoint": checkpoint, "--data": prepared} | changed
+    options = {"--checkpoint": small_checkpoint, "--data": prepared} | changed
     with pytest.raises(SystemExit) as caught:
         run(*(part for option in options.items() for part in option))
     assert caught.value.code == 2
@@ -123,7 +123,9 @@ def test_errors_on_clips(
 
 
 @pytest.mark.slow
-def test_a_checkpoint_on_videos(portrait_clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_a_checkpoint_on_videos(
+    portrait_clip: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     """Videos are dubbed with their own audio and compared with themselves, or dubbed with the audio of the next."""
     real = tmp_path / "real"
     real.mkdir()
@@ -156,10 +158,11 @@ def test_a_checkpoint_on_videos(portrait_clip: Path, tmp_path: Path, capsys: pyt
     assert f"failed: broken: {real / 'broken.mp4'}: not a media file" in printed
     (real / "broken.mp4").unlink()
     (real / "damaged.mkv").unlink()
-    run(*flags, "--cross", "--output", tmp_path / "cross")
+    run("--checkpoint", checkpoint, "--videos", real, "--cross", "--output", tmp_path / "cross")
     report = json.loads((tmp_path / "cross" / "evaluation.json").read_text())
     assert report["driven_by"] == "mismatched audio"
     assert report["means"].keys() == {"sync_confidence", "sync_offset_ms"}
+    (real / "bob.mp4").unlink()
     run(*flags, "--silent", "--no-texture", "--output", tmp_path / "silent")
     report = json.loads((tmp_path / "silent" / "evaluation.json").read_text())
     assert not report["texture"]
@@ -172,7 +175,6 @@ def test_a_checkpoint_on_videos(portrait_clip: Path, tmp_path: Path, capsys: pyt
     with pytest.raises(SystemExit):
         run(*flags, tmp_path / "self" / "dubbed", "--output", tmp_path / "self")
     assert f"--output: {tmp_path / 'self'}: the dubs would replace the videos" in capsys.readouterr().err
-    (real / "bob.mp4").unlink()
     with pytest.raises(SystemExit):
         run(*flags, real, "--cross")
     assert "--cross: expected two videos or more" in capsys.readouterr().err

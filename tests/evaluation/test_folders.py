@@ -124,7 +124,7 @@ def test_a_cluster_gives_the_report_of_this_process(
         if generated.stem == "broken":
             raise MediaError(generated, "not a media file")
         score = float(len(generated.stem))
-        strip, features = np.full((512, 256, 3), len(generated.stem), np.uint8), np.full((2, 2, 2048), score)
+        strip, features = np.full((512, 256, 3), len(generated.stem), np.uint8), np.full((2, 2, 16), score)
         return VideoScores({"psnr_face": score}, 2, 0, strip, features)
 
     monkeypatch.setattr(scored_folders, "compare_videos", compare)

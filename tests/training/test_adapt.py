@@ -211,13 +211,12 @@ def test_wrong_generators_and_options_are_refused(video, checkpoint, tmp_path):
 def counted(monkeypatch, tmp_path) -> list[Path]:
     """The files that a stand-in for `adapt` wrote; the cache is in a temporary folder."""
     written: list[Path] = []
+    model = DINet(DINetConfig(384))
 
     def write(videos: list[Path], output: Path, *, checkpoint: Path, origin: dict, **_: object) -> AdaptResult:
         assert origin == adaptation.describe_origin(videos, checkpoint)
         written.append(output)
-        save_model(
-            output, DINet(DINetConfig(384)), audio_features="whisper", mouth_size=32, info={"adapted": origin}
-        )
+        save_model(output, model, audio_features="whisper", mouth_size=32, info={"adapted": origin}, bits=8)
         scores = {"lpips": 1, "psnr": 1, "sync": 1}
         return AdaptResult(output, 60, 3, 1, 1.0, scores, scores)
 

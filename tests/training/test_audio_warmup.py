@@ -28,16 +28,17 @@ def recipe(tmp_path) -> Path:
     return write_recipe(tmp_path, TINY)
 
 
-@pytest.fixture
-def lip_driven(recipe, prepared_dataset, tmp_path) -> Path:
+@pytest.fixture(scope="module")
+def lip_driven(prepared_dataset, tmp_path_factory) -> Path:
     """A lip-driven generator after two steps."""
-    config = load_config(recipe, {"audio_features": "lips"})
+    folder = tmp_path_factory.mktemp("lips")
+    config = load_config(write_recipe(folder, TINY), {"audio_features": "lips"})
     trainer = Trainer.create(config, torch.device("cpu"))
     batches = TrainingBatches(load_clips(prepared_dataset, "train", 32, "lips"), 2, 5, 2, 0)
     for step in range(2):
         train_step(trainer, batches[step])
-    save_release(trainer, tmp_path / "lips.safetensors", {})
-    return tmp_path / "lips.safetensors"
+    save_release(trainer, folder / "lips.safetensors", {})
+    return folder / "lips.safetensors"
 
 
 def audio_part(generator: DINet, features: list[np.ndarray]) -> torch.Tensor:
