@@ -199,8 +199,7 @@ def clip_summary(report: dict[str, Any]) -> str:
     """The report of evaluate.py on clips as text: means with intervals, A/V sync if measured, means by speaker.
 
     Args:
-        report: of `evaluation.clips.evaluate_generator`, with 'checkpoint' ('path', 'sha256'), 'data' and 'split',
-            and with 'sync' (of `sync_check`) or without.
+        report: of `evaluation.datasets.evaluate_dataset`, with 'checkpoint' ('path', 'sha256'), 'data' and 'split'.
     """
     size, seconds = report["compared_at"], report["audio_shift_frames"] / FPS
     lines = [
