@@ -17,7 +17,7 @@ from dubbing.speaker import Drawing, Speaker
 
 BATCH_SIZE = 8
 FIRST_BATCH_SIZE = 2  # of the dub, so that its first frame comes soon
-PREFETCH_DEPTH = 2 * BATCH_SIZE  # frames that wait between reading, generating and writing
+PREFETCH_DEPTH = BATCH_SIZE // 2  # frames that wait between reading, generating and writing, beside whole batches
 
 
 class OutputFrame(NamedTuple):

@@ -40,6 +40,7 @@ VIDEO_SUFFIXES = {
     ".rmvb", ".nut", ".y4m", ".ivf", ".h264", ".264", ".avc", ".h265", ".265", ".hevc", ".av1", ".obu",
     ".mj2", ".mjpg", ".mjpeg", ".amv", ".wtv", ".dvr-ms", ".m4s", ".cmfv", ".nsv",
 }  # fmt: skip
+NUM_THREADS = 2  # of a decoder; each holds frames, and a dub has three decoders
 ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # FFmpeg's own decoders drop the alpha channel
 Image = TypeVar("Image")
 
@@ -103,7 +104,8 @@ def _open_video(path: Path) -> av.container.InputContainer:
     if not container.streams.video:
         container.close()
         raise MediaError(path, "no video stream")
-    _video_stream(container).thread_type = "AUTO"
+    stream = _video_stream(container)
+    stream.thread_type, stream.thread_count = "AUTO", NUM_THREADS
     return container
 
 
