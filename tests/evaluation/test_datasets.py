@@ -1,6 +1,7 @@
-"""Scores on a prepared dataset: sampled audio windows, and the same report on a cluster as in this process."""
+"""Scores on a prepared dataset: the same report on a cluster as in this process."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,13 +10,21 @@ from distributed import LocalCluster
 
 from evaluation import datasets
 from evaluation.datasets import Evaluation, evaluate_dataset
+from models.checkpoint import SYNCNET, LoadedModel, load_model
+from models.dinet import DINetConfig
 from tests.support.datasets import make_dataset
+from tests.support.training import SmallGenerator
 
 
-@pytest.fixture
-def evaluation(tmp_path: Path, checkpoint: Path) -> Evaluation:
-    data = make_dataset(tmp_path / "data", num_clips=3, num_frames=46, num_val=2)
-    return Evaluation(checkpoint, data, "val", None, 9, torch.device("cpu"), None)
+def load(path: Path, *options: Any, kinds: tuple[str, ...] = ()) -> LoadedModel:
+    """A small generator in place of DINet."""
+    if kinds == SYNCNET:
+        return load_model(path, *options, kinds=kinds)
+    torch.manual_seed(0)
+    generator = SmallGenerator(audio_dim=384, num_references=2).eval()
+    generator.config = DINetConfig(num_references=2)
+    torch.nn.init.normal_(generator.audio_encoder.conv.weight, 0, 1e-4)  # the features are up to 2045
+    return LoadedModel(generator, "whisper", 32, {})
 
 
 def error(output: torch.Tensor, target: torch.Tensor) -> np.ndarray:
@@ -23,10 +32,13 @@ def error(output: torch.Tensor, target: torch.Tensor) -> np.ndarray:
 
 
 def test_a_cluster_gives_the_report_of_this_process(
-    evaluation: Evaluation, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     """18 samples are two batches; SyncNet scores two clips."""
     monkeypatch.setattr(datasets, "image_metrics", lambda device, with_vgg: {"error": error})
+    monkeypatch.setattr(datasets, "load_model", load)
+    data = make_dataset(tmp_path / "data", num_clips=3, num_frames=46, num_val=2)
+    evaluation = Evaluation(tmp_path / "generator", data, "val", None, 9, torch.device("cpu"), None)
     here = evaluate_dataset(evaluation, with_sync=True)
     assert (here["num_frames"], here["num_clips"], here["compared_at"]) == (18, 2, 32)
     assert here["sync"]["num_clips"] == 2
