@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from data_processing.face.detectors import BACKENDS
 from data_processing.media.video_reader import check_readable
-from data_processing.media.video_writer import check_writable
+from data_processing.media.video_writer import ENCODERS, check_writable
 from dubbing.pipeline import DubbingPipeline, DubResult
 from dubbing.segments import segments_folder
 from dubbing.settings import PRECISIONS, WHEN_SHORT, DubSettings, parse_references
@@ -38,6 +38,7 @@ def run(args: argparse.Namespace) -> None:
         keep_covers=args.keep_covers,
         side_by_side=args.side_by_side,
         crf=args.crf,
+        codec=args.codec,
         resume=args.resume,
         limits=NO_LIMITS if args.no_limits else DEFAULT_LIMITS,
     )
@@ -156,7 +157,8 @@ def main() -> None:
         default="auto",
         help="default: the fastest the device supports",
     )
-    add("--crf", type=int, default=16, help="x264 quality, 0 (lossless) to 51 (default 16, visually lossless)")
+    add("--crf", type=int, default=16, help="quality, 0 (lossless) to 51 (default 16, visually lossless)")
+    add("--codec", choices=ENCODERS, default="h264", help="of the output (default h264, which every player shows)")
     add(
         "--resume",
         action="store_true",

@@ -136,9 +136,9 @@ class Palette:
         return self._distances(image, slice(None))
 
     def second_distance(self, image: np.ndarray, counted: np.ndarray) -> np.ndarray | None:
-        """The second smallest of `distances` at each pixel, (h, w) uint8, so that one frame that is wrongly taken for
-        uncovered does no harm. None if fewer than MIN_SURE of the pixels `counted` (h, w) have more than SURE, which
-        few frames show in most cases."""
+        """The second smallest of `distances` at each pixel, (h, w) uint8, so that one frame that is wrongly taken
+        for uncovered does no harm. None if fewer than MIN_SURE of the pixels `counted` (h, w) have more than SURE,
+        which few frames show in most cases."""
         smallest = second = np.full(image.shape[:2], 255, np.uint8)
         for start in range(0, self._highest.shape[1], FRAMES_AT_ONCE):
             for distance in self._distances(image, slice(start, start + FRAMES_AT_ONCE)):

@@ -182,6 +182,11 @@ class DubbingPipeline:
         info = probe(video, settings.limits)
         for note in info.notes:
             logger.info("%s", note, extra={"path": video})
+        if settings.codec == "av1" and output.suffix.lower() == ".mov":
+            raise ParameterError("codec", "AV1 cannot be stored in .mov; use .mp4 or .mkv for the output")
+        if settings.codec == "h264" and info.layout and info.layout.pix_fmt != "yuv420p":
+            message = "the output is %s like the source, which some players do not show in H.264; hevc may help"
+            logger.info(message, info.layout.description, extra={"parameter": "codec"})
         durations = [(media_duration_s(path), path) for path in audio_paths]
         if settings.when_short == "keep":
             durations.append((info.duration_s, video))
@@ -207,10 +212,7 @@ class DubbingPipeline:
         ]
         for path, select_face, tracked in zip(job.audio_paths, selectors, tracks, strict=True):
             blocks = read_audio(path, settings.limits)
-            audio = AudioStream(
-                blocks, self.generator.audio_features, level_s=LEVEL_S, first_block_s=FIRST_BLOCK_S
-            )
-            audio.windows(np.zeros(1))  # extracts the first features, while the face is tracked
+            audio = AudioStream(blocks, self.generator.audio_features, level_s=LEVEL_S, first_block_s=FIRST_BLOCK_S)
             crops = None
             if settings.references is not None:
                 crops = self._reference_crops(source, settings.references, select_face)
@@ -266,7 +268,7 @@ class DubbingPipeline:
         settings, info = job.settings, job.info
         size = (info.width * (2 if settings.side_by_side else 1), info.height)
         options = {"crf": settings.crf, "pixel_aspect": info.pixel_aspect}
-        options |= {"layout": None if settings.side_by_side else info.layout}
+        options |= {"layout": None if settings.side_by_side else info.layout, "codec": settings.codec}
         options |= {"audio_paths": job.audio_paths, "limits": settings.limits}
         if not settings.resume:
             return VideoWriter(job.output, *size, info.fps, **options), 0

@@ -67,7 +67,7 @@ class SegmentedWriter:
     written again, as are unreadable segments and those after them.
 
     Args:
-        output, width, height, fps, crf, audio_paths, limits, pixel_aspect, layout: as for VideoWriter.
+        output, width, height, fps, crf, audio_paths, limits, pixel_aspect, layout, codec: as for VideoWriter.
         job: everything that the frames depend on, by name: inputs (`file_fingerprint`) and options. It must be the
             same in every run.
 
@@ -92,13 +92,14 @@ class SegmentedWriter:
         limits: Limits = DEFAULT_LIMITS,
         pixel_aspect: Fraction = Fraction(1),
         layout: PlaneLayout | None = None,
+        codec: str = "h264",
     ) -> None:
         check_audio_tracks(audio_paths, limits)  # now, not after hours
         self.output = output
         self.audio_paths, self.limits = audio_paths, limits
         self.folder = segments_folder(output)
         self._options = {"width": width, "height": height, "fps": fps, "crf": crf, "pixel_aspect": pixel_aspect}
-        self._options |= {"layout": layout}
+        self._options |= {"layout": layout, "codec": codec}
         self._writer: VideoWriter | None = None
         # another PyAV has another x264, whose segments may not fit
         made_by = {**self._options, "frames per segment": SEGMENT_FRAMES, "PyAV": av.__version__}

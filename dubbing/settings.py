@@ -7,6 +7,7 @@ from math import inf
 from numbers import Integral, Real
 from pathlib import Path
 
+from data_processing.media.video_writer import ENCODERS
 from utils.errors import ParameterError
 from utils.limits import DEFAULT_LIMITS, Limits
 
@@ -28,7 +29,8 @@ class DubSettings:
     texture: give the generated mouth the texture of frames of the shot.
     keep_covers: keep what covers the mouth, such as hands and microphones, as it is in the source frames.
     side_by_side: write source and dubbed frame beside each other.
-    crf: x264 quality, 0 (lossless) to 51.
+    crf: quality in numbers of x264, 0 (lossless) to 51.
+    codec: "h264", "hevc" or "av1".
     resume: keep completed segments when interrupted, and continue from those of an earlier run.
     limits: sanity limits of the inputs.
 
@@ -44,6 +46,7 @@ class DubSettings:
     keep_covers: bool = True
     side_by_side: bool = False
     crf: int = 16
+    codec: str = "h264"
     resume: bool = False
     limits: Limits = DEFAULT_LIMITS
 
@@ -61,6 +64,7 @@ class DubSettings:
         check_choice("when_short", self.when_short, WHEN_SHORT)
         if not isinstance(self.crf, Integral) or not 0 <= self.crf <= 51:
             raise ParameterError("crf", f"expected a whole number from 0 to 51, found {self.crf!r}")
+        check_choice("codec", self.codec, tuple(ENCODERS))
         for name in ("texture", "keep_covers", "side_by_side", "resume"):
             if not isinstance(getattr(self, name), bool):
                 raise ParameterError(name, f"expected True or False, found {getattr(self, name)!r}")

@@ -75,6 +75,12 @@ class PlaneLayout(NamedTuple):
         return STEPS[self.pix_fmt.removesuffix("10le")]
 
     @property
+    def description(self) -> str:
+        """Such as "4:2:2 with 10 bits"."""
+        chroma = {(2, 2): "4:2:0", (2, 1): "4:2:2", (1, 1): "4:4:4"}[self.steps]
+        return f"{chroma} with {self.bits} bits"
+
+    @property
     def bits(self) -> int:
         return 10 if self.pix_fmt.endswith("10le") else 8
 

@@ -1,11 +1,12 @@
 """The one place that writes video, frame by frame. A file appears under its name only when it is complete."""
 
 import contextlib
+import os
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import NamedTuple, Self
 
 import av
 import numpy as np
@@ -28,11 +29,53 @@ from utils.files import PartialFile, follow_link, output_errors
 from utils.limits import DEFAULT_LIMITS, Limits
 
 OUTPUT_SUFFIXES = {".mp4", ".mov", ".mkv"}
-# x264: superfast with the look-ahead and the motion search of veryfast takes three quarters of its time for the same
-# quality in 4 % more bytes (tests/tools/preset_table.py); the generator needs the CPU
-PRESET, X264_PARAMS = "superfast", "rc-lookahead=10:mbtree=1:subme=2"
 NUM_THREADS = 4  # of the encoder: with a fixed number the output is the same on all machines
-DTS_LEAD = 2  # frames by which decoding precedes presentation: what the preset's pyramid of B-frames needs
+
+
+class Encoder(NamedTuple):
+    """An encoder and its options.
+
+    name: FFmpeg's.
+    options, lossless: its options, and those for crf 0 in addition.
+    crf_offset: to be added to the crf of x264 for the same SSIM at 16.
+    dts_lead: frames by which decoding precedes presentation: what its pyramid of B-frames needs.
+    pix_fmts: what it can store; None: all of a `PlaneLayout`.
+    """
+
+    name: str
+    options: dict[str, str]
+    lossless: dict[str, str]
+    crf_offset: int
+    dts_lead: int
+    pix_fmts: tuple[str, ...] | None = None
+
+
+ENCODERS = {
+    # superfast with the look-ahead and the motion search of veryfast takes three quarters of its time for the same
+    # quality in 4 % more bytes (tests/tools/preset_table.py); the generator needs the CPU
+    "h264": Encoder(
+        "libx264",
+        {"preset": "superfast", "x264-params": "rc-lookahead=10:mbtree=1:subme=2"},
+        {"qp": "0"},  # crf 0 is not lossless for 10 bits
+        crf_offset=0,
+        dts_lead=2,
+    ),
+    "hevc": Encoder(
+        "libx265",
+        {"preset": "superfast", "x265-params": "log-level=error"},
+        {"x265-params": "log-level=error:lossless=1"},
+        crf_offset=-2,
+        dts_lead=2,
+    ),
+    "av1": Encoder(
+        "libsvtav1",
+        {"preset": "10"},
+        {"svtav1-params": "lossless=1"},
+        crf_offset=9,
+        dts_lead=0,
+        pix_fmts=("yuv420p", "yuv420p10le"),
+    ),
+}
 
 
 def check_writable(path: Path) -> None:
@@ -128,7 +171,7 @@ class _Output:
 
 
 class VideoWriter(_Output):
-    """Writes H.264 and an audio track; the file appears under its name only when complete.
+    """Writes H.264, HEVC or AV1 and an audio track; the file appears under its name only when complete.
 
     Use as a context manager. The audio ends with the video. The track of one file is copied where mp4 players
     support its codec and encoded as AAC at 192 kb/s otherwise; those of several are mixed (see audio_track.py).
@@ -143,7 +186,8 @@ class VideoWriter(_Output):
         pixel_aspect: width of a pixel divided by its height, for players.
         key_frame_interval: frames from one key frame to the next, at most; None for the encoder's choice.
         layout: how samples are stored and tagged; those of a `PlanarFrame` of this layout are encoded as they are.
-            None: 8 bits, 4:2:0, BT.709.
+            None, or one that the encoder cannot store: 8 bits, 4:2:0, BT.709.
+        codec: a key of ENCODERS.
 
     Raises:
         OutputError: the output cannot be written.
@@ -162,16 +206,22 @@ class VideoWriter(_Output):
         pixel_aspect: Fraction = Fraction(1),
         key_frame_interval: int | None = None,
         layout: PlaneLayout | None = None,
+        codec: str = "h264",
     ):
         super().__init__(path, Fraction(fps))
         self.size = (height, width)
-        self.layout = layout or SDR_LAYOUT
+        encoder = ENCODERS[codec]
+        is_stored = layout and (encoder.pix_fmts is None or layout.pix_fmt in encoder.pix_fmts)
+        self.layout = layout if is_stored else SDR_LAYOUT
         step_x, step_y = self.layout.steps
-        self._video = self._container.add_stream("libx264", rate=self.fps)
+        os.environ.setdefault("SVT_LOG", "1")  # or SVT-AV1 prints what it does
+        self._video = self._container.add_stream(encoder.name, rate=self.fps)
         self._video.width, self._video.height = width + width % step_x, height + height % step_y
         self._video.pix_fmt = self.layout.pix_fmt
-        quality = {"crf": str(crf)} if crf else {"qp": "0"}  # crf 0 is not lossless for 10 bits
-        self._video.options = quality | {"preset": PRESET, "x264-params": X264_PARAMS}
+        quality = {"crf": str(max(1, crf + encoder.crf_offset))} if crf else encoder.lossless
+        self._video.options = encoder.options | quality
+        if codec == "hevc" and path.suffix.lower() != ".mkv":
+            self._video.codec_context.codec_tag = "hvc1"  # which QuickTime needs
         if self.layout.steps != (1, 1):
             self._video.options |= {"chroma_sample_location": SITINGS.get(self.layout.siting, "unspecified")}
         context = self._video.codec_context
@@ -246,8 +296,12 @@ def concatenate_videos(
         raise OutputError(output, "cannot be completed: there is no frame")
     with open_segment(segments[0]) as template:
         fps = template.average_rate.limit_denominator(1001)  # Matroska stores it in nanoseconds
+        codec = template.codec_context.codec.canonical_name
+        dts_lead = ENCODERS[codec].dts_lead
         with _Output(output, fps) as file:
-            video = file._container.add_stream_from_template(template, time_base=1 / fps)
+            # FFmpeg has an encoder of the decoder's name, but for AV1
+            opaque = codec == "av1"
+            video = file._container.add_stream_from_template(template, opaque, time_base=1 / fps)
             video.codec_context.framerate = fps
             file._add_audio(audio_paths, limits)
             for segment in segments:
@@ -258,7 +312,7 @@ def concatenate_videos(
                         raise MediaError(segment, f"was not encoded like {segments[0]}")
                     for packet in frame_packets(stream):
                         packet.pts = start + round(packet.pts * packet.time_base * fps)
-                        packet.dts = file.num_frames - DTS_LEAD
+                        packet.dts = file.num_frames - dts_lead
                         packet.time_base, packet.duration, packet.stream = 1 / fps, 1, video
                         with file._muxing():
                             file._container.mux(packet)
