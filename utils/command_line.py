@@ -29,8 +29,8 @@ PACKAGES = ("dubbing", "training", "evaluation", "configs", "losses", "data_proc
 def run_command(parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace], None]) -> None:
     """Parse the command line and call `run` with the arguments.
 
-    A `UserError`, also of a `type=` function, an error of argparse and a full disk become one line on stderr and
-    exit code 2; Ctrl-C exit code 130, SIGHUP 129, SIGTERM 143, a closed pipe (`… | head`) 141. Log records of this
+    A `UserError`, also of a `type=` function, an error of argparse, a package that is not installed and a full disk
+    become one line on stderr and exit code 2; Ctrl-C exit code 130, SIGHUP 129, SIGTERM 143, a closed pipe (`… | head`) 141. Log records of this
     project go to stderr as "note: …" and "warning: …". What cannot be printed does not stop the command.
     """
     with _printing_anywhere():
@@ -52,6 +52,9 @@ def run_command(parser: argparse.ArgumentParser, run: Callable[[argparse.Namespa
                 _fail(f"{_flag_prefix(parser, args, error)}{error}{_limit_hint(args, error)}")
             if isinstance(error, BrokenPipeError):
                 sys.exit(141)
+            if isinstance(error, ModuleNotFoundError) and error.name.split(".")[0] not in PACKAGES:
+                needs = "this needs more than dubbing: pip install -r requirements.txt"
+                _fail(f"the package {error.name} is not installed; {needs}")
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
                 _fail(f"{error.filename or 'a file'}: cannot be written: {error_reason(error)}")
             raise

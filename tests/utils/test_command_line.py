@@ -341,6 +341,15 @@ def test_full_disk_is_one_line(call):
     assert (code, stderr) == (2, "error: a file: cannot be written: the disk is full\n")
 
 
+def test_missing_package_is_one_line(call):
+    def run():
+        import json.absent.part  # noqa: F401
+
+    code, stderr = call(run)
+    assert (code, stderr.count("\n")) == (2, 1)
+    assert stderr.startswith("error: the package json.absent is not installed; this needs more than dubbing: pip")
+
+
 # --- signals -----------------------------------------------------------------------------------------
 
 SLOW = """
