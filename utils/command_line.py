@@ -30,8 +30,9 @@ def run_command(parser: argparse.ArgumentParser, run: Callable[[argparse.Namespa
     """Parse the command line and call `run` with the arguments.
 
     A `UserError`, also of a `type=` function, an error of argparse, a package that is not installed and a full disk
-    become one line on stderr and exit code 2; Ctrl-C exit code 130, SIGHUP 129, SIGTERM 143, a closed pipe (`… | head`) 141. Log records of this
-    project go to stderr as "note: …" and "warning: …". What cannot be printed does not stop the command.
+    become one line on stderr and exit code 2; Ctrl-C exit code 130, SIGHUP 129, SIGTERM 143, a closed pipe
+    (`… | head`) 141. Log records of this project go to stderr as "note: …" and "warning: …". What cannot be printed
+    does not stop the command.
     """
     with _printing_anywhere():
         _shorten_errors(parser)
