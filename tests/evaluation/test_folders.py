@@ -55,14 +55,14 @@ def output(folders: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory)
         patch.setattr(videos, "is_cached", paths.__contains__)
         patch.setattr(videos, "cached_path", paths.__getitem__)
         patch.setattr(videos, "MIN_SYNC_FRAMES", 20)
-        run_command_line(evaluate.main, "--device", "cpu", "--frames-per-clip", "3", *flags)
+        run_command_line(evaluate.main, "--device", "cpu", "--frames-per-clip", "2", *flags)
     return folder / "out"
 
 
 @pytest.mark.slow
 def test_equal_videos_have_perfect_scores(output: Path) -> None:
     scores = json.loads((output / "evaluation.json").read_text())["videos"]["same"]
-    assert (scores["frames"], scores["unpaired_frames"]) == (3, 0)
+    assert (scores["frames"], scores["unpaired_frames"]) == (2, 0)
     for region in ("frame", "face", "mouth"):
         assert (scores[f"psnr_{region}"], scores[f"ssim_{region}"]) == (100, pytest.approx(1))
     assert scores["lpips_face"] == scores["lpips_mouth"] == scores["lmd"] == 0
@@ -80,7 +80,7 @@ def test_equal_videos_have_perfect_scores(output: Path) -> None:
 def test_a_smaller_blurred_video_loses_image_quality_not_landmarks(output: Path) -> None:
     report = json.loads((output / "evaluation.json").read_text())
     scores = report["videos"]["worse"]
-    assert (scores["frames"], scores["unpaired_frames"]) == (3, 4)
+    assert (scores["frames"], scores["unpaired_frames"]) == (2, 4)
     assert 15 < scores["psnr_face"] < 40
     assert scores["lpips_mouth"] > 0.1
     assert scores["lmd"] < 256 / 20  # same mouth shape and position
@@ -163,7 +163,7 @@ def test_output_files(output: Path) -> None:
     assert [line["video"] for line in rows] == ["same", "worse"]
     assert rows[0].keys() == {"video", "speaker", "frames", "unpaired_frames", *COLUMNS, *ARTIFACTS} - {"fid"}
     sheet = cv2.imread(str(output / "worst_and_best.png"))
-    assert sheet.shape == (2 * (40 + 512), 3 * 256, 3)
+    assert sheet.shape == (2 * (40 + 512), 2 * 256, 3)
     top, bottom = sheet[40:552], sheet[592:]  # the worst video first; ground truth above generated
     assert np.abs(top[:256].astype(int) - top[256:]).mean() > 2
     assert (bottom[:256] == bottom[256:]).all()
