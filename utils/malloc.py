@@ -13,3 +13,9 @@ def limit_malloc_arenas() -> None:
     """
     with suppress(OSError, AttributeError, TypeError):
         ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)
+
+
+def release_freed_memory() -> None:
+    """Return memory that has been freed to the operating system (glibc only)."""
+    with suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
