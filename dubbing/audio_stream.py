@@ -1,6 +1,8 @@
 """Audio features of a driving audio track, extracted block by block as it is read."""
 
+import threading
 from collections.abc import Iterator
+from contextlib import suppress
 
 import numpy as np
 
@@ -9,6 +11,7 @@ from data_processing.audio.framing import SAMPLES_PER_FRAME, WINDOW_RADIUS, audi
 from data_processing.audio.silence import SilenceMouthClosure, with_noise_floor
 from data_processing.media.audio_io import SAMPLE_RATE
 from data_processing.media.video_reader import FPS
+from utils.errors import WeightsError
 
 KEPT_S = 20  # seconds before the current time whose features stay available
 KEPT_ROWS = 60 * FPS  # rows of features that stay in memory
@@ -28,7 +31,8 @@ class AudioStream:
             a track that is not longer than one block equal those of `extract_features` on the whole track.
         after_s: seconds of context after a block, if fewer.
         level_s: seconds that are read at once, to measure the loudness; 0 measures it block by block.
-        first_block_s: instead of `block_s` for the first block, so that its features come soon.
+        first_block_s: instead of `block_s` for the first block, whose features are extracted from now on, in a
+            thread, so that they come soon.
 
     Raises:
         AudioError: with `level_s`, an error in the beginning of the track.
@@ -60,23 +64,33 @@ class AudioStream:
         self._close_mouth = None
         if name == "whisper":  # the direction of closed lips is known for Whisper features only
             self._close_mouth = SilenceMouthClosure(np.concatenate(self._unjoined) if self._unjoined else None)
+        self._lock = threading.Lock()
+        if first_block_s is not None:
+            threading.Thread(target=self._extract_first_block, daemon=True).start()
 
     def remaining_s(self, time_s: float, at_most_s: float) -> float:
         """Seconds of audio after `time_s`, `at_most_s` at most; reads that far."""
         position = round(time_s * SAMPLE_RATE)
-        while not self._ended and self._read < position + at_most_s * SAMPLE_RATE:
-            self._read_block()
-        self._skip_unused(time_s - KEPT_S)
+        with self._lock:
+            while not self._ended and self._read < position + at_most_s * SAMPLE_RATE:
+                self._read_block()
+            self._skip_unused(time_s - KEPT_S)
         return min(max(self._read - position, 0) / SAMPLE_RATE, at_most_s)
 
     def windows(self, times_s: np.ndarray) -> np.ndarray:
         """Audio windows (B, D, 5) around times (B,) in seconds, which must increase from call to call."""
         rows = np.round(times_s * FPS, 6)  # integers for frames at 25 fps
-        while self._extracted < self._read or not self._ended:
-            if self._extracted // SAMPLES_PER_FRAME > rows.max() + WINDOW_RADIUS + 1:
-                break
-            self._extract_block()
+        with self._lock:
+            while self._extracted < self._read or not self._ended:
+                if self._extracted // SAMPLES_PER_FRAME > rows.max() + WINDOW_RADIUS + 1:
+                    break
+                self._extract_block()
         return audio_windows(self._rows, rows - self._first_row)
+
+    def _extract_first_block(self) -> None:
+        with self._lock, suppress(WeightsError):  # `windows` will raise it
+            if not self._extracted:
+                self._extract_block()
 
     def _skip_unused(self, before_s: float) -> None:
         """Skip whole blocks before a time for which no window was requested, as when no face is in view."""

@@ -13,13 +13,12 @@ models/dinet.py: B frames, (H, W) = (13S/8, 5S/4), D audio dimensions, N referen
 
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from itertools import pairwise
+from itertools import count, pairwise
 from threading import Barrier, Lock
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from scipy.fft import next_fast_len
 from torch import nn
 
 from models.blocks import ConvBlock, ResBlock, UpBlock
@@ -339,9 +338,11 @@ class FourierConv(nn.Module):
 
     def _tiling(self, size: int) -> tuple[int, int, int]:
         """Number of tiles along a side of `size` pixels, output pixels per tile, and input pixels per tile."""
-        count = -(-size // TILE)
-        valid = -(-size // count)
-        return count, valid, next_fast_len(valid + self.kernel.shape[-1] - 1, real=True)
+        num_tiles = -(-size // TILE)
+        valid = -(-size // num_tiles)
+        # sizes without prime factors above 5 are fast to transform
+        transformed = next(one for one in count(valid + self.kernel.shape[-1] - 1) if 30**9 % one == 0)
+        return num_tiles, valid, transformed
 
 
 class Residual(nn.Module):

@@ -212,7 +212,7 @@ class Speaker:
         self._preferred.append(preferred)
         self.references.append(preferred[0])
         self.candidates.append(preferred[1])
-        self._appearance(look)  # now, while live frames are still held
+        self._encoded(look)  # now, while live frames are still held
 
     def generate(
         self, look: int, times_s: list[float], placements: list[FacePlacement], frames: list[Frame]

@@ -5,8 +5,8 @@ mouth opening depends approximately linearly on the features, so adding a fixed 
 scripts/closed_lips.py) closes it. checkpoints/README.md has the figures.
 """
 
+import cv2
 import numpy as np
-from scipy.ndimage import binary_opening, distance_transform_cdt, maximum_filter1d
 
 from data_processing.media.audio_io import SAMPLE_RATE
 from data_processing.media.video_reader import FPS
@@ -76,9 +76,10 @@ def silent_frames(waveform: np.ndarray, loud: float | None = None) -> np.ndarray
     if not len(level):
         return np.zeros(0, bool)
     loud = loud_level(level) if loud is None else loud
-    loudest_near = maximum_filter1d(_level_without_hum(waveform), 2 * FLOOR_REACH + 1, mode="nearest")
+    loudest_near = cv2.dilate(_level_without_hum(waveform)[None], np.ones((1, 2 * FLOOR_REACH + 1)))[0]
     quiet = (level < loud * 10 ** (-SILENCE_DB / 20)) | (loudest_near < FLOOR)
-    return binary_opening(quiet, np.ones(MIN_SILENCE))
+    at_least, outside = np.ones((1, MIN_SILENCE)), {"borderType": cv2.BORDER_CONSTANT, "borderValue": 0}
+    return cv2.morphologyEx(np.uint8(quiet)[None], cv2.MORPH_OPEN, at_least, **outside)[0] > 0
 
 
 def closure_weight(silent: np.ndarray) -> np.ndarray:
@@ -90,7 +91,8 @@ def closure_weight(silent: np.ndarray) -> np.ndarray:
     if not silent.any() or silent.all():
         return silent.astype(np.float32)
     # Padded with silence, so that distances are measured from speech only.
-    distance = distance_transform_cdt(np.pad(silent, len(silent), constant_values=True))[len(silent) : -len(silent)]
+    padded = np.pad(np.uint8(silent), len(silent), constant_values=1)
+    distance = cv2.distanceTransform(padded[None], cv2.DIST_C, 3)[0, len(silent) : -len(silent)]
     return np.clip((distance - SPEECH_MARGIN) / (FADE + 1), 0, 1).astype(np.float32)
 
 

@@ -6,8 +6,8 @@ from fractions import Fraction
 from itertools import islice
 from pathlib import Path
 
+import cv2
 import numpy as np
-from scipy.ndimage import gaussian_filter1d
 
 from data_processing.face.detectors import no_face_reason, track_landmarks
 from data_processing.face.radius import RIGID_LANDMARKS, face_scales
@@ -110,6 +110,7 @@ def clean_landmarks(raw: np.ndarray, cuts: list[int], fps: Fraction | float = FP
         fps: frame rate.
     """
     max_gap, smoothing = round(MAX_GAP * fps / FPS), SMOOTHING * float(fps) / FPS
+    kernel = cv2.getGaussianKernel(2 * round(4 * smoothing) + 1, smoothing)
     found = ~np.isnan(raw[:, 0, 0])
     points = np.full(raw.shape, np.nan, np.float32)
     shots = []
@@ -125,7 +126,7 @@ def clean_landmarks(raw: np.ndarray, cuts: list[int], fps: Fraction | float = FP
             index = np.arange(first, last + 1)
             flat = raw[segment].reshape(len(segment), -1)
             filled = np.stack([np.interp(index, segment, column) for column in flat.T], axis=1)
-            smooth = gaussian_filter1d(filled, smoothing, axis=0, mode="nearest")
+            smooth = cv2.sepFilter2D(filled, -1, np.ones((1, 1)), kernel, borderType=cv2.BORDER_REPLICATE)
             points[index] = smooth.reshape(len(index), 68, 2)
             shots.append((int(first), int(last) + 1))
     return Landmarks(points, found, shots, raw)
