@@ -39,10 +39,12 @@ def run(args: argparse.Namespace) -> None:
         side_by_side=args.side_by_side,
         crf=args.crf,
         codec=args.codec,
+        soundtrack=args.soundtrack,
         resume=args.resume,
         limits=NO_LIMITS if args.no_limits else DEFAULT_LIMITS,
     )
-    for path in (args.video, *args.audio):  # before the generator is loaded
+    heard = [args.soundtrack] if args.soundtrack else []
+    for path in (args.video, *args.audio, *heard):  # before the generator is loaded
         check_readable(path)
     check_writable(args.output)
     checkpoint = args.checkpoint
@@ -109,6 +111,12 @@ def main() -> None:
         nargs="+",
         default=[EXAMPLE_AUDIO],
         help="driving audio, an audio or video file; several files drive one --face each (default: the example)",
+    )
+    add(
+        "--soundtrack",
+        type=Path,
+        metavar="FILE",
+        help="what is heard instead of the driving audio, such as speech with music; it ends with the video",
     )
     add("--output", type=Path, default=Path("dubbed.mp4"), help=".mp4, .mov or .mkv to write (default dubbed.mp4)")
     add("--checkpoint", type=Path, default=BUNDLED_GENERATOR, help="generator (default: the bundled one)")

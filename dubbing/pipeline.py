@@ -43,6 +43,7 @@ from dubbing.settings import PRECISIONS, DubSettings, check_choice
 from dubbing.speaker import Speaker
 from utils.bundled import BUNDLED_GENERATOR
 from utils.errors import LimitError, NoFaceError, ParameterError
+from utils.malloc import release_freed_memory
 
 if TYPE_CHECKING:
     from dubbing.generator import GeneratorSession  # imports PyTorch; see DubbingPipeline._load
@@ -52,6 +53,9 @@ LOOK_AHEAD_S = 8  # seconds of a shot of a video file that are tracked before it
 # the same at the beginning of the file, and seconds of audio whose features are extracted, so that the first frame
 # comes soon
 FIRST_LOOK_S, FIRST_BLOCK_S = 0.5, 5
+# in the metadata of every output; the term is the IPTC's for media that are partly generated
+DUBBED = "Dubbed: the movement of the mouth is generated"
+SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/compositeWithTrainedAlgorithmicMedia"
 logger = logging.getLogger(__name__)
 
 
@@ -79,6 +83,7 @@ class _Job:
 
     video: Path
     audio_paths: Sequence[Path]
+    heard_paths: Sequence[Path]
     output: Path
     settings: DubSettings
     info: VideoInfo
@@ -122,7 +127,10 @@ class DubbingPipeline:
 
         torch_device = choose_device(device)
         loaded = load_audio_driven_generator(self.checkpoint, torch_device)
-        return GeneratorSession(loaded, torch_device, choose_precision(precision, torch_device))
+        session = GeneratorSession(loaded, torch_device, choose_precision(precision, torch_device))
+        del loaded  # the weights as they were read
+        release_freed_memory()
+        return session
 
     @property
     def generator(self) -> "GeneratorSession":
@@ -173,10 +181,11 @@ class DubbingPipeline:
             raise ParameterError(
                 "face", f"expected one for each of {len(audio_paths)} audio files, found {len(settings.faces)}"
             )
-        for path in (video, *audio_paths):
+        heard_paths = audio_paths if settings.soundtrack is None else [Path(settings.soundtrack)]
+        for path in (video, *audio_paths, *heard_paths):
             check_readable(path)
         check_writable(output)
-        inputs = (video, *audio_paths, self.checkpoint, *map(Path, settings.faces))
+        inputs = (video, *audio_paths, *heard_paths, self.checkpoint, *map(Path, settings.faces))
         if output.exists() and any(path.exists() and output.samefile(path) for path in inputs):
             raise ParameterError("output", f"{output} is also an input; choose another name")
         info = probe(video, settings.limits)
@@ -194,7 +203,7 @@ class DubbingPipeline:
         if duration_s > settings.limits.max_duration_s:
             hours, allowed = duration_s / 3600, settings.limits.max_duration_s / 3600
             raise LimitError(longest, f"expected at most {allowed:g} h, found {hours:.1f} h")
-        return _Job(video, audio_paths, output, settings, info, round(duration_s * info.fps))
+        return _Job(video, audio_paths, heard_paths, output, settings, info, round(duration_s * info.fps))
 
     def _build_compositor(self, job: _Job, stack: ExitStack) -> Compositor:
         """The compositor with its speakers. Errors in the audio and in the selection of faces are raised here.
@@ -269,7 +278,9 @@ class DubbingPipeline:
         size = (info.width * (2 if settings.side_by_side else 1), info.height)
         options = {"crf": settings.crf, "pixel_aspect": info.pixel_aspect}
         options |= {"layout": None if settings.side_by_side else info.layout, "codec": settings.codec}
-        options |= {"audio_paths": job.audio_paths, "limits": settings.limits}
+        options |= {"audio_paths": job.heard_paths, "limits": settings.limits}
+        comment = f"{DUBBED} (DINet, {self.checkpoint.name})"
+        options |= {"metadata": {"comment": comment, "description": SOURCE_TYPE}}
         if not settings.resume:
             return VideoWriter(job.output, *size, info.fps, **options), 0
         writer = SegmentedWriter(job.output, self._describe(job), *size, info.fps, **options)
@@ -282,6 +293,7 @@ class DubbingPipeline:
         return {
             "video": file_fingerprint(job.video),
             "audio": "; ".join(map(file_fingerprint, job.audio_paths)),
+            "soundtrack": "; ".join(map(file_fingerprint, job.heard_paths)),
             "face": "; ".join(
                 file_fingerprint(photo) if photo.is_file() else face
                 for photo, face in zip(photos, settings.faces, strict=True)

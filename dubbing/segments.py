@@ -3,7 +3,7 @@
 import json
 import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from fractions import Fraction
@@ -67,7 +67,8 @@ class SegmentedWriter:
     written again, as are unreadable segments and those after them.
 
     Args:
-        output, width, height, fps, crf, audio_paths, limits, pixel_aspect, layout, codec: as for VideoWriter.
+        output, width, height, fps, crf, audio_paths, limits, pixel_aspect, layout, codec, metadata: as for
+            VideoWriter.
         job: everything that the frames depend on, by name: inputs (`file_fingerprint`) and options. It must be the
             same in every run.
 
@@ -93,10 +94,11 @@ class SegmentedWriter:
         pixel_aspect: Fraction = Fraction(1),
         layout: PlaneLayout | None = None,
         codec: str = "h264",
+        metadata: Mapping[str, str] | None = None,
     ) -> None:
         check_audio_tracks(audio_paths, limits)  # now, not after hours
         self.output = output
-        self.audio_paths, self.limits = audio_paths, limits
+        self.audio_paths, self.limits, self.metadata = audio_paths, limits, metadata
         self.folder = segments_folder(output)
         self._options = {"width": width, "height": height, "fps": fps, "crf": crf, "pixel_aspect": pixel_aspect}
         self._options |= {"layout": layout, "codec": codec}
@@ -184,7 +186,7 @@ class SegmentedWriter:
                     if self._writer:
                         self._complete_segment()
                     joined = self.folder / f"joined{self.output.suffix}"
-                    concatenate_videos(self._segments, joined, self.audio_paths, self.limits)
+                    concatenate_videos(self._segments, joined, self.audio_paths, self.limits, self.metadata)
                     joined.replace(follow_link(self.output))
                     self._segments.clear()
             elif self._writer:

@@ -31,6 +31,7 @@ class DubSettings:
     side_by_side: write source and dubbed frame beside each other.
     crf: quality in numbers of x264, 0 (lossless) to 51.
     codec: "h264", "hevc" or "av1".
+    soundtrack: media file whose audio track the output gets instead of the driving audio; it ends with the video.
     resume: keep completed segments when interrupted, and continue from those of an earlier run.
     limits: sanity limits of the inputs.
 
@@ -47,6 +48,7 @@ class DubSettings:
     side_by_side: bool = False
     crf: int = 16
     codec: str = "h264"
+    soundtrack: str | Path | None = None
     resume: bool = False
     limits: Limits = DEFAULT_LIMITS
 
@@ -68,6 +70,8 @@ class DubSettings:
         for name in ("texture", "keep_covers", "side_by_side", "resume"):
             if not isinstance(getattr(self, name), bool):
                 raise ParameterError(name, f"expected True or False, found {getattr(self, name)!r}")
+        if not isinstance(self.soundtrack, str | Path | None):
+            raise ParameterError("soundtrack", f"expected a file, found {self.soundtrack!r}")
         if not isinstance(self.limits, Limits):
             raise ParameterError("limits", f"expected Limits, found {self.limits!r}")
         if self.references is not None and len(self.faces) > 1:

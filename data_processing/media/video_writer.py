@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -101,7 +101,7 @@ class _Output:
     """A video file that is being written, with an audio track that is interleaved with the frames and ends with
     them. Use as a context manager: left normally the file gets its name, left by an exception it is removed."""
 
-    def __init__(self, path: Path, fps: Fraction) -> None:
+    def __init__(self, path: Path, fps: Fraction, metadata: Mapping[str, str] | None = None) -> None:
         self.path, self.fps = path, fps
         self.num_frames = 0
         self._audio = self._pending = None
@@ -109,6 +109,7 @@ class _Output:
             self._partial = PartialFile(path)
         try:
             self._container = av.open(str(self._partial.path.absolute()), "w")
+            self._container.metadata.update(metadata or {})
         except (av.error.FFmpegError, OSError) as error:
             self._partial.discard()
             raise OutputError(path, f"cannot be written: {error_reason(error)}") from None
@@ -188,6 +189,7 @@ class VideoWriter(_Output):
         layout: how samples are stored and tagged; those of a `PlanarFrame` of this layout are encoded as they are.
             None, or one that the encoder cannot store: 8 bits, 4:2:0, BT.709.
         codec: a key of ENCODERS.
+        metadata: of the container, such as a comment.
 
     Raises:
         OutputError: the output cannot be written.
@@ -207,8 +209,9 @@ class VideoWriter(_Output):
         key_frame_interval: int | None = None,
         layout: PlaneLayout | None = None,
         codec: str = "h264",
+        metadata: Mapping[str, str] | None = None,
     ):
-        super().__init__(path, Fraction(fps))
+        super().__init__(path, Fraction(fps), metadata)
         self.size = (height, width)
         encoder = ENCODERS[codec]
         is_stored = layout and (encoder.pix_fmts is None or layout.pix_fmt in encoder.pix_fmts)
@@ -280,12 +283,13 @@ def concatenate_videos(
     output: Path,
     audio_paths: Sequence[Path] = (),
     limits: Limits = DEFAULT_LIMITS,
+    metadata: Mapping[str, str] | None = None,
 ) -> None:
     """Concatenate videos without re-encoding their frames.
 
     Args:
         segments: files of VideoWriter, all of one size, frame rate and quality. One may occur several times.
-        output, audio_paths, limits: as for VideoWriter.
+        output, audio_paths, limits, metadata: as for VideoWriter.
 
     Raises:
         MediaError: a segment cannot be read or differs from the first.
@@ -298,7 +302,7 @@ def concatenate_videos(
         fps = template.average_rate.limit_denominator(1001)  # Matroska stores it in nanoseconds
         codec = template.codec_context.codec.canonical_name
         dts_lead = ENCODERS[codec].dts_lead
-        with _Output(output, fps) as file:
+        with _Output(output, fps, metadata) as file:
             # FFmpeg has an encoder of the decoder's name, but for AV1
             opaque = codec == "av1"
             video = file._container.add_stream_from_template(template, opaque, time_base=1 / fps)

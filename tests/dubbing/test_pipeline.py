@@ -9,6 +9,7 @@ from fractions import Fraction
 from pathlib import Path
 from unittest.mock import Mock
 
+import av
 import numpy as np
 import pytest
 from PIL import Image
@@ -111,6 +112,24 @@ def test_no_face(pipeline, speech, tmp_path) -> None:
     with pytest.raises(NoFaceError, match=f"{video}: no face detected in 20 frames"):
         pipeline.dub(video, speech, tmp_path / "dubbed.mp4")
     assert not (tmp_path / "dubbed.mp4").exists()
+
+
+@pytest.mark.parametrize(("suffix", "resume"), [(".mp4", False), (".mov", True), (".mkv", False)])
+def test_soundtrack_and_metadata(suffix, resume, pipeline, portrait_clip, speech, tmp_path) -> None:
+    """What is heard is not what drives the lips; the file says that it is dubbed, and by what."""
+    other = speech_like_wav(tmp_path / "other.wav", 3, seed=8)
+    plain, output = tmp_path / "plain.mkv", tmp_path / f"dubbed{suffix}"
+    pipeline.dub(portrait_clip, speech, plain, DubSettings(crf=0))
+    pipeline.dub(portrait_clip, speech, output, DubSettings(crf=0, soundtrack=other, resume=resume))
+    expected, found = load_audio(other)[: round(SECONDS * 16000)], load_audio(output)[: round(SECONDS * 16000)]
+    assert np.corrcoef(expected, found)[0, 1] > 0.95
+    for first, second in zip(read_frames(plain), read_frames(output), strict=True):
+        assert np.array_equal(first, second)
+    with av.open(str(output)) as container:
+        metadata = {key.lower(): value for key, value in container.metadata.items()}
+    assert metadata["comment"] == "Dubbed: the movement of the mouth is generated (DINet, untrained.safetensors)"
+    if suffix != ".mov":
+        assert metadata["description"].endswith("digitalsourcetype/compositeWithTrainedAlgorithmicMedia")
 
 
 def test_length_is_limited(pipeline, portrait_clip, speech, tmp_path) -> None:

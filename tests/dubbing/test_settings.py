@@ -53,6 +53,7 @@ def test_values_out_of_range(options: dict, parameter: str) -> None:
         ({"chosen_before_s": 0}, "chosen_before_s"),
         ({"side_by_side": None}, "side_by_side"),
         ({"resume": 2}, "resume"),
+        ({"soundtrack": 3}, "soundtrack"),
         ({"limits": None}, "limits"),
     ],
     ids=str,
