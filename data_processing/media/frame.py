@@ -27,10 +27,12 @@ from data_processing.media.frame_conversion import (
     EXACT,
     SMPTE170M,
     UNSPECIFIED,
-    is_upright,
+    Orientation,
     matrix_of,
     needs_colour_table,
+    orientation,
     to_rgb,
+    turned,
 )
 
 STEPS = {"yuv420p": (2, 2), "yuv422p": (2, 1), "yuv444p": (1, 1)}  # luma samples per chroma sample, along x and y
@@ -243,11 +245,16 @@ class FrameConverter:
         pix_fmt = image.format.name.replace("yuvj", "yuv")
         steps = STEPS.get(pix_fmt.removesuffix("10le"))
         is_known = image.colorspace in LUMA_WEIGHTS or image.colorspace == UNSPECIFIED
-        if steps is None or not is_known or needs_colour_table(image) or not is_upright(image):
+        if steps is None or not is_known or needs_colour_table(image):
             return None
         if self._siting is None:
             self._siting = _siting(image)
         siting = self._siting[0] * (steps[0] - 1), self._siting[1] * (steps[1] - 1)
+        shown = orientation(image)
+        if any(shown):
+            siting = _turned_siting(siting, steps, shown)
+            if steps == (2, 1) or image.width % steps[0] or image.height % steps[1] or siting not in SITINGS:
+                return None
         full_range = image.color_range == ColorRange.JPEG or "yuvj" in image.format.name
         color_range = ColorRange.JPEG if full_range else image.color_range
         tags = image.colorspace, image.color_primaries, image.color_trc, color_range
@@ -255,8 +262,16 @@ class FrameConverter:
 
     def frame(self, image: av.VideoFrame) -> Frame:
         """The frame with an image in it; upright, of SDR."""
-        layout = self.layout(image)
-        return RgbFrame(to_rgb(image)) if layout is None else PlanarFrame(image, layout)
+        layout, shown = self.layout(image), orientation(image)
+        if layout is None:
+            return RgbFrame(to_rgb(image))
+        if not any(shown):
+            return PlanarFrame(image, layout)
+        size = (image.height, image.width) if shown.transposed else (image.width, image.height)
+        upright, planes = new_image(layout.pix_fmt, *size)
+        for plane, stored in zip(planes, planes_of(image), strict=True):
+            plane[...] = turned(stored, shown)
+        return PlanarFrame(upright, layout, is_own=True)
 
 
 def planes_of(image: av.VideoFrame) -> list[np.ndarray]:
@@ -293,6 +308,12 @@ def _shrunk(image: np.ndarray, side: int) -> np.ndarray:
     """An image (H, W[, 3]) resized to (side, side). Reading all pixels of a large one would take milliseconds."""
     step = max(1, min(image.shape[:2]) // (3 * side))
     return cv2.resize(image[::step, ::step], (side, side), interpolation=cv2.INTER_AREA)
+
+
+def _turned_siting(siting: tuple[float, float], steps: tuple[int, int], shown: Orientation) -> tuple[float, float]:
+    """Column and row of the first chroma sample in the image as it is shown."""
+    x, y = siting[::-1] if shown.transposed else siting
+    return (steps[0] - 1 - x if shown.flipped_x else x), (steps[1] - 1 - y if shown.flipped_y else y)
 
 
 @cache

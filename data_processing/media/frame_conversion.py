@@ -17,6 +17,7 @@ import threading
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import av
 import cv2
@@ -76,7 +77,7 @@ def to_rgb(frame: av.VideoFrame) -> np.ndarray:
     alpha = _alpha(frame)
     if alpha is not None:
         image = cv2.multiply(image, cv2.merge([alpha] * 3), scale=1 / 255)
-    return _upright(image, frame)
+    return turned(image, orientation(frame))
 
 
 def describe_conversions(frame: av.VideoFrame, is_converted: bool = True) -> list[str]:
@@ -244,21 +245,30 @@ def _display_matrix(frame: av.VideoFrame) -> tuple[float, float, float, float]:
     return a, b, c, d
 
 
-def is_upright(frame: av.VideoFrame) -> bool:
-    """Whether the frame is shown as it is stored."""
-    a, _, _, d = _display_matrix(frame)
-    return not is_transposed(frame) and a > 0 and d > 0
+class Orientation(NamedTuple):
+    """How a stored image is shown: rows and columns exchanged, then flipped."""
+
+    transposed: bool
+    flipped_x: bool
+    flipped_y: bool
+
+
+def orientation(frame: av.VideoFrame) -> Orientation:
+    """Rotation by the nearest multiple of 90°, and mirroring, of the display matrix."""
+    a, b, c, d = _display_matrix(frame)
+    transposed = abs(b) > abs(a)
+    if transposed:
+        a, d = c, b
+    return Orientation(transposed, a < 0, d < 0)
 
 
 def is_transposed(frame: av.VideoFrame) -> bool:
     """Whether the frame is shown with width and height exchanged."""
-    a, b, _, _ = _display_matrix(frame)
-    return abs(b) > abs(a)
+    return orientation(frame).transposed
 
 
-def _upright(image: np.ndarray, frame: av.VideoFrame) -> np.ndarray:
-    """Apply the display matrix to (H, W, 3): rotation by the nearest multiple of 90°, and mirroring."""
-    a, b, c, d = _display_matrix(frame)
-    if is_transposed(frame):
-        image, a, d = image.transpose(1, 0, 2), c, b
-    return np.ascontiguousarray(image[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1])
+def turned(image: np.ndarray, shown: Orientation) -> np.ndarray:
+    """An image (H, W[, 3]) as it is shown."""
+    image = cv2.transpose(image) if shown.transposed else image
+    image = cv2.flip(image, 1) if shown.flipped_x else image
+    return cv2.flip(image, 0) if shown.flipped_y else image

@@ -196,6 +196,23 @@ def test_samples_survive_lossless_encoding(tmp_path, kind):
             assert np.array_equal(plane, other[: plane.shape[0], : plane.shape[1]])
 
 
+@pytest.mark.parametrize(("degrees", "turns", "siting"), [(90, 1, (0.5, 1.0)), (-90, -1, (0.5, 0.0))])
+def test_rotated_samples_survive_lossless_encoding(tmp_path, degrees, turns, siting):
+    source = media.rotated(tmp_path / "source.mp4", degrees, frames=[blobs(seed=seed) for seed in range(3)])
+    info = probe(source)
+    assert (info.width, info.height, info.layout.siting) == (WIDTH, HEIGHT, siting)
+    with VideoWriter(tmp_path / "copy.mp4", info.width, info.height, crf=0, layout=info.layout) as writer:
+        for frame in read_video(source):
+            error = np.abs(frame.region(0, 0, WIDTH, HEIGHT).astype(int) - blobs(seed=writer.num_frames))
+            assert error.mean() < 4
+            writer.write(frame)
+    assert probe(tmp_path / "copy.mp4").layout == info.layout
+    for planes, copied in zip(decoded(source), decoded(tmp_path / "copy.mp4"), strict=True):
+        assert all(
+            np.array_equal(np.rot90(plane, turns), other) for plane, other in zip(planes, copied, strict=True)
+        )
+
+
 def test_only_the_changed_region_differs_after_lossless_encoding(tmp_path):
     source = media.h264(tmp_path / "source.mkv", [blobs(seed=seed) for seed in range(3)])
     copy = tmp_path / "copy.mp4"
