@@ -12,9 +12,11 @@ from unittest.mock import Mock
 import av
 import numpy as np
 import pytest
+from av.video.reformatter import ColorRange, Colorspace
 from PIL import Image
 
 from data_processing.media.audio_io import load_audio
+from data_processing.media.frame import planes_of
 from data_processing.media.video_reader import probe, read_frames
 from data_processing.media.video_writer import VideoWriter
 from dubbing.pipeline import DubbingPipeline
@@ -27,6 +29,7 @@ from tests.support.media import (
     portraits,
     speech_like,
     speech_like_wav,
+    tagged,
     talking_portrait,
     video_without_audio,
     write_video,
@@ -50,6 +53,29 @@ def test_frame_rate_of_the_source_is_kept(fps, pipeline, speech, tmp_path) -> No
         assert np.abs(found[index][:90].astype(int) - source[index][:90]).mean() < 2.5  # the same frame
         assert lips_change(found[index], source[index]) > 15
     assert lips_change(found[30], source[29]) > 15  # played backward
+
+
+@pytest.mark.parametrize("pix_fmt", ["yuv420p", "yuv422p10le"])
+def test_samples_outside_the_mouth_are_those_of_the_source(pix_fmt, pipeline, tmp_path) -> None:
+    """Exactly, after lossless encoding; the mouth is drawn."""
+    speech, output = speech_like_wav(tmp_path / "short.wav", 0.4), tmp_path / "dubbed.mp4"
+    source = tagged(
+        tmp_path / "video.mp4",
+        Colorspace.ITU601,
+        ColorRange.JPEG,
+        pix_fmt=pix_fmt,
+        frames=portraits(np.arange(10) / 25),
+    )
+    assert pipeline.dub(source, speech, output, DubSettings(crf=0)).num_dubbed == 10
+    assert probe(output).layout == probe(source).layout
+    with av.open(str(source)) as given, av.open(str(output)) as dubbed:
+        for image, other in zip(given.decode(video=0), dubbed.decode(video=0), strict=True):
+            for plane, own in zip(planes_of(image), planes_of(other), strict=True):
+                rows, columns = np.nonzero(plane != own)
+                height, width = plane.shape
+                assert 0.4 < rows.min() / height < rows.max() / height < 0.8  # of the portrait
+                assert 0.3 < columns.min() / width < columns.max() / width < 0.7
+                assert len(rows) > 0.01 * plane.size
 
 
 def test_rest_of_the_video_is_kept(pipeline, portrait_clip, tmp_path) -> None:
