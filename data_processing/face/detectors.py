@@ -176,19 +176,18 @@ def _dlib_landmarks(
     points, last_box = None, None
     last_seen = 0
     for index, (frame, sudden) in enumerate(frames):
-        luma = frame.luma
         jumped = False
         if sudden:
             yield from pending
             pending, points = [], None
         box = None if points is None else box_around(points)
         due = sudden or index % interval == 0 or (box is None and index - last_seen <= 2 * interval)
-        if due and (box is None or not _is_face(luma, box)):
+        if due and (box is None or not _is_face(frame.luma, box)):
             pending = [(MISSING, pending_jumped) for _, pending_jumped in pending]
             box = _detect(frame, choose)
             if box is not None and last_box is not None:
                 jumped = bool(np.abs(box - last_box).max() > last_box[2] - last_box[0])
-        points = None if box is None else fit_landmarks(luma, box, list(islice(shifts, num_boxes)))
+        points = None if box is None else fit_landmarks(frame, box, list(islice(shifts, num_boxes)))
         if box is not None:
             last_box, last_seen = box, index
         pending.append((MISSING if points is None else points, jumped))
@@ -259,29 +258,30 @@ def _detect(frame: Frame, choose: FaceSelector) -> np.ndarray | None:
         if not len(detections):
             continue
         boxes = np.array([[b.left(), b.top(), b.right(), b.bottom()] for b in detections], float) / scale
-        chosen = choose(boxes, lambda box: fit_landmarks(luma, box), frame)
+        chosen = choose(boxes, lambda box: fit_landmarks(frame, box), frame)
         if chosen is not None:
             return boxes[chosen]
     return None
 
 
-def fit_landmarks(
-    luma: np.ndarray, box: np.ndarray, shifts: Sequence[tuple[float, float]] = BOX_SHIFTS
-) -> np.ndarray:
+def fit_landmarks(frame: Frame, box: np.ndarray, shifts: Sequence[tuple[float, float]] = BOX_SHIFTS) -> np.ndarray:
     """Landmarks (68, 2) in a face box, averaged over shifted boxes.
 
     dlib returns whole pixels and depends on the exact box. The face is resized to FITTED_WIDTH pixels and the
     results are averaged, so both errors stay well below a pixel.
 
     Args:
-        luma: (H, W) uint8.
+        frame: the frame.
         box: left, top, right, bottom.
         shifts: of the box, (x, y) in its widths.
     """
     import dlib
 
     _, predictor = _dlib_models()
-    image, corner, step = _surroundings(luma, box, 0.75, 3 * FITTED_WIDTH // 2)
+    image, corner, step = _surroundings(frame.luma, box, 0.75, 3 * FITTED_WIDTH // 2)
+    black, white = frame.luma_range
+    # dlib compares differences of brightness with thresholds, learned on images with black at 0 and white at 255
+    image = cv2.convertScaleAbs(cv2.subtract(image, black), alpha=255 / (white - black))
     box = (box - np.tile(corner, 2)) / step
     total = np.zeros((68, 2))
     for shift in shifts:

@@ -181,7 +181,7 @@ class PlanarFrame(Frame):
         for plane in self.planes:
             plane.flags.writeable = False
 
-    @property
+    @cached_property
     def luma(self) -> np.ndarray:
         luma = self.planes[0]
         return luma if self.layout.bits == 8 else cv2.convertScaleAbs(luma, alpha=0.25)

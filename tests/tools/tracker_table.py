@@ -44,7 +44,7 @@ Tracker = Callable[[Frame, np.ndarray], np.ndarray]  # a frame, landmarks of the
 
 
 def this_project(frame: Frame, points: np.ndarray, num_boxes: int) -> np.ndarray:
-    return fit_landmarks(frame.luma, box_around(points), BOX_SHIFTS[:num_boxes])
+    return fit_landmarks(frame, box_around(points), BOX_SHIFTS[:num_boxes])
 
 
 class FullResolution:
@@ -59,7 +59,9 @@ class FullResolution:
         self._shifts = np.array(shifts)
 
     def __call__(self, frame: Frame, points: np.ndarray) -> np.ndarray:
-        luma, box = np.ascontiguousarray(frame.luma), box_around(points)
+        black, white = frame.luma_range
+        luma = cv2.convertScaleAbs(cv2.subtract(frame.luma, black), alpha=255 / (white - black))
+        box = box_around(points)
         found = []
         for shift in self._shifts * (box[2] - box[0]):
             shape = self._predictor(luma, dlib.rectangle(*np.rint(box + np.tile(shift, 2)).astype(int).tolist()))
