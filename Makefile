@@ -1,4 +1,5 @@
 # make demo        set up dubbing, dub the example         make test        set up everything, run all tests
+# make app         set up dubbing, serve a web page
 # make test-quick  run the fast tests                     make lint        check style
 # make lock        resolve requirements.lock anew         make clean       remove what these made
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -16,7 +17,7 @@ EXAMPLE := examples/portrait.mp4 examples/speech.wav checkpoints/dinet_64.safete
 # one process per core with one thread each is faster than the opposite, because the networks of the tests are small
 PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal
 
-.PHONY: demo test test-quick lint lock clean
+.PHONY: demo app test test-quick lint lock clean
 .DELETE_ON_ERROR:
 
 demo: demo.mp4
@@ -24,6 +25,9 @@ demo: demo.mp4
 
 demo.mp4: $(VENV)/.core $(EXAMPLE)
 	$(RUN) inference.py --output $@
+
+app: $(VENV)/.app
+	$(RUN) app.py
 
 test: $(VENV)/.weights
 	$(PYTEST)
@@ -45,6 +49,10 @@ $(VENV)/.core: pyproject.toml requirements.lock
 	$(PIP) install --quiet --upgrade pip
 	$(call install_cpu_builds,torch)
 	$(PIP) install --constraint requirements.lock --editable .
+	@touch $@
+
+$(VENV)/.app: $(VENV)/.core
+	$(PIP) install --constraint requirements.lock --editable '.[app]'
 	@touch $@
 
 # face-alignment asks for opencv-python, which needs libGL of a desktop; the headless build of the same release

@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS = [  # a file may import from its own room and from rooms below it
-    ("inference", "evaluate", "train_dinet", "train_syncnet"),
+    ("app", "inference", "evaluate", "train_dinet", "train_syncnet"),
     ("scripts", "examples"),
     ("dubbing",),
     ("training",),
@@ -20,7 +20,7 @@ LAYERS = [  # a file may import from its own room and from rooms below it
 ]
 RANK = {room: rank for rank, layer in enumerate(LAYERS) for room in layer}
 # what stands at the root beside the rooms
-COMMANDS = {"inference.py", "evaluate.py", "train_dinet.py", "train_syncnet.py"}
+COMMANDS = {"app.py", "inference.py", "evaluate.py", "train_dinet.py", "train_syncnet.py"}
 
 
 def imported_modules(source: str) -> list[str]:
