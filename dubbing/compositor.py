@@ -1,7 +1,9 @@
 """The output frames of a dub, in order: placements and source frames together, the mouths generated in batches."""
 
+import os
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from itertools import groupby, islice
 from tempfile import TemporaryFile
@@ -89,13 +91,9 @@ class Compositor:
         batches = self._batches(keep_rest, first)
         if isinstance(self.source, VideoFileSource):  # the generator does not wait for pasting
             batches = Prefetch(batches, 1, self.cancel)
-        with closing(batches):
+        with closing(batches), ThreadPoolExecutor(max(1, (os.cpu_count() or 1) // 4)) as pasters:
             for batch in batches:
-                for frame, drawings in zip(*batch, strict=True):
-                    dubbed = frame
-                    for drawing in drawings:
-                        dubbed = drawing.paste(dubbed)
-                    yield FramePair(frame, dubbed)
+                yield from pasters.map(_pasted, *batch)
 
     def _batches(self, keep_rest: bool, first: int) -> Iterator[Batch]:
         """The output frames from number `first` on with their generated mouths."""
@@ -171,3 +169,11 @@ class Compositor:
             if from_file and any_face and not self._cancelled.is_set():
                 for index, frame in self.source.back_and_forth(self.num_source_frames):
                     yield spool[index], frame
+
+
+def _pasted(frame: Frame, drawings: list[Drawing]) -> FramePair:
+    """A source frame, and the same with mouths pasted into it."""
+    dubbed = frame
+    for drawing in drawings:
+        dubbed = drawing.paste(dubbed)
+    return FramePair(frame, dubbed)

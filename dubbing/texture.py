@@ -8,6 +8,7 @@ crop, without a state, so the texture is as steady over time as the crop is, and
 resumed.
 """
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import ceil, floor
@@ -83,8 +84,7 @@ class ShotTexture:
     def __init__(self, candidates: Sequence[Candidate]) -> None:
         self.candidates = candidates
         self._lips = np.stack([_lips(one.image) for one in candidates])
-        self._flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
-        self._flow.setFinestScale(FINEST_SCALE)
+        self._thread = threading.local()  # optical flow keeps buffers
 
     def transfer(
         self, generated: np.ndarray, crop: FaceCrop, bounds: tuple[int, int, int, int]
@@ -140,7 +140,10 @@ class ShotTexture:
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Where each pixel of the image is in the candidate (…, 2), the candidate there (…, 3) uint8, and how well
         the two agree, in [0, 1]."""
-        flow = self._flow.calc(gray, cv2.cvtColor(candidate.image, cv2.COLOR_RGB2GRAY), None)
+        if not hasattr(self._thread, "flow"):
+            self._thread.flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
+            self._thread.flow.setFinestScale(FINEST_SCALE)
+        flow = self._thread.flow.calc(gray, cv2.cvtColor(candidate.image, cv2.COLOR_RGB2GRAY), None)
         positions = _GRID + flow
         warped = cv2.remap(candidate.image, positions, None, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
         difference = cv2.subtract(warped, image, dtype=cv2.CV_32F)
