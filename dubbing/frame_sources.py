@@ -69,8 +69,8 @@ class VideoFileSource:
 
     def back_and_forth(self, num_frames: int) -> Iterator[tuple[int, Frame]]:
         """(index, frame) of the first `num_frames` frames backward, forward, backward, … endlessly."""
-        if num_frames == 1:  # a photo, which takes longer to decode than a frame of a video
-            yield from repeat((0, next(self.frames([0]))))
+        if num_frames == 1:  # a photo, which takes longer to decode and to convert than a frame of a video
+            yield from repeat((0, RgbFrame(next(self.frames([0])).rgb())))
         while True:
             backward = read_video_backward(self.path, num_frames, fps=self.fps, limits=self.limits)
             yield from zip(reversed(range(num_frames)), backward, strict=True)
