@@ -70,6 +70,7 @@ from utils.device import choose_device, choose_precision
 from utils.errors import UserError
 
 NO_TEXTURE = "engine, no texture"
+SUMMARY = re.compile(r"in ([\d.]+) s, the first after ([\d.]+) s")  # of inference.py: whole time, first frame
 SIDES = (1080, 512)  # shorter side of the videos that are dubbed
 NUM_STEP_FRAMES = 4 * BATCH_SIZE  # that the steps of a dub alone are measured with
 
@@ -200,7 +201,7 @@ def run_dub(video: Path, checkpoint: Path, output: Path, device: str, precision:
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise UserError(f"{' '.join(map(str, command))}: failed with exit code {process.returncode}")
-    total_s, first_s = map(float, re.search(r"in ([\d.]+) s, the first after ([\d.]+) s", printed).groups())
+    total_s, first_s = map(float, SUMMARY.search(printed).groups())
     # what precedes the call of `dub`, the start of Python and imports, counts too
     first_frame_s = wall_s - total_s + first_s
     return Cost(wall_s, usage.ru_utime + usage.ru_stime, first_frame_s, usage.ru_maxrss / 1000)
