@@ -5,7 +5,6 @@ are checked once, after the download or when it was copied there by hand. The `.
 later calls compare the size only.
 """
 
-import bz2
 import hashlib
 import logging
 import os
@@ -423,9 +422,11 @@ def _from_web(source: Web, path: Path, folder: Path) -> Path:
 
 def _decompress(compressed: Path, out_path: Path) -> Path:
     try:
+        import bz2  # some builds of Python lack it
+
         with bz2.open(compressed) as data, out_path.open("wb") as out:
             shutil.copyfileobj(data, out)
-    except (OSError, EOFError) as error:
+    except (ImportError, OSError, EOFError) as error:
         raise _SourceFailed(f"cannot unpack: {error}") from error
     return out_path
 
