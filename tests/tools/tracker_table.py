@@ -188,8 +188,9 @@ def run(args: argparse.Namespace) -> None:
         unit = 100 / np.ptp(start[:, 0])
         for name, tracker in trackers.items():
             error = unit * error_under_known_motion(tracker, motion, start - around)
-            results[name].append(measure(tracker, frames, start, reference) | {"error under known motion": error})
-    columns = sorted({column for row in results["dlib alone"] for column in row}, key=lambda name: name[:2] != "ms")
+            results[name].append({"error under known motion": error} | measure(tracker, frames, start, reference))
+    columns = dict.fromkeys(column for row in results["dlib alone"] for column in row)
+    columns = sorted(columns, key=lambda name: not name.startswith("ms"))
     print(f"| tracker | {' | '.join(columns)} |\n|---{'|---' * len(columns)}|")
     for name, rows in results.items():
         means = (np.mean([row[column] for row in rows if column in row]) for column in columns)
