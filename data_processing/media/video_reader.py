@@ -356,18 +356,6 @@ def _fit_into(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return fitted
 
 
-def read_frames_backward(
-    path: Path,
-    num_frames: int,
-    chunk: int = 32,
-    fps: Fraction | int = FPS,
-    limits: Limits = DEFAULT_LIMITS,
-) -> Iterator[np.ndarray]:
-    """The first `num_frames` frames of `read_frames`, last first, with at most `chunk` of them in memory."""
-    for stop in range(num_frames, 0, -chunk):
-        yield from reversed(list(read_frames(path, max(0, stop - chunk), stop, fps, limits)))
-
-
 def read_video_backward(
     path: Path,
     num_frames: int,

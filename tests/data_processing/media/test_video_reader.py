@@ -23,7 +23,8 @@ from data_processing.media.video_reader import (
     first_frame_time,
     probe,
     read_frames,
-    read_frames_backward,
+    read_video,
+    read_video_backward,
 )
 from tests.support.media import text_file, truncated_mp4, video_without_audio, write_video
 from tests.support.numbered_media import SIZE, numbered, numbers, write_audio, write_numbered
@@ -65,7 +66,8 @@ def test_number_of_frames_is_duration(tmp_path, num_frames):
 
 
 @pytest.mark.slow
-def test_frames_are_freed_without_the_garbage_collector(tmp_path):
+@pytest.mark.parametrize("read", [read_frames, read_video])
+def test_frames_are_freed_without_the_garbage_collector(tmp_path, read):
     """A 1080p frame is three megabytes, and the garbage collector runs after hundreds of them only."""
     path = write_numbered(tmp_path / "clip.mp4", 60)
     gc.collect()
@@ -73,7 +75,7 @@ def test_frames_are_freed_without_the_garbage_collector(tmp_path):
     try:
         held = {
             index: sum(issubclass(type(it), av.VideoFrame) for it in gc.get_objects())
-            for index, _ in enumerate(read_frames(path))
+            for index, _ in enumerate(read(path))
             if index in (10, 40)
         }
     finally:
@@ -105,7 +107,7 @@ def test_formats_slices_and_backward(tmp_path, name):
     for start, stop in [(0, 5), (1, 3), (12, 14), (13, 20), (35, 49), (47, 60), (59, 65), (70, 72)]:
         assert numbers(read_frames(path, start, stop)) == list(range(60))[start:stop], (start, stop)
     assert numbers(read_frames(path, 50)) == list(range(50, 60))
-    assert numbers(read_frames_backward(path, 60, chunk=16)) == list(range(60))[::-1]
+    assert numbers(frame.rgb() for frame in read_video_backward(path, 60, chunk=16)) == list(range(60))[::-1]
 
 
 @pytest.mark.parametrize("degrees", [0, 90, 180, -90])
