@@ -2,6 +2,7 @@
 
     python inference.py --video speaker.mp4 --audio speech.wav --output dubbed.mp4
     python inference.py --video photo.jpg --audio speech.wav --output dubbed.mp4
+    python inference.py --batch jobs.csv
 
 Without arguments the bundled example is dubbed. The output has the resolution and frame rate of the video; photos
 and videos slower than 12 fps come out at 25 fps. It is as long as the longest audio; a shorter video is played
@@ -9,6 +10,7 @@ forward and backward. Frames without a face are unchanged.
 """
 
 import argparse
+import sys
 from math import inf
 from pathlib import Path
 
@@ -29,6 +31,8 @@ from utils.malloc import limit_malloc_arenas
 
 def run(args: argparse.Namespace) -> None:
     """Check the arguments, dub, and print a summary."""
+    if args.batch is not None:
+        return run_batch(args)
     limit_malloc_arenas()
     settings = DubSettings(
         faces=tuple(args.face),
@@ -67,6 +71,19 @@ def run(args: argparse.Namespace) -> None:
     print(summary(args.output, result))
 
 
+def run_batch(args: argparse.Namespace) -> None:
+    """Dub the rows of a jobs file; exit code 1 if some failed. The other flags apply to all rows."""
+    from dubbing.batch import dub_all  # which a single dub does not need
+
+    own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    add_batch_flags(own)
+    _, common = own.parse_known_args()
+    line, num_failed = dub_all(args.batch, build_parser(), common, args.jobs, args.scheduler)
+    print(line)
+    if num_failed:
+        sys.exit(1)
+
+
 def adapted_checkpoint(args: argparse.Namespace, settings: DubSettings) -> Path:
     """The generator adapted to the video: from the cache or --adapted, or adapted now."""
     from training.adapt import AdaptationBar, adapted_generator  # whose libraries a dub without it does not need
@@ -101,7 +118,18 @@ def summary(output: Path, result: DubResult) -> str:
     )
 
 
-def main() -> None:
+def add_batch_flags(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--batch", type=Path, metavar="FILE", help="CSV file with a dub in each row (docs/batch.md)")
+    add("--jobs", type=int, default=1, metavar="N", help="dubs of a batch at the same time (default 1)")
+    add(
+        "--scheduler",
+        metavar="ADDRESS",
+        help="dub a batch on a Dask cluster (tcp://…) instead of --jobs",
+    )
+
+
+def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--video", type=Path, default=EXAMPLE_VIDEO, help="source video or photo (default: the bundled example)")
@@ -178,7 +206,12 @@ def main() -> None:
         help="disable the sanity limits: frames over 8192 pixels wide or high, gaps over a minute between frames, "
         "audio tracks that start over an hour late, dubs over 12 hours",
     )
-    run_command(parser, run)
+    add_batch_flags(parser)
+    return parser
+
+
+def main() -> None:
+    run_command(build_parser(), run)
 
 
 if __name__ == "__main__":

@@ -123,7 +123,7 @@ class _Output:
         except (av.error.FFmpegError, OSError) as error:
             self._discard()
             raise AudioError(paths[0], f"the audio track cannot be read: {error_reason(error)}") from None
-        except MediaError:
+        except BaseException:  # also an interruption
             self._discard()
             raise
 

@@ -1,0 +1,198 @@
+"""Batches: rows of a jobs file, failures, skipping what is done, several processes, a cluster, interruption."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from distributed import LocalCluster
+
+import inference
+from data_processing.media.video_reader import read_frames
+from dubbing import batch
+from dubbing.batch import read_rows
+from tests.support.commands import run_command_line
+from tests.support.media import speech_like_wav, text_file
+from utils.errors import FileError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def write_jobs(path: Path, *lines: str) -> Path:
+    path.write_text("\n".join(lines) + "\n", "utf-8")
+    return path
+
+
+def report_of(jobs: Path) -> list[dict[str, str]]:
+    with jobs.with_name(f"{jobs.stem}.report.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def flags_of(jobs: Path, *common: str) -> list[tuple[str, ...]]:
+    return [row.flags for row in read_rows(jobs, inference.build_parser(), common)]
+
+
+def test_cells_become_flags(tmp_path):
+    jobs = write_jobs(
+        tmp_path / "jobs.csv",
+        "video,audio,output,face,no-texture,adapt,crf",
+        '"a, b.mp4",x.wav; y.wav,one.mp4,left;right,yes,,',
+        "c.mp4,z.wav,two.mp4,,no,yes,20",
+        "c.mp4,z.wav,three.mp4,,,1,",
+        "c.mp4,z.wav,-four.mp4,,NO,no,",
+    )
+    parser = inference.build_parser()
+    first, second, third, fourth = (parser.parse_args(flags) for flags in flags_of(jobs, "--crf", "30"))
+    assert (first.video, first.audio) == (Path("a, b.mp4"), [Path("x.wav"), Path("y.wav")])
+    assert (first.face, first.texture, first.adapt, first.crf) == (["left", "right"], False, None, 30)
+    assert (second.face, second.texture, second.adapt, second.crf) == (["largest"], True, True, 20)
+    assert (third.adapt, third.texture) == (1.0, True)
+    assert (fourth.output, fourth.adapt) == (Path("-four.mp4"), None)
+
+
+@pytest.mark.parametrize(
+    ("lines", "reason"),
+    [
+        ([""], "expected the columns video, audio, output in its first line; video, audio, output not found"),
+        (["video;audio;output", "a;b;c"], "expected the columns video, audio, output in its first line"),
+        (["video,audio,output"], "has no row below its first line"),
+        (["video,audio,output,colour", "a,b,c,d"], "unknown column 'colour'; columns are named as flags: video,"),
+        (["video,audio,output,jobs", "a,b,c,2"], "unknown column 'jobs'"),
+        (["video,audio,output", "a,b"], "line 2: expected 3 cells, as in the first line"),
+        (["video,audio,output", "a,b,c.mp4", "", "a,b,d.mp4,e"], "line 4: expected 3 cells, as in the first line"),
+        (["video,audio,output", "a, ,c"], "line 2: audio is empty"),
+        (["video,audio,output,resume", "a,b,c,on"], "line 2: resume: expected yes or no, found 'on'"),
+        (["video,audio,output", "a,b,c.mp4", "d,e,./c.mp4"], "line 3: line 2 has the same output"),
+        (["video,audio,output", 'a,b,"c.mp4'], "is not a CSV file"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_bad_jobs_files_are_one_line(lines, reason, tmp_path, capsys):
+    jobs = write_jobs(tmp_path / "jobs.csv", *lines)
+    with pytest.raises(SystemExit) as caught:
+        run_command_line(inference.main, "--batch", jobs)
+    assert caught.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: --batch: {jobs}: {reason}")
+    assert list(tmp_path.iterdir()) == [jobs]
+
+
+def test_files_that_are_no_text(tmp_path):
+    (tmp_path / "jobs.csv").write_bytes(b"video,audio,output\n\xff,b,c\n")
+    with pytest.raises(FileError, match="is not text in UTF-8"):
+        flags_of(tmp_path / "jobs.csv")
+    with pytest.raises(FileError, match="No such file"):
+        flags_of(tmp_path / "none.csv")
+
+
+def test_unusable_reports_and_numbers_of_jobs(tmp_path, capsys):
+    jobs = write_jobs(tmp_path / "jobs.csv", "video,audio,output", "a,b,c.mp4")
+    for flags, reason in (
+        (["--jobs", 0], "error: --jobs: expected at least 1, found 0"),
+        ([], f"error: {text_file(tmp_path / 'jobs.report.csv')}: is not the report of a batch; move it away"),
+    ):
+        with pytest.raises(SystemExit) as caught:
+            run_command_line(inference.main, "--batch", jobs, *flags)
+        assert caught.value.code == 2
+        assert reason in capsys.readouterr().err
+
+
+@pytest.fixture
+def jobs(tmp_path, portrait_clip, checkpoint, monkeypatch) -> Path:
+    """Three rows in the current folder, the second of which fails."""
+    monkeypatch.chdir(tmp_path)
+    speech_like_wav(tmp_path / "short.wav", 0.4, seed=3)
+    text_file(tmp_path / "text.wav")
+    return write_jobs(
+        tmp_path / "jobs.csv",
+        "video,audio,output,side-by-side",
+        f"{portrait_clip},short.wav,one.mp4,",
+        f"{portrait_clip},text.wav,two.mp4,",
+        f"{portrait_clip},short.wav,three.mp4,yes",
+    )
+
+
+def dub_batch(jobs: Path, checkpoint: Path, *flags: object) -> int:
+    """Exit code of a batch."""
+    try:
+        run_command_line(inference.main, "--batch", jobs, "--checkpoint", checkpoint, "--device", "cpu", *flags)
+    except SystemExit as error:
+        return error.code
+    return 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("where", ["process", "cluster"])
+def test_a_bad_row_does_not_stop_the_others(where, jobs, checkpoint, capsys):
+    """And what is done is not done again."""
+    if where == "process":
+        code = dub_batch(jobs, checkpoint)
+    else:
+        with LocalCluster(n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None) as cluster:
+            code = dub_batch(jobs, checkpoint, "--scheduler", cluster.scheduler_address)
+    assert code == 1
+    printed = capsys.readouterr()
+    assert printed.out == f"{jobs.parent / 'jobs.report.csv'}: 2 dubbed, 0 done before, 1 failed\n"
+    assert f"line 3 of {jobs}: --audio: text.wav: not a media file" in printed.err
+    assert [(line["line"], line["status"], line["output"]) for line in report_of(jobs)] == [
+        ("2", "done", "one.mp4"),
+        ("3", "failed", "two.mp4"),
+        ("4", "done", "three.mp4"),
+    ]
+    assert [frame.shape for frame in read_frames(Path("one.mp4"))] == [(256, 256, 3)] * 10
+    assert [frame.shape for frame in read_frames(Path("three.mp4"))] == [(256, 512, 3)] * 10
+    assert not Path("two.mp4").exists()
+
+
+@pytest.mark.slow
+def test_the_next_run_does_what_is_not_done(jobs, checkpoint, capsys, monkeypatch):
+    """Rows that failed, whose output is gone, or which have changed."""
+    calls = []
+
+    def dub(folder: Path, num_processes: int, row: batch.Row, started: list) -> tuple[batch.Row, batch.Outcome]:
+        calls.append(row.output)
+        status = "failed" if row.output in failing else "done"
+        if status == "done":
+            Path(row.output).write_text("dubbed")
+        return row, batch.Outcome(status, 0.1, "")
+
+    monkeypatch.setattr(batch, "_dub", dub)
+    failing = {"two.mp4"}
+    assert dub_batch(jobs, checkpoint, "--jobs", 2) == 1
+    assert sorted(calls) == ["one.mp4", "three.mp4", "two.mp4"]
+    failing.clear()
+    for change, expected in (
+        (lambda: None, ["two.mp4"]),
+        (lambda: None, []),
+        (Path("one.mp4").unlink, ["one.mp4"]),
+        (lambda: jobs.write_text(jobs.read_text().replace("three.mp4,yes", "three.mp4,no")), ["three.mp4"]),
+    ):
+        change()
+        calls.clear()
+        assert dub_batch(jobs, checkpoint) == 0
+        assert calls == expected
+        assert [line["status"] for line in report_of(jobs)] == ["done"] * 3
+    assert capsys.readouterr().out.splitlines()[2].endswith("0 dubbed, 3 done before, 0 failed")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+def test_interruption_ends_the_dubs(jobs, checkpoint, portrait_clip):
+    """SIGTERM to the batch: its processes end, and leave nothing but the report of what was done."""
+    speech_like_wav(jobs.parent / "long.wav", 120, seed=3)
+    write_jobs(jobs, "video,audio,output", f"{portrait_clip},long.wav,one.mp4")
+    command = [sys.executable, str(ROOT / "inference.py"), "--batch", "jobs.csv", "--checkpoint", str(checkpoint)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    while not list(Path.cwd().glob(".*.partial.mp4")):  # the dub has begun
+        assert process.poll() is None
+        time.sleep(0.05)
+    time.sleep(1)  # its writer has been opened
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate()
+    assert process.returncode == 143
+    assert errors.splitlines()[-1] == "interrupted; no partial output is left"
+    assert sorted(path.name for path in Path.cwd().iterdir()) == ["jobs.csv", "long.wav", "short.wav", "text.wav"]
