@@ -1,7 +1,8 @@
 # make demo        set up dubbing, dub the example         make test        set up everything, run all tests
 # make app         set up dubbing, serve a web page
 # make test-quick  run the fast tests                     make lint        check style
-# make lock        resolve requirements.lock anew         make clean       remove what these made
+# make docs        build the website into site/           make lock        resolve requirements.lock anew
+# make clean       remove what these made
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 RUN := $(VENV)/bin/python
@@ -17,7 +18,7 @@ EXAMPLE := examples/portrait.mp4 examples/speech.wav checkpoints/dinet_64.safete
 # one process per core with one thread each is faster than the opposite, because the networks of the tests are small
 PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal
 
-.PHONY: demo app test test-quick lint lock clean
+.PHONY: demo app test test-quick lint docs lock clean
 .DELETE_ON_ERROR:
 
 demo: demo.mp4
@@ -42,6 +43,9 @@ lint: $(VENV)/.installed
 $(VENV)/.weights: $(VENV)/.installed utils/weights.py
 	$(RUN) -m scripts.download_weights
 	@touch $@
+
+docs: $(VENV)/.installed
+	$(VENV)/bin/mkdocs build --strict --quiet
 
 # what dubbing needs
 $(VENV)/.core: pyproject.toml requirements.lock
@@ -70,4 +74,4 @@ lock: $(VENV)/.installed
 		--custom-compile-command "make lock" --quiet --output-file requirements.lock requirements.txt
 
 clean:
-	rm -rf $(VENV) demo.mp4 .pytest_cache .ruff_cache
+	rm -rf $(VENV) demo.mp4 site .pytest_cache .ruff_cache
