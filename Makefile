@@ -45,7 +45,7 @@ $(VENV)/.weights: $(VENV)/.installed utils/weights.py
 	@touch $@
 
 docs: $(VENV)/.installed
-	$(VENV)/bin/mkdocs build --strict --quiet
+	$(VENV)/bin/mkdocs build --strict
 
 # what dubbing needs
 $(VENV)/.core: pyproject.toml requirements.lock

@@ -52,7 +52,8 @@ def adapted_generator(
         checkpoint, minutes, device, landmarks, face, limits, progress: as for `adapt`.
 
     Raises:
-        What `adapt` raises; CheckpointError if `path` exists, but is not `checkpoint` adapted to `video`.
+        UserError: as `adapt` raises.
+        CheckpointError: `path` exists, but is not `checkpoint` adapted to `video`.
     """
     video, checkpoint = Path(video), Path(checkpoint)
     check_readable(video)
