@@ -94,6 +94,8 @@ class AudioStream:
 
     def _skip_unused(self, before_s: float) -> None:
         """Skip whole blocks before a time for which no window was requested, as when no face is in view."""
+        if self._block_size != self._later_block_size:  # the first block is never skipped, whenever its thread runs
+            return
         num_blocks = (round(min(before_s * SAMPLE_RATE, self._read)) - self._extracted) // self._block_size
         if num_blocks > 0:
             self._extracted += num_blocks * self._block_size
