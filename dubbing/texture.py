@@ -16,7 +16,7 @@ from math import ceil, floor
 import cv2
 import numpy as np
 
-from data_processing.face.crop import FaceCrop, times
+from data_processing.face.crop import FaceCrop, sample_region, times
 from dubbing.light import LightChange, to_uint8
 from models.crop_layout import crop_size, lips_box, mouth_margin_top
 
@@ -39,7 +39,8 @@ _GRID = np.dstack(np.meshgrid(np.arange(WIDTH), np.arange(HEIGHT))).astype(np.fl
 
 def lower_part(frame: np.ndarray, crop: FaceCrop) -> np.ndarray:
     """The face crop of a frame (H, W, 3) at FLOW_SIZE, from row TOP on: (HEIGHT, WIDTH, 3) uint8 RGB."""
-    return replace(crop, pixel_size=_scales(crop)[0], mouth_size=FLOW_SIZE).extract(frame)[TOP:]
+    pixel_size = _scales(crop)[0]
+    return sample_region(frame, crop.left, crop.top + TOP * pixel_size, pixel_size, (HEIGHT, WIDTH))
 
 
 @dataclass(frozen=True)

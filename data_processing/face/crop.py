@@ -39,13 +39,18 @@ def sample_region(
     # Sample more finely than needed and average, to avoid aliasing.
     oversampling = max(1, ceil(pixel_size - 0.25))
     step = pixel_size / oversampling
+    sampled = (width * oversampling, height * oversampling)
+    # four channels are resampled in half the time of three, to the same values
+    is_padded = image.ndim == 3 and image.shape[0] * image.shape[1] < 2 * sampled[0] * sampled[1]
+    image = cv2.cvtColor(image, cv2.COLOR_RGB2RGBA) if is_padded else image
     region = cv2.warpAffine(
         image,
         np.array([[step, 0, left + step / 2 - 0.5], [0, step, top + step / 2 - 0.5]]),
-        (width * oversampling, height * oversampling),
+        sampled,
         flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
         borderMode=cv2.BORDER_REPLICATE,
     )
+    region = cv2.cvtColor(region, cv2.COLOR_RGBA2RGB) if is_padded else region
     return cv2.resize(region, (width, height), interpolation=cv2.INTER_AREA) if oversampling > 1 else region
 
 
