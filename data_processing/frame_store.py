@@ -83,18 +83,25 @@ class FrameStore:
         position = int(self._positions[block]) - 1
         if position < 0:
             return None
-        file, header_bytes = self._file.fileno(), BLOCK_FRAMES * ENTRY.itemsize
-        header = os.pread(file, header_bytes, position)
+        header_bytes = BLOCK_FRAMES * ENTRY.itemsize
+        header = self._read_at(position, header_bytes)
         if len(header) < header_bytes:
             return None
         entries = np.frombuffer(header, ENTRY)
         starts = position + header_bytes + np.cumsum(entries["num_bytes"]) - entries["num_bytes"]
-        jpegs = [os.pread(file, int(entries["num_bytes"][number]), int(starts[number])) for number in numbers]
+        jpegs = [self._read_at(int(starts[number]), int(entries["num_bytes"][number])) for number in numbers]
         complete = all(
             jpeg and zlib.crc32(jpeg) == entries["crc32"][number]
             for jpeg, number in zip(jpegs, numbers, strict=True)
         )
         return jpegs if complete else None
+
+    def _read_at(self, position: int, num_bytes: int) -> bytes:
+        if hasattr(os, "pread"):  # which does not move the position that forked processes share
+            return os.pread(self._file.fileno(), num_bytes, position)
+        with self.path.open("rb") as file:  # Windows
+            file.seek(position)
+            return file.read(num_bytes)
 
     def _save(self, block: int, jpegs: list[bytes]) -> None:
         """Append a block to the file, unless the disk is full."""

@@ -1,7 +1,6 @@
 """Load training batches onto the device, one ahead of the one that is trained on, and measure the speed."""
 
 import os
-import resource
 import time
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -12,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from training import distributed
 from utils.errors import UserError
+from utils.memory import peak_bytes
 
 
 def load_batches(batches: Dataset, step: int, device: torch.device) -> DataLoader:
@@ -92,10 +92,7 @@ class DeviceBatches:
         Also the highest memory use so far in GB, of the GPU if there is one.
         """
         total = self._step_s + self._wait_s
-        if self._stream:
-            memory = torch.cuda.max_memory_allocated(self._device)
-        else:
-            memory = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        memory = torch.cuda.max_memory_allocated(self._device) if self._stream else peak_bytes()
         values = {
             "samples_per_s": batch_size * self._num_steps / total,
             "data_wait": self._wait_s / total,

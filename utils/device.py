@@ -3,6 +3,7 @@
 import logging
 
 import torch
+import torch.nn.functional as F
 
 from utils.errors import ParameterError
 
@@ -12,11 +13,15 @@ logger = logging.getLogger(__name__)
 def choose_device(name: str) -> torch.device:
     """The torch device `name`; "auto" is the GPU if there is one, else the CPU.
 
+    An Apple GPU is taken by "auto" if it computes correctly.
+
     Raises:
         ParameterError: the device is not available.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() and computes_like_cpu("mps") else "cpu")
     try:
         device = torch.device(name)
         torch.zeros(1, device=device).item()  # a device without data, such as meta, fails here
@@ -27,6 +32,22 @@ def choose_device(name: str) -> torch.device:
             raise ParameterError("device", f"{name} cannot be used ({str(error).splitlines()[0]})") from None
         raise ParameterError("device", f"expected {', '.join(['auto', 'cpu', *gpus])}; found {name!r}") from None
     return device
+
+
+def computes_like_cpu(device: str) -> bool:
+    """Whether a device warps and convolves, which is what generators do, and with the same result as the CPU."""
+    features = torch.linspace(0, 50, 1024).sin().view(1, 4, 16, 16)
+    grid = torch.linspace(0, 50, 512).sin().view(1, 16, 16, 2)
+    kernel = torch.linspace(-1, 1, 144).view(4, 4, 3, 3)
+
+    def compute(device: str) -> torch.Tensor:
+        warped = F.grid_sample(features.to(device), grid.to(device), align_corners=False)
+        return F.conv2d(warped, kernel.to(device), padding=1).cpu()
+
+    try:
+        return torch.allclose(compute(device), compute("cpu"), atol=1e-3)
+    except (RuntimeError, AssertionError):  # without drivers, or without one of the operations
+        return False
 
 
 def choose_precision(name: str, device: torch.device) -> str:
@@ -41,4 +62,4 @@ def choose_precision(name: str, device: torch.device) -> str:
         return name
     if device.type == "cuda":
         return "fp16"
-    return "bf16" if torch.cpu._is_avx512_bf16_supported() else "fp32"
+    return "bf16" if device.type == "cpu" and torch.cpu._is_avx512_bf16_supported() else "fp32"

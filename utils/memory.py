@@ -1,8 +1,14 @@
-"""Memory that this process and those it starts can use."""
+"""Memory that this process has used, and that it and those it starts can use."""
 
+import sys
 from pathlib import Path
 
 import psutil
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
 
 # of the group of processes (cgroup) that a container or a cluster's scheduler limits: version 2, then version 1
 LIMITS = (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes"))
@@ -25,6 +31,14 @@ def available_bytes(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cg
                 caches = int(statistics.get("inactive_file", 0)) + int(statistics.get("active_file", 0))
                 available = min(available, max(0, int(limit) - int(usage) + caches))
     return available
+
+
+def peak_bytes() -> int:
+    """The most physical memory in bytes that this process has had at once."""
+    if resource is None:
+        return psutil.Process().memory_info().peak_wset
+    unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def _own_cgroups(proc: Path, cgroups: Path) -> list[Path]:

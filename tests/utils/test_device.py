@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from utils.device import choose_device, choose_precision
+from utils import device
+from utils.device import choose_device, choose_precision, computes_like_cpu
 from utils.errors import ParameterError
 
 
@@ -11,6 +12,22 @@ from utils.errors import ParameterError
 def test_auto_prefers_a_gpu(monkeypatch, has_gpu, kind):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
     assert choose_device("auto") == torch.device(kind)
+
+
+@pytest.mark.parametrize(("is_right", "kind"), [(True, "mps"), (False, "cpu")])
+def test_auto_takes_an_apple_gpu_that_computes_correctly(monkeypatch, is_right, kind):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(device, "computes_like_cpu", lambda name: is_right)
+    assert choose_device("auto") == torch.device(kind)
+
+
+def test_devices_are_compared_with_the_cpu(monkeypatch):
+    assert computes_like_cpu("cpu")
+    assert not computes_like_cpu("meta")  # which fails
+    convolve, results = device.F.conv2d, iter([1.0, 0.9])  # the second differs
+    monkeypatch.setattr(device.F, "conv2d", lambda *args, **kwargs: next(results) * convolve(*args, **kwargs))
+    assert not computes_like_cpu("cpu")
 
 
 def test_named_device():
@@ -49,6 +66,7 @@ def test_device_that_fails(monkeypatch):
         ("auto", "cuda", True, "fp16"),
         ("auto", "cpu", True, "bf16"),
         ("auto", "cpu", False, "fp32"),
+        ("auto", "mps", True, "fp32"),
         ("fp32", "cuda", True, "fp32"),
     ],
 )

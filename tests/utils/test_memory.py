@@ -6,7 +6,8 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from utils.memory import available_bytes
+from utils import memory
+from utils.memory import available_bytes, peak_bytes
 
 MACHINE = 8_000
 
@@ -52,3 +53,13 @@ def test_the_smallest_limit_counts(tmp_path, line, folder, files, expected):
 
 def test_without_cgroups(tmp_path):
     assert available_bytes(tmp_path / "proc", tmp_path / "cgroup") == MACHINE
+
+
+@pytest.mark.parametrize("system", ["linux", "win32"])
+def test_peak(monkeypatch, system):
+    resident = psutil.Process().memory_info().rss
+    if system == "win32":
+        monkeypatch.setattr(memory, "resource", None)
+        found = SimpleNamespace(memory_info=lambda: SimpleNamespace(peak_wset=resident))
+        monkeypatch.setattr(psutil, "Process", lambda: found)
+    assert resident / 2 < peak_bytes() < 100 * resident
