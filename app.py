@@ -60,8 +60,12 @@ for (const type of ["play", "pause", "seeked"]) document.addEventListener(type, 
   if (event.target.paused) other.pause(); else if (!other.ended) other.play();
 }, true);
 </script>"""
+# fonts of the visitor's system, none from the internet; help in a colour that can be read
+THEME = gr.themes.Default(font=["ui-sans-serif", "system-ui", "sans-serif"], font_mono=["monospace"]).set(
+    block_info_text_color="*neutral_600", block_info_text_color_dark="*neutral_300"
+)
 LAUNCH_OPTIONS = {
-    "theme": gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"]),  # none from the internet
+    "theme": THEME,
     "css": "#status { min-height: 6rem }",
     "head": HEAD,
     "allowed_paths": [],
@@ -309,11 +313,13 @@ def build(page: Page) -> gr.Blocks:
         shown_only = {"interactive": False, "buttons": []}
         with gr.Row():
             with gr.Column(min_width=300):
-                video = gr.File(label="1. Video or photo of a speaker", height=140)
+                video = gr.File(label="1. Video or photo of a speaker", height=150, elem_id="video")
                 faces = gr.Image(label="Faces", visible=False, height=320, elem_id="faces", **shown_only)
                 face = gr.Radio(label="Face to dub", info="Numbered from left to right.", visible=False)
             with gr.Column(min_width=300):
-                audio = gr.Audio(label="2. Speech: a file, or record it", type="filepath", buttons=[])
+                audio = gr.Audio(
+                    label="2. Speech: a file, or record it", type="filepath", buttons=[], elem_id="audio"
+                )
                 with gr.Accordion("Options", open=False):
                     texture = gr.Checkbox(
                         True, label="Texture", info="Take lips, teeth and skin from other frames; sharper."
@@ -327,7 +333,7 @@ def build(page: Page) -> gr.Blocks:
                     minutes = gr.Slider(
                         0, 10, 0, step=1, label="Adapt, minutes", info="First train on this speaker; 0: not at all."
                     )
-                    soundtrack = gr.File(label="Soundtrack: what is heard instead of the speech", height=110)
+                    soundtrack = gr.File(label="Soundtrack, heard instead of the speech", height=150)
         with gr.Row():
             start = gr.Button("Dub", variant="primary")
             stop = gr.Button("Cancel")

@@ -1,0 +1,298 @@
+"""The page: what happens in it, without a browser and in one. Browser tests need Playwright and a Chromium: that of
+`playwright install chromium`, or the file that the variable CHROMIUM names.
+
+SCREENSHOTS=docs keeps the screenshots of docs/app.md.
+"""
+
+import os
+import shutil
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+gr = pytest.importorskip("gradio", reason="the extra app is not installed")
+
+import app  # noqa: E402 (needs gradio)
+from data_processing.media.audio_io import load_audio, save_wav  # noqa: E402
+from data_processing.media.video_reader import read_frames  # noqa: E402
+from dubbing.pipeline import DubbingPipeline  # noqa: E402
+from tests.support.dubbing import small_and_large_face  # noqa: E402
+from tests.support.media import text_file  # noqa: E402
+from utils.bundled import EXAMPLE_AUDIO, EXAMPLE_VIDEO  # noqa: E402
+from utils.errors import FileError, MediaError  # noqa: E402
+
+
+def request(name: str = "somebody") -> SimpleNamespace:
+    return SimpleNamespace(session_hash=name)
+
+
+@pytest.fixture
+def page(tmp_path) -> app.Page:
+    return app.Page(None, tmp_path, max_minutes=10)
+
+
+def uploaded(page: app.Page, source: Path, name: str | None = None) -> str:
+    """A file as gradio stores it."""
+    folder = page.cache / "0f3a"
+    folder.mkdir(exist_ok=True)
+    return str(shutil.copy(source, folder / (name or source.name)))
+
+
+def test_faces_are_shown_and_clicked(page, portrait_clip, tmp_path):
+    video = uploaded(page, small_and_large_face(portrait_clip, tmp_path / "two.mp4"))
+    image, choice, centres = page.show_faces(video, request())
+    assert Path(image["value"]).parent.parent == page.session(request()).folder
+    assert choice["choices"] == [("Face 1", 1), ("Face 2", 2)]
+    assert (choice["value"], choice["visible"]) == (2, True)  # the larger one
+    assert page.click_face(centres, SimpleNamespace(index=[100, 200])) == 1
+    assert page.click_face(centres, SimpleNamespace(index=[500, 20])) == 2
+    image, choice, centres = page.show_faces(None, request())
+    assert (image["visible"], choice["visible"], centres) == (False, False, [])
+
+
+def test_errors_are_lines_without_folders(page, tmp_path):
+    video = uploaded(page, text_file(tmp_path / "x.mp4"), "<b>.mp4")
+    with pytest.raises(gr.Error) as caught:
+        page.show_faces(video, request())
+    assert caught.value.message.startswith("&lt;b&gt;.mp4: not a media file")
+    with pytest.raises(gr.Error) as caught:
+        next(page.dub(None, None, None, [], True, "stop", 0, None, request(), None))
+    assert caught.value.message == "video: drop a file first, or use the example"
+
+
+def test_files_are_deleted_with_their_session(page, tmp_path):
+    video, audio = uploaded(page, EXAMPLE_VIDEO), uploaded(page, EXAMPLE_AUDIO)
+    first, second = page.session(request("first"), video, audio), page.session(request("second"), audio)
+    copied = page.use_example(request("second"))
+    page.leave(request("first"))
+    assert first.cancelled.is_set() and not second.cancelled.is_set()
+    assert not first.folder.exists() and not Path(video).exists()
+    assert Path(audio).exists() and all(Path(path).exists() for path in copied)
+    page.leave(request("second"))
+    page.leave(request("second"))
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_length_is_limited(page, tmp_path):
+    page.check_length(tmp_path / "speech.wav", 600)
+    with pytest.raises(MediaError, match=r"speech\.wav: expected at most 10 min, found 10\.1 min"):
+        page.check_length(tmp_path / "speech.wav", 606)
+
+
+def test_progress_states_the_time_left_and_ends_when_cancelled(monkeypatch):
+    shown, now, cancelled = [], [100.0], threading.Event()
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    report = app.reporter(lambda steps, desc, unit: shown.append((steps, desc)), cancelled)
+    report("dubbing", 1, 251)
+    now[0] += 20
+    report("dubbing", 51, 251)  # 50 frames in 20 s
+    report("adapting", 0, 10)
+    assert shown == [((1, 251), "dubbing"), ((51, 251), "dubbing, 1:20 left"), ((0, 10), "adapting")]
+    cancelled.set()
+    with pytest.raises(app.Cancelled):
+        report("dubbing", 52, 251)
+
+
+def test_password(tmp_path, monkeypatch):
+    monkeypatch.delenv(app.PASSWORD, raising=False)
+    assert app.read_password(None) is None
+    monkeypatch.setenv(app.PASSWORD, "grün")
+    assert app.read_password(None) == "grün".encode()
+    (tmp_path / "password").write_bytes(b"secret \r\nnot this")
+    assert app.read_password(tmp_path / "password") == b"secret"
+    (tmp_path / "password").write_bytes(b"\n")
+    with pytest.raises(FileError, match="begins with an empty line"):
+        app.read_password(tmp_path / "password")
+    with pytest.raises(FileError, match="cannot be read"):
+        app.read_password(tmp_path / "none")
+
+
+def test_what_browsers_play(portrait_clip, tmp_path):
+    assert app.is_played(portrait_clip)
+    assert not app.is_played(shutil.copy(portrait_clip, tmp_path / "portrait.mkv"))
+
+
+@pytest.mark.slow
+def test_dub_and_cancel(page, portrait_clip, speech, checkpoint):
+    page.pipeline = DubbingPipeline(checkpoint, device="cpu")
+    inputs = (uploaded(page, portrait_clip), uploaded(page, speech), None, [], True, "stop", 0, None, request())
+    shown = []
+    updates = list(page.dub(*inputs, lambda steps, **_: shown.append(steps)))
+    assert shown == [(done, 51) for done in range(1, 52)]
+    line, preview, source, result = updates[-1]
+    assert "51 frames in" in line and preview["visible"] and source["value"] == inputs[0]
+    assert len(list(read_frames(result["value"]))) == 51
+    assert result["value"].name == "portrait-dubbed.mp4"
+
+    def cancel_at_ten(steps: tuple[int, int], **_: object) -> None:
+        if steps[0] == 10:
+            page.cancel(request())
+
+    with pytest.raises(gr.Error, match="Cancelled"):
+        list(page.dub(*inputs, cancel_at_ten))
+    assert not result["value"].exists()  # the earlier result went when the new dub began
+    assert [path.name for path in page.session(request()).folder.rglob("*.mp4")] == ["preview.mp4"]
+
+
+# --- in a browser -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory) -> Iterator[tuple[str, app.Page]]:
+    """Address of a page with the bundled generator, and the page."""
+    cache = tmp_path_factory.mktemp("cache").resolve()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GRADIO_TEMP_DIR", str(cache))
+        page = app.Page(DubbingPipeline(), cache, max_minutes=10)
+        demo = app.build(page)
+        _, address, _ = demo.launch(server_name="127.0.0.1", max_file_size=2**20, **app.LAUNCH_OPTIONS)
+        yield address, page
+        demo.close(verbose=False)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
+    with playwright.sync_playwright() as tools:
+        try:
+            browser = tools.chromium.launch(executable_path=os.environ.get("CHROMIUM"), args=["--no-sandbox"])
+        except playwright.Error as error:
+            pytest.skip(f"no Chromium: {str(error).splitlines()[0]}")
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def short_speech(tmp_path) -> Path:
+    """Two seconds of the example."""
+    path = tmp_path / "short.wav"
+    save_wav(path, load_audio(EXAMPLE_AUDIO)[:32000])
+    return path
+
+
+def upload(tab, video: Path, audio: Path | None = None) -> None:
+    tab.set_default_timeout(100_000)
+    tab.locator("#video input[type=file]").set_input_files(video)
+    if audio:
+        tab.locator("#audio input[type=file]").set_input_files(audio)
+
+
+@pytest.mark.slow
+def test_nothing_else_is_served(served):
+    address, page = served
+    for path in (EXAMPLE_VIDEO, Path(app.__file__), page.cache.parent, Path("/etc/hostname")):
+        with pytest.raises(urllib.error.HTTPError) as caught:
+            urllib.request.urlopen(f"{address}gradio_api/file={path}")
+        assert caught.value.code in (403, 404)
+
+
+@pytest.mark.slow
+def test_from_upload_to_a_playable_result(served, browser, short_speech, tmp_path):
+    """At desktop width, then the screenshots: on a phone, and dark."""
+    address, page = served
+    shots = Path(os.environ.get("SCREENSHOTS", tmp_path))
+    context = browser.new_context(viewport={"width": 1100, "height": 900}, accept_downloads=True)
+    tab = context.new_page()
+    elsewhere = []
+    tab.on("request", lambda sent: elsewhere.append(sent.url) if sent.url.startswith("http") else None)
+    tab.goto(address)
+    upload(tab, EXAMPLE_VIDEO, short_speech)
+    tab.locator("#faces img").wait_for()
+    tab.get_by_role("button", name="Options").press("Enter")  # by keyboard
+    for label in ("Texture", "Adapt, minutes", "Keep the rest of the video"):
+        assert tab.get_by_label(label).first.is_visible()
+    tab.get_by_role("button", name="Options").press("Enter")
+    tab.get_by_role("button", name="Dub", exact=True).press("Enter")
+    tab.get_by_text("left").first.wait_for()  # the time
+    tab.locator("#preview img").wait_for()
+    tab.screenshot(path=shots / "app_progress.jpg", type="jpeg", quality=60, full_page=True)
+    tab.locator("#result video").wait_for()
+    assert "50 frames in" in tab.get_by_role("status").first.inner_text()
+    videos = "[...document.querySelectorAll('#source video, #result video')]"
+    tab.evaluate("() => document.querySelector('#result video').play()")
+    tab.wait_for_function("() => document.querySelector('#result video').currentTime > 1")
+    tab.evaluate("() => document.querySelector('#result video').pause()")
+    tab.wait_for_timeout(500)
+    (source_s, source_muted), (result_s, result_muted) = tab.evaluate(
+        f"() => {videos}.map(video => [video.currentTime, video.muted])"
+    )
+    assert abs(source_s - result_s) < 0.3
+    assert (source_muted, result_muted) == (True, False)
+    with tab.expect_download() as download:
+        tab.locator("#result").get_by_label("Download").click()
+    assert len(list(read_frames(download.value.path()))) == 50
+    tab.screenshot(path=shots / "app.jpg", type="jpeg", quality=60, full_page=True)
+    tab.set_viewport_size({"width": 390, "height": 800})
+    tab.wait_for_timeout(500)
+    assert tab.evaluate("() => document.documentElement.scrollWidth") <= 390
+    tab.emulate_media(color_scheme="dark")
+    tab.reload()
+    tab.get_by_role("button", name="Use the example").wait_for()
+    tab.screenshot(path=shots / "app_phone.jpg", type="jpeg", quality=60, full_page=True)
+    assert {url.split("/")[2] for url in elsewhere} == {address.split("/")[2]}  # nothing from the internet
+    folders = [session.folder for session in page.sessions.values()]
+    context.close()
+    wait_until(lambda: not any(folder.exists() for folder in folders), "the files are deleted")
+
+
+def wait_until(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.1)
+
+
+@pytest.mark.slow
+def test_cancel_and_bad_files(served, browser, tmp_path):
+    address, page = served
+    tab = browser.new_page()
+    tab.goto(address)
+    upload(tab, text_file(tmp_path / "notes.mp4"))
+    error = tab.get_by_role("alert").filter(has_text="notes.mp4: not a media file")
+    error.wait_for()
+    assert str(page.cache) not in error.inner_text()
+    tab.get_by_role("button", name="Use the example").click()
+    tab.locator("#faces img").wait_for()
+    tab.get_by_role("button", name="Dub", exact=True).click()
+    tab.locator("#preview img").wait_for()
+    tab.get_by_role("button", name="Cancel").click()
+    tab.get_by_text("Cancelled.").wait_for()
+    (session,) = page.sessions.values()
+    names = lambda: sorted(path.name for path in session.folder.rglob("*portrait*.mp4"))  # noqa: E731
+    wait_until(lambda: names() == ["portrait.mp4"], "no output is left")
+    assert not tab.locator("#result video").is_visible()
+    tab.close()
+
+
+@pytest.mark.slow
+def test_two_sessions(served, browser, short_speech):
+    """The second one waits for the first; each has its own result, and loses it when it leaves."""
+    address, page = served
+    contexts = [browser.new_context(), browser.new_context()]
+    tabs = [context.new_page() for context in contexts]
+    for tab in tabs:
+        tab.goto(address)
+        upload(tab, EXAMPLE_VIDEO, short_speech)  # the same files
+        tab.locator("#faces img").wait_for()
+    for tab in tabs:
+        tab.get_by_role("button", name="Dub", exact=True).click()
+    sources = [tab.locator("#result video").get_attribute("src") for tab in tabs]
+    assert len(set(sources)) == 2
+    contexts[0].close()
+    wait_until(lambda: len(page.sessions) == 1, "the first has left")
+    statuses = []
+    for source in sources:
+        try:
+            statuses.append(urllib.request.urlopen(source).status)
+        except urllib.error.HTTPError as error:
+            statuses.append(error.code)
+    assert statuses[1] == 200 and statuses[0] in (403, 404)
+    (session,) = page.sessions.values()
+    assert session.uploads and all(path.exists() for path in session.uploads)
+    contexts[1].close()
