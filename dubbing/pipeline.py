@@ -193,7 +193,8 @@ class DubbingPipeline:
             logger.info("%s", note, extra={"path": video})
         if settings.codec == "av1" and output.suffix.lower() == ".mov":
             raise ParameterError("codec", "AV1 cannot be stored in .mov; use .mp4 or .mkv for the output")
-        if settings.codec == "h264" and info.layout and info.layout.pix_fmt != "yuv420p":
+        is_kept = info.layout is not None and not settings.side_by_side
+        if is_kept and settings.codec == "h264" and info.layout.pix_fmt != "yuv420p":
             message = "the output is %s like the source, which some players do not show in H.264; hevc may help"
             logger.info(message, info.layout.description, extra={"parameter": "codec"})
         durations = [(media_duration_s(path), path) for path in audio_paths]
