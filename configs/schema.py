@@ -243,7 +243,7 @@ def dump_config(config: TrainConfig | SyncNetConfig) -> str:
 def _read(path: Path, types: dict[str, Any]) -> dict[str, Any]:
     """Keys and values of a file, under their present names and with the types of the schema."""
     try:
-        values = yaml.load(path.read_text(), _Loader)
+        values = yaml.load(path.read_text("utf-8"), _Loader)
     except OSError as error:
         raise ConfigError(path, f"cannot be read: {error_reason(error)}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:

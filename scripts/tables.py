@@ -71,7 +71,7 @@ def read_report(path: Path) -> dict[str, Any]:
         FileError: the file is not such a report.
     """
     try:
-        report = {RENAMED_KEYS.get(key, key): value for key, value in json.loads(path.read_text()).items()}
+        report = {RENAMED_KEYS.get(key, key): value for key, value in json.loads(path.read_text("utf-8")).items()}
         report["matched"]["lpips_vgg"], report["sync"]["generated"], report["data"], report["num_speakers"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise FileError(path, f"not a report of evaluate.py --data --sync ({error!r})") from None
