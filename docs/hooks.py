@@ -8,7 +8,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
 PAGES = ("*.md", "docs/*.md", "checkpoints/*.md", "results/*.md", "results/small/*.md", "examples/*.md")
-IMAGES = ("docs/*.jpg", "docs/*.png", "results/*.jpg", "results/*.png")
+IMAGES = ("docs/**/*.jpg", "docs/**/*.png", "results/*.jpg", "results/*.png")
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
