@@ -51,8 +51,8 @@ class Encoder(NamedTuple):
 
 
 ENCODERS = {
-    # superfast with the look-ahead and the motion search of veryfast takes three quarters of its time for the same
-    # quality in 4 % more bytes (tests/tools/preset_table.py); the generator needs the CPU
+    # superfast with the look-ahead and the motion search of veryfast: two thirds to nine tenths of its time for the
+    # same quality in 3 to 5 % more bytes (tests/tools/preset_table.py); the generator needs the CPU
     "h264": Encoder(
         "libx264",
         {"preset": "superfast", "x264-params": "rc-lookahead=10:mbtree=1:subme=2"},
