@@ -91,11 +91,13 @@ class Session:
     folder: of the images and results that are shown.
     uploads: files that the browser sent.
     cancelled: set to end the dub.
+    used_s: time.monotonic() of the last request.
     """
 
     folder: Path
     uploads: set[Path] = field(default_factory=set)
     cancelled: threading.Event = field(default_factory=threading.Event)
+    used_s: float = 0.0
 
 
 class Page:
@@ -114,15 +116,23 @@ class Page:
 
     def session(self, request: gr.Request, *uploads: str | None) -> Session:
         """The session of a request, to which files belong that the browser sent."""
+        now = time.monotonic()
+        for key in [key for key, session in self.sessions.items() if now - session.used_s > DELETED_AFTER_S]:
+            self.end(key)
         key = request.session_hash
         if key not in self.sessions:
             self.sessions[key] = Session(Path(tempfile.mkdtemp(dir=self.cache)))
+        self.sessions[key].used_s = now
         self.sessions[key].uploads.update(Path(path) for path in uploads if path)
         return self.sessions[key]
 
     def leave(self, request: gr.Request) -> None:
+        """Somebody has closed the page."""
+        self.end(request.session_hash)
+
+    def end(self, key: str) -> None:
         """End the dub of a session and delete its files, but for uploads that another one has, too."""
-        session = self.sessions.pop(request.session_hash, None)
+        session = self.sessions.pop(key, None)
         if session is None:
             return
         session.cancelled.set()
@@ -204,8 +214,7 @@ class Page:
                 from training.adapt import adapted_generator  # whose libraries a dub without it does not need
 
                 options = {"minutes": minutes, "device": self.device, "face": settings.faces[0]}
-                adapted = folder / "adapted.safetensors"
-                adapted_generator(Path(video), adapted, **options, progress=report)
+                adapted = adapted_generator(Path(video), folder / "adapted.safetensors", **options, progress=report)
                 pipeline = DubbingPipeline(adapted, device=self.device)
             mouth = preview_mouth(pipeline, Path(video), Path(audio), folder, settings)
             preview = hidden
@@ -247,7 +256,7 @@ class Page:
 
     def without_folders(self, text: str) -> str:
         """A message with the names of files in gradio's folder, not their paths on this machine."""
-        return re.sub(rf"{re.escape(str(self.cache))}/(\w+/)*", "", text)
+        return re.sub(rf"{re.escape(str(self.cache))}/([\w-]+/)*", "", text)
 
 
 def reporter(progress: gr.Progress, cancelled: threading.Event) -> Callable[[str, int, int], None]:

@@ -57,6 +57,7 @@ def test_faces_are_shown_and_clicked(page, portrait_clip, tmp_path):
 
 
 def test_errors_are_lines_without_folders(page, tmp_path):
+    assert page.without_folders(f"{tmp_path}/tmp_0a/dub-x_1/my video.mp4: damaged") == "my video.mp4: damaged"
     video = uploaded(page, text_file(tmp_path / "x.mp4"), "<b>.mp4")
     with pytest.raises(gr.Error) as caught:
         page.show_faces(video, request())
@@ -77,6 +78,18 @@ def test_files_are_deleted_with_their_session(page, tmp_path):
     page.leave(request("second"))
     page.leave(request("second"))
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_files_of_those_whose_leaving_went_unnoticed(page, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    first = page.session(request("first"))
+    now[0] += app.DELETED_AFTER_S - 1
+    second = page.session(request("second"))
+    assert first.folder.exists()
+    now[0] += 2
+    page.session(request("second"))
+    assert not first.folder.exists() and second.folder.exists()
 
 
 def test_length_is_limited(page, tmp_path):
@@ -119,12 +132,22 @@ def test_what_browsers_play(portrait_clip, tmp_path):
 
 
 @pytest.mark.slow
-def test_dub_and_cancel(page, portrait_clip, speech, checkpoint):
-    page.pipeline = DubbingPipeline(checkpoint, device="cpu")
-    inputs = (uploaded(page, portrait_clip), uploaded(page, speech), None, [], True, "stop", 0, None, request())
+def test_dub_and_cancel(page, portrait_clip, speech, checkpoint, monkeypatch):
+    """With a generator adapted to the video, which is in the folder of the session."""
+
+    def adapted_generator(video: Path, path: Path, minutes: float, device: str, face: str, progress) -> Path:
+        assert (str(video), minutes, device, face) == (inputs[0], 2, "cpu", "70,80")
+        assert page.session(request()).folder in path.parents
+        progress("adapting", 1, 2)
+        return checkpoint
+
+    monkeypatch.setattr("training.adapt.adapted_generator", adapted_generator)
+    page.device = "cpu"
+    faces = [(35.0, 40.0, "70,80"), (90.0, 40.0, "180,80")]
+    inputs = (uploaded(page, portrait_clip), uploaded(page, speech), 1, faces, True, "stop", 2, None, request())
     shown = []
     updates = list(page.dub(*inputs, lambda steps, **_: shown.append(steps)))
-    assert shown == [(done, 51) for done in range(1, 52)]
+    assert shown == [(1, 2), *((done, 51) for done in range(1, 52))]
     line, preview, source, result = updates[-1]
     assert "51 frames in" in line and preview["visible"] and source["value"] == inputs[0]
     assert len(list(read_frames(result["value"]))) == 51
@@ -251,10 +274,11 @@ def wait_until(condition: Callable[[], bool], what: str) -> None:
 @pytest.mark.slow
 def test_cancel_and_bad_files(served, browser, tmp_path):
     address, page = served
-    tab = browser.new_page()
+    context = browser.new_context()
+    tab = context.new_page()
     tab.goto(address)
     upload(tab, text_file(tmp_path / "notes.mp4"))
-    error = tab.get_by_role("alert").filter(has_text="notes.mp4: not a media file")
+    error = tab.get_by_test_id("toast-body").filter(has_text="notes.mp4: not a media file")
     error.wait_for()
     assert str(page.cache) not in error.inner_text()
     tab.get_by_role("button", name="Use the example").click()
@@ -267,7 +291,7 @@ def test_cancel_and_bad_files(served, browser, tmp_path):
     names = lambda: sorted(path.name for path in session.folder.rglob("*portrait*.mp4"))  # noqa: E731
     wait_until(lambda: names() == ["portrait.mp4"], "no output is left")
     assert not tab.locator("#result video").is_visible()
-    tab.close()
+    context.close()
 
 
 @pytest.mark.slow
