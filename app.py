@@ -377,8 +377,9 @@ def build(page: Page) -> gr.Blocks:
 
 def run(args: argparse.Namespace) -> None:
     """Serve the page until the command is interrupted."""
-    if not 0 < args.max_minutes < inf or not 0 < args.max_mb < inf:
-        raise ParameterError("max_minutes" if args.max_mb > 0 else "max_mb", "expected a number above 0")
+    for name in ("max_minutes", "max_mb"):
+        if not 0 < getattr(args, name) < inf:
+            raise ParameterError(name, f"expected a number above 0, found {getattr(args, name):g}")
     password = read_password(args.password_file)
     if password is None and args.host not in ("127.0.0.1", "localhost", "::1"):
         message = "everybody who reaches this machine can use the page; --password-file asks for a password"
@@ -387,7 +388,9 @@ def run(args: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory(prefix="dinet-page-") as folder:
         cache = Path(folder).resolve()
         os.environ["GRADIO_TEMP_DIR"] = str(cache)
-        page = Page(DubbingPipeline(args.checkpoint, device=args.device), cache, args.max_minutes, args.device)
+        pipeline = DubbingPipeline(args.checkpoint, device=args.device)
+        _ = pipeline.generator  # an error now, not at the first dub
+        page = Page(pipeline, cache, args.max_minutes, args.device)
         demo = build(page)
         try:
             demo.launch(
@@ -400,7 +403,7 @@ def run(args: argparse.Namespace) -> None:
             )
             print(f"The page is at {demo.local_url} (Ctrl-C ends it)", flush=True)
             threading.Event().wait()
-        except OSError as error:
+        except (OSError, OverflowError) as error:
             raise ParameterError("port", str(error)) from None
         finally:
             for session in page.sessions.values():

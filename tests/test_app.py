@@ -22,6 +22,7 @@ import app  # noqa: E402 (needs gradio)
 from data_processing.media.audio_io import load_audio, save_wav  # noqa: E402
 from data_processing.media.video_reader import read_frames  # noqa: E402
 from dubbing.pipeline import DubbingPipeline  # noqa: E402
+from tests.support.commands import run_command_line  # noqa: E402
 from tests.support.dubbing import small_and_large_face  # noqa: E402
 from tests.support.media import text_file  # noqa: E402
 from utils.bundled import EXAMPLE_AUDIO, EXAMPLE_VIDEO  # noqa: E402
@@ -124,6 +125,22 @@ def test_password(tmp_path, monkeypatch):
         app.read_password(tmp_path / "password")
     with pytest.raises(FileError, match="cannot be read"):
         app.read_password(tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "reason"),
+    [
+        ("--max-minutes", "0", "expected a number above 0, found 0"),
+        ("--max-mb", "inf", "expected a number above 0, found inf"),
+        ("--password-file", "none.txt", "none.txt: cannot be read: No such file or directory"),
+        ("--checkpoint", "none.safetensors", "none.safetensors: no such file"),
+    ],
+)
+def test_errors_of_the_command_are_one_line(flag, value, reason, capsys):
+    with pytest.raises(SystemExit) as caught:
+        run_command_line(app.main, flag, value)
+    assert caught.value.code == 2
+    assert capsys.readouterr().err == f"error: {flag}: {reason}\n"
 
 
 def test_what_browsers_play(portrait_clip, tmp_path):
