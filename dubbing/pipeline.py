@@ -12,14 +12,15 @@ seconds. inference.py is the command line of `dub`.
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from math import inf
 from numbers import Real
 from pathlib import Path
+from threading import Event
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -34,7 +35,7 @@ from data_processing.media.video_reader import FPS, VideoInfo, check_readable, p
 from data_processing.media.video_writer import VideoWriter, check_writable
 from dubbing.audio_stream import AudioStream
 from dubbing.compositor import PREFETCH_DEPTH, Compositor
-from dubbing.face_track import track_face
+from dubbing.face_track import TrackedFrame, track_face
 from dubbing.frame_sources import LiveFrameSource, VideoFileSource
 from dubbing.prefetch import Prefetch
 from dubbing.references import ReferenceCrop
@@ -53,6 +54,7 @@ LOOK_AHEAD_S = 8  # seconds of a shot of a video file that are tracked before it
 # the same at the beginning of the file, and seconds of audio whose features are extracted, so that the first frame
 # comes soon
 FIRST_LOOK_S, FIRST_BLOCK_S = 0.5, 5
+MAX_WAIT_S = 5  # of tracking for the first frame, which is not the first of the video when a dub is resumed
 # in the metadata of every output; the term is the IPTC's for media that are partly generated
 DUBBED = "Dubbed: the movement of the mouth is generated"
 SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/compositeWithTrainedAlgorithmicMedia"
@@ -88,6 +90,7 @@ class _Job:
     settings: DubSettings
     info: VideoInfo
     expected_frames: int
+    first_frame: Event = field(default_factory=Event)  # set when it is written
 
 
 class DubbingPipeline:
@@ -216,10 +219,11 @@ class DubbingPipeline:
         speakers = []
         selectors = [face_selector(face, settings.limits) for face in settings.faces]
         ahead = round(LOOK_AHEAD_S * source.fps)
-        tracks = [
-            stack.enter_context(closing(Prefetch(track_face(source, self.landmarks, select_face), ahead)))
-            for select_face in selectors
-        ]
+        first = round((FIRST_LOOK_S + 1) * source.fps) + 1  # frames; to look at the first, a second more is read
+        tracks = []
+        for select_face in selectors:
+            tracked = _held_back(track_face(source, self.landmarks, select_face), first, job.first_frame)
+            tracks.append(stack.enter_context(closing(Prefetch(tracked, ahead, job.first_frame.set))))
         for path, select_face, tracked in zip(job.audio_paths, selectors, tracks, strict=True):
             blocks = read_audio(path, settings.limits)
             audio = AudioStream(blocks, self.generator.audio_features, level_s=LEVEL_S, first_block_s=FIRST_BLOCK_S)
@@ -266,6 +270,7 @@ class DubbingPipeline:
                 else:
                     writer.write(pair.dubbed)
                 num_frames += 1
+                job.first_frame.set()
                 first_frame_s = first_frame_s or time.monotonic() - started
                 if progress:
                     progress(num_frames, max(job.expected_frames, num_frames))
@@ -392,6 +397,18 @@ class DubbingPipeline:
             ReferenceCrop(crop.extract(frame), crop.to_crop(points))
             for crop, (points, frame) in zip(crops, found, strict=True)
         ]
+
+
+def _held_back(
+    tracked: Generator[TrackedFrame, None, None], count: int, first_frame: Event
+) -> Generator[TrackedFrame, None, None]:
+    """The same; after `count` frames, tracking waits until the first frame of the dub is written, since it would
+    take the processor from loading the generator."""
+    with closing(tracked):
+        for number, one in enumerate(tracked):
+            if number == count:
+                first_frame.wait(MAX_WAIT_S)
+            yield one
 
 
 def _checked_blocks(blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
