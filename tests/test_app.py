@@ -209,6 +209,25 @@ def browser():
 
 
 @pytest.fixture
+def visit(served, browser) -> Iterator[Callable]:
+    """A function that opens the page for somebody else; all leave at the end."""
+    address, page = served
+    contexts = []
+
+    def visit(**options: object):
+        contexts.append(browser.new_context(**options))
+        tab = contexts[-1].new_page()
+        tab.set_default_timeout(100_000)
+        tab.goto(address)
+        return tab
+
+    yield visit
+    for context in contexts:
+        context.close()
+    wait_until(lambda: not page.sessions, "all have left")
+
+
+@pytest.fixture
 def short_speech(tmp_path) -> Path:
     """Two seconds of the example."""
     path = tmp_path / "short.wav"
@@ -217,7 +236,6 @@ def short_speech(tmp_path) -> Path:
 
 
 def upload(tab, video: Path, audio: Path | None = None) -> None:
-    tab.set_default_timeout(100_000)
     tab.locator("#video input[type=file]").set_input_files(video)
     if audio:
         tab.locator("#audio input[type=file]").set_input_files(audio)
@@ -233,20 +251,19 @@ def test_nothing_else_is_served(served):
 
 
 @pytest.mark.slow
-def test_from_upload_to_a_playable_result(served, browser, short_speech, tmp_path):
+def test_from_upload_to_a_playable_result(served, visit, short_speech, tmp_path):
     """At desktop width, then the screenshots: on a phone, and dark."""
     address, page = served
     shots = Path(os.environ.get("SCREENSHOTS", tmp_path))
-    context = browser.new_context(viewport={"width": 1100, "height": 900}, accept_downloads=True)
-    tab = context.new_page()
+    tab = visit(viewport={"width": 1100, "height": 900}, accept_downloads=True)
     elsewhere = []
     tab.on("request", lambda sent: elsewhere.append(sent.url) if sent.url.startswith("http") else None)
-    tab.goto(address)
+    tab.reload()
     upload(tab, EXAMPLE_VIDEO, short_speech)
     tab.locator("#faces img").wait_for()
     tab.get_by_role("button", name="Options").press("Enter")  # by keyboard
     for label in ("Texture", "Adapt, minutes", "Keep the rest of the video"):
-        assert tab.get_by_label(label).first.is_visible()
+        tab.get_by_label(label).first.wait_for()
     tab.get_by_role("button", name="Options").press("Enter")
     tab.get_by_role("button", name="Dub", exact=True).press("Enter")
     tab.get_by_text("left").first.wait_for()  # the time
@@ -277,7 +294,7 @@ def test_from_upload_to_a_playable_result(served, browser, short_speech, tmp_pat
     tab.screenshot(path=shots / "app_phone.jpg", type="jpeg", quality=60, full_page=True)
     assert {url.split("/")[2] for url in elsewhere} == {address.split("/")[2]}  # nothing from the internet
     folders = [session.folder for session in page.sessions.values()]
-    context.close()
+    tab.close()
     wait_until(lambda: not any(folder.exists() for folder in folders), "the files are deleted")
 
 
@@ -289,11 +306,9 @@ def wait_until(condition: Callable[[], bool], what: str) -> None:
 
 
 @pytest.mark.slow
-def test_cancel_and_bad_files(served, browser, tmp_path):
-    address, page = served
-    context = browser.new_context()
-    tab = context.new_page()
-    tab.goto(address)
+def test_cancel_and_bad_files(served, visit, tmp_path):
+    _, page = served
+    tab = visit()
     upload(tab, text_file(tmp_path / "notes.mp4"))
     error = tab.get_by_test_id("toast-body").filter(has_text="notes.mp4: not a media file")
     error.wait_for()
@@ -308,24 +323,21 @@ def test_cancel_and_bad_files(served, browser, tmp_path):
     names = lambda: sorted(path.name for path in session.folder.rglob("*portrait*.mp4"))  # noqa: E731
     wait_until(lambda: names() == ["portrait.mp4"], "no output is left")
     assert not tab.locator("#result video").is_visible()
-    context.close()
 
 
 @pytest.mark.slow
-def test_two_sessions(served, browser, short_speech):
+def test_two_sessions(served, visit, short_speech):
     """The second one waits for the first; each has its own result, and loses it when it leaves."""
-    address, page = served
-    contexts = [browser.new_context(), browser.new_context()]
-    tabs = [context.new_page() for context in contexts]
+    _, page = served
+    tabs = [visit(), visit()]
     for tab in tabs:
-        tab.goto(address)
         upload(tab, EXAMPLE_VIDEO, short_speech)  # the same files
         tab.locator("#faces img").wait_for()
     for tab in tabs:
         tab.get_by_role("button", name="Dub", exact=True).click()
     sources = [tab.locator("#result video").get_attribute("src") for tab in tabs]
     assert len(set(sources)) == 2
-    contexts[0].close()
+    tabs[0].close()
     wait_until(lambda: len(page.sessions) == 1, "the first has left")
     statuses = []
     for source in sources:
@@ -336,4 +348,3 @@ def test_two_sessions(served, browser, short_speech):
     assert statuses[1] == 200 and statuses[0] in (403, 404)
     (session,) = page.sessions.values()
     assert session.uploads and all(path.exists() for path in session.uploads)
-    contexts[1].close()
