@@ -2,7 +2,6 @@
 
 import threading
 from collections.abc import Iterator
-from contextlib import suppress
 
 import numpy as np
 
@@ -11,7 +10,6 @@ from data_processing.audio.framing import SAMPLES_PER_FRAME, WINDOW_RADIUS, audi
 from data_processing.audio.silence import SilenceMouthClosure, with_noise_floor
 from data_processing.media.audio_io import SAMPLE_RATE
 from data_processing.media.video_reader import FPS
-from utils.errors import WeightsError
 
 KEPT_S = 20  # seconds before the current time whose features stay available
 KEPT_ROWS = 60 * FPS  # rows of features that stay in memory
@@ -32,7 +30,7 @@ class AudioStream:
         after_s: seconds of context after a block, if fewer.
         level_s: seconds that are read at once, to measure the loudness; 0 measures it block by block.
         first_block_s: instead of `block_s` for the first block, whose features are extracted from now on, in a
-            thread, so that they come soon.
+            thread, so that they come soon. To be closed then.
 
     Raises:
         AudioError: with `level_s`, an error in the beginning of the track.
@@ -65,8 +63,15 @@ class AudioStream:
         if name == "whisper":  # the direction of closed lips is known for Whisper features only
             self._close_mouth = SilenceMouthClosure(np.concatenate(self._unjoined) if self._unjoined else None)
         self._lock = threading.Lock()
+        self._error: Exception | None = None  # of the thread
+        self._thread = threading.Thread(target=self._extract_first_block, daemon=True)
         if first_block_s is not None:
-            threading.Thread(target=self._extract_first_block, daemon=True).start()
+            self._thread.start()
+
+    def close(self) -> None:
+        """Wait for the thread."""
+        if self._thread.is_alive():
+            self._thread.join()
 
     def remaining_s(self, time_s: float, at_most_s: float) -> float:
         """Seconds of audio after `time_s`, `at_most_s` at most; reads that far."""
@@ -81,6 +86,8 @@ class AudioStream:
         """Audio windows (B, D, 5) around times (B,) in seconds, which must increase from call to call."""
         rows = np.round(times_s * FPS, 6)  # integers for frames at 25 fps
         with self._lock:
+            if self._error:
+                raise self._error
             while self._extracted < self._read or not self._ended:
                 if self._extracted // SAMPLES_PER_FRAME > rows.max() + WINDOW_RADIUS + 1:
                     break
@@ -88,9 +95,13 @@ class AudioStream:
         return audio_windows(self._rows, rows - self._first_row)
 
     def _extract_first_block(self) -> None:
-        with self._lock, suppress(WeightsError):  # `windows` will raise it
-            if not self._extracted:
+        with self._lock:
+            if self._extracted:
+                return
+            try:
                 self._extract_block()
+            except Exception as error:  # raised by `windows`
+                self._error = error
 
     def _skip_unused(self, before_s: float) -> None:
         """Skip whole blocks before a time for which no window was requested, as when no face is in view."""

@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Iterator
+from threading import Event
 from typing import NamedTuple
 
 import numpy as np
@@ -30,7 +31,10 @@ class TrackedFrame(NamedTuple):
 
 
 def track_face(
-    source: FrameSource, detector: str = "dlib", select_face: FaceSelector = largest_face
+    source: FrameSource,
+    detector: str = "dlib",
+    select_face: FaceSelector = largest_face,
+    cancelled: Event | None = None,
 ) -> Iterator[TrackedFrame]:
     """Track a face through the first pass over the source frames.
 
@@ -38,6 +42,7 @@ def track_face(
         source: the source frames.
         detector: landmark detector, one of BACKENDS.
         select_face: which of several faces.
+        cancelled: set it to end soon.
     """
     size, luma_range = (0, 0), (0, 255)
     small: deque[np.ndarray] = deque()  # brightness of the frames whose landmarks are not known yet
@@ -45,6 +50,8 @@ def track_face(
     def frames() -> Iterator[Frame]:
         nonlocal size, luma_range
         for frame in source.first_pass():
+            if cancelled and cancelled.is_set():
+                return
             size, luma_range = (frame.width, frame.height), frame.luma_range
             small.append(frame.luma[:: _step(size), :: _step(size)].copy())
             yield frame

@@ -221,12 +221,21 @@ class DubbingPipeline:
         ahead = round(LOOK_AHEAD_S * source.fps)
         first = round((FIRST_LOOK_S + 1) * source.fps) + 1  # frames; to look at the first, a second more is read
         tracks = []
+        cancelled = Event()
+
+        def cancel() -> None:
+            cancelled.set()
+            job.first_frame.set()
+
         for select_face in selectors:
-            tracked = _held_back(track_face(source, self.landmarks, select_face), first, job.first_frame)
-            tracks.append(stack.enter_context(closing(Prefetch(tracked, ahead, job.first_frame.set))))
+            tracked = track_face(source, self.landmarks, select_face, cancelled)
+            tracked = _held_back(tracked, first, job.first_frame)
+            tracks.append(stack.enter_context(closing(Prefetch(tracked, ahead, cancel))))
         for path, select_face, tracked in zip(job.audio_paths, selectors, tracks, strict=True):
             blocks = read_audio(path, settings.limits)
-            audio = AudioStream(blocks, self.generator.audio_features, level_s=LEVEL_S, first_block_s=FIRST_BLOCK_S)
+            features = self.generator.audio_features
+            audio = AudioStream(blocks, features, level_s=LEVEL_S, first_block_s=FIRST_BLOCK_S)
+            stack.enter_context(closing(audio))
             crops = None
             if settings.references is not None:
                 crops = self._reference_crops(source, settings.references, select_face)
@@ -299,7 +308,6 @@ class DubbingPipeline:
         return {
             "video": file_fingerprint(job.video),
             "audio": "; ".join(map(file_fingerprint, job.audio_paths)),
-            "soundtrack": "; ".join(map(file_fingerprint, job.heard_paths)),
             "face": "; ".join(
                 file_fingerprint(photo) if photo.is_file() else face
                 for photo, face in zip(photos, settings.faces, strict=True)

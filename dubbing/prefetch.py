@@ -3,6 +3,7 @@
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from typing import Any, Self
 
 
@@ -45,6 +46,8 @@ class Prefetch(Iterator[Any]):
         """End the thread. The next item, if one is asked for, is the end."""
         self._cancelled.set()
         self._cancel()
+        with suppress(queue.Full):
+            self._waiting.put_nowait((self._end, None))  # another thread may be waiting for an item
         self._thread.join()
 
     def _put(self, item: Any, error: BaseException | None = None) -> bool:

@@ -22,7 +22,7 @@ import inference
 from data_processing.media.audio_io import load_audio
 from data_processing.media.video_reader import read_frames
 from data_processing.media.video_writer import VideoWriter
-from dubbing import pipeline
+from dubbing import generator, pipeline
 from dubbing.compositor import Compositor
 from dubbing.generator import GeneratorSession
 from dubbing.segments import SegmentedWriter
@@ -141,8 +141,9 @@ def test_references_flag_selects_the_frames(dubbed, portrait_clip, speech, check
     monkeypatch.setattr(GeneratorSession, "encode_references", encode_references)
     flags = ("--video", portrait_clip, "--audio", speech, "--checkpoint", checkpoint)
     dub(*flags, "--output", tmp_path / "dubbed.mp4", "--references", "7,7,7,7,31")
-    (crops,) = encoded
+    crops, again = encoded  # for both looks at the first shot
     assert len(crops) == 5
+    assert all(np.array_equal(*pair) for pair in zip(crops, again, strict=True))
     assert all(np.array_equal(crops[0], crop) for crop in crops[1:4])
     assert not np.array_equal(crops[0], crops[4])
     assert (tmp_path / "dubbed.mp4").read_bytes() != dubbed.read_bytes()
@@ -204,9 +205,9 @@ def test_adapted_generator_is_made_once(portrait_clip, speech, checkpoint, tmp_p
     adapted, output = tmp_path / "adapted.safetensors", tmp_path / "dubbed.mp4"
     flags = ("--video", portrait_clip, "--audio", speech, "--checkpoint", checkpoint, "--output", output)
     checkpoints = []
-    original = pipeline.load_audio_driven_generator
+    original = generator.load_audio_driven_generator
     monkeypatch.setattr(
-        pipeline,
+        generator,
         "load_audio_driven_generator",
         lambda path, device: checkpoints.append(path) or original(path, device),
     )

@@ -220,8 +220,8 @@ class FaceCrop:
         )
         source = (self.extract(frame) if source is None else source).astype(np.float32)
         generated = generated.astype(np.float32)
-        if self.pixel_size < 1:  # the crop is finer than the frame
-            size = max(8, int(self.mouth_size * self.pixel_size) // 8 * 8)
+        size = max(8, int(self.mouth_size * self.pixel_size) // 8 * 8)
+        if size < self.mouth_size:  # the crop is finer than the frame
             coarser = replace(self, pixel_size=self.pixel_size * self.mouth_size / size, mouth_size=size)
             shape = crop_size(size)[::-1]
             generated, source = (cv2.resize(x, shape, interpolation=cv2.INTER_AREA) for x in (generated, source))
@@ -238,7 +238,7 @@ class FaceCrop:
             size = mouth_size_of(len(covers))
             finer = replace(self, pixel_size=self.pixel_size * self.mouth_size / size, mouth_size=size)
             mask *= 1 - finer._to_source(covers, bounds).clip(0, 1)
-        amount = cv2.GaussianBlur(_largest(change), (0, 0), max(1.5, 1 / self.pixel_size))
+        amount = cv2.GaussianBlur(_largest(change), (0, 0), 1.5)
         fading = speech_mask * (1 - np.exp(-np.square(amount / (contrast * DETAIL_TOLERANCE))))
         # four channels are resampled as fast as one
         *change, fading = cv2.split(self._to_source(cv2.merge([*cv2.split(change), fading]), bounds))

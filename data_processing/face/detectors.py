@@ -16,6 +16,7 @@ from functools import cache
 from itertools import cycle, islice
 from math import ceil
 from pathlib import Path
+from threading import Lock
 
 import cv2
 import numpy as np
@@ -40,6 +41,7 @@ FITTED_WIDTH = 256  # pixels of a face in which landmarks are fitted
 VERIFIED_WIDTH = 90  # pixels of a face that the detector verifies; it finds none below 80
 MISSING = np.full((68, 2), np.nan)
 MAX_OPENFACE_VALUE = 1e5  # pixels or seconds; a larger number is damaged
+_MODELS_LOCK = Lock()
 logger = logging.getLogger(__name__)
 
 # Selects one of the faces detected in a frame. Arguments: boxes (K, 4) with K > 0, as left, top, right, bottom; a
@@ -148,8 +150,13 @@ def _split_at_shots(
         yield split(*result, state)
 
 
-@cache
 def _dlib_models():
+    with _MODELS_LOCK:  # several faces may be tracked at once
+        return _load_dlib_models()
+
+
+@cache
+def _load_dlib_models():
     import dlib
 
     return dlib.get_frontal_face_detector(), dlib.shape_predictor(str(weight_path("landmarks68")))

@@ -223,8 +223,7 @@ class VideoWriter(_Output):
         self._video.pix_fmt = self.layout.pix_fmt
         quality = {"crf": str(max(1, crf + encoder.crf_offset))} if crf else encoder.lossless
         self._video.options = encoder.options | quality
-        if codec == "hevc" and path.suffix.lower() != ".mkv":
-            self._video.codec_context.codec_tag = "hvc1"  # which QuickTime needs
+        _tag_hevc(self._video, path)
         if self.layout.steps != (1, 1):
             self._video.options |= {"chroma_sample_location": SITINGS.get(self.layout.siting, "unspecified")}
         context = self._video.codec_context
@@ -278,6 +277,12 @@ class VideoWriter(_Output):
         self._container.mux(self._video.encode(None))
 
 
+def _tag_hevc(video: av.VideoStream, path: Path) -> None:
+    """Tag HEVC as QuickTime needs it."""
+    if video.codec_context.codec.canonical_name == "hevc" and path.suffix.lower() != ".mkv":
+        video.codec_context.codec_tag = "hvc1"
+
+
 def concatenate_videos(
     segments: Sequence[Path],
     output: Path,
@@ -307,6 +312,7 @@ def concatenate_videos(
             opaque = codec == "av1"
             video = file._container.add_stream_from_template(template, opaque, time_base=1 / fps)
             video.codec_context.framerate = fps
+            _tag_hevc(video, output)
             file._add_audio(audio_paths, limits)
             for segment in segments:
                 start = file.num_frames

@@ -249,6 +249,14 @@ def test_concatenated_segments_keep_their_frames(tmp_path, suffix, fps):
         ]
 
 
+def test_concatenated_hevc_is_tagged_as_quicktime_needs_it(tmp_path):
+    segment = write_moving(tmp_path / "segment.mp4", 0, 5, codec="hevc")
+    concatenate_videos([segment], tmp_path / "out.mp4")
+    for path in (segment, tmp_path / "out.mp4"):
+        assert b"hvc1" in path.read_bytes()
+        assert b"hev1" not in path.read_bytes()
+
+
 def test_audio_and_video_are_interleaved_after_concatenation(tmp_path):
     segment = write_moving(tmp_path / "segment.mp4", 0, 25)
     concatenate_videos([segment] * 4, tmp_path / "out.mp4", [tone_wav(tmp_path / "tone.wav", 5)])
