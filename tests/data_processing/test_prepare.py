@@ -343,7 +343,7 @@ def test_new_video_of_a_speaker_of_the_dataset_gets_the_same_name(tmp_path, monk
     lines = [{"source": str(tmp_path / f"{name}.mp4"), "person": person} for name, person in names.items()]
     (output / "manifest.jsonl").write_text(prepare._to_jsonl(lines))
     (tmp_path / "bob.mp4").touch()
-    monkeypatch.setattr(prepare, "mean_descriptor", lambda path: np.eye(128)[path.stem == "stranger"])
+    monkeypatch.setattr(prepare, "mean_descriptor", lambda path: np.eye(128)[int(path.stem == "stranger")])
     sources = [Source(tmp_path / f"{name}.mp4", name, 0, is_named=False) for name in ("new", "stranger")]
     for _ in range(2):
         new, stranger = prepare.with_identities(sources, output, jobs=1)
