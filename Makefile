@@ -55,8 +55,10 @@ $(VENV)/.core: pyproject.toml requirements.lock
 	$(PIP) install --constraint requirements.lock --editable .
 	@touch $@
 
+# adaptation to the speaker needs train and eval
 $(VENV)/.app: $(VENV)/.core
-	$(PIP) install --constraint requirements.lock --editable '.[app]'
+	$(call install_cpu_builds,torch torchvision)
+	$(PIP) install --constraint requirements.lock --editable '.[app,train,eval]'
 	@touch $@
 
 # face-alignment asks for opencv-python, which needs libGL of a desktop; the headless build of the same release

@@ -39,7 +39,8 @@ from utils.malloc import limit_malloc_arenas
 try:
     import gradio as gr
 except ImportError:
-    raise SystemExit("error: the page needs gradio: .venv/bin/pip install --editable '.[app]'") from None
+    print("error: the page needs gradio: run make app, or pip install -e '.[app,train,eval]'", file=sys.stderr)
+    raise SystemExit(2) from None
 
 PASSWORD = "DINET_PASSWORD"  # the environment variable
 DELETED_AFTER_S = 24 * 3600  # files of visitors whose leaving went unnoticed
@@ -49,7 +50,7 @@ INTRODUCTION = """# Dub a video
 
 The lips of a video or photo follow another recording. Dub only speakers who have agreed to it, and label the
 result. Your files are deleted when you close this page."""
-# Source and result play, pause and seek together; only the result is heard. Media events do not bubble.
+# Source and result play, pause and seek together; the source is muted. Media events do not bubble.
 HEAD = """<script>
 for (const type of ["play", "pause", "seeked"]) document.addEventListener(type, (event) => {
   const [source, result] = ["#source video", "#result video"].map((query) => document.querySelector(query));
@@ -289,7 +290,7 @@ def status(text: str) -> str:
 
 
 def is_played(video: Path) -> bool:
-    """Whether browsers play a source, so that it can stand beside the result. A photo is none to play."""
+    """Whether browsers can play a source beside the result; False for a photo."""
     with open_media(video) as container:
         stream = moving_stream(container)
         return stream is not None and stream.codec_context.name in PLAYED and video.suffix.lower() in SUFFIXES
@@ -342,7 +343,7 @@ def build(page: Page) -> gr.Blocks:
                     minutes = gr.Slider(
                         0, 10, 0, step=1, label="Adapt, minutes", info="First train on this speaker; 0: not at all."
                     )
-                    soundtrack = gr.File(label="Soundtrack, heard instead of the speech", height=150)
+                    soundtrack = gr.File(label="Soundtrack (replaces the speech in the output)", height=150)
         with gr.Row():
             start = gr.Button("Dub", variant="primary")
             stop = gr.Button("Cancel")
@@ -382,7 +383,7 @@ def run(args: argparse.Namespace) -> None:
             raise ParameterError(name, f"expected a number above 0, found {getattr(args, name):g}")
     password = read_password(args.password_file)
     if password is None and args.host not in ("127.0.0.1", "localhost", "::1"):
-        message = "everybody who reaches this machine can use the page; --password-file asks for a password"
+        message = "anyone who can reach this machine can use the page; --password-file sets a password"
         print(f"warning: --host: {message}", file=sys.stderr)
     limit_malloc_arenas()
     with tempfile.TemporaryDirectory(prefix="dinet-page-") as folder:

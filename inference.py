@@ -144,7 +144,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--soundtrack",
         type=Path,
         metavar="FILE",
-        help="what is heard instead of the driving audio, such as speech with music; it ends with the video",
+        help="audio track of the output instead of the driving audio, such as speech with music; cut to the video",
     )
     add("--output", type=Path, default=Path("dubbed.mp4"), help=".mp4, .mov or .mkv to write (default dubbed.mp4)")
     add("--checkpoint", type=Path, default=BUNDLED_GENERATOR, help="generator (default: the bundled one)")
