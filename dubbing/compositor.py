@@ -154,7 +154,8 @@ class Compositor:
                 def prefetched(items: Iterator, depth: int, cancel: Callable[[], None] = lambda: None) -> Iterator:
                     return stack.enter_context(closing(Prefetch(items, depth, cancel) if from_file else items))
 
-                frames = prefetched(self.source.second_pass(), PREFETCH_DEPTH)
+                stop_waiting = self.source.stop_holding if from_file else lambda: None
+                frames = prefetched(self.source.second_pass(), PREFETCH_DEPTH, stop_waiting)
                 placements_of = [
                     prefetched(speaker.placements(), speaker.look_ahead_frames, speaker.cancelled.set)
                     for speaker in self.speakers

@@ -32,7 +32,7 @@ BLOCK_REACH, DECODER_REACH = 2, 4  # feature rows above its output that a residu
 # each page first; that took a sixth of the time.
 MAX_MAP_BYTES = 20_000_000
 MAX_WORKERS = 8  # threads that generate frames; equals the batch size of a dub, more would be idle
-TILE = 30  # maximum side of a tile's output: larger tiles need more memory, smaller ones overlap more
+TILE = 20  # maximum side of a tile's output: larger tiles need more memory, smaller ones overlap more
 _POOL_LOCK = Lock()
 
 

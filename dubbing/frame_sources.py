@@ -1,6 +1,7 @@
 """Source frames that are read twice, first for face tracking and later for generation: from a file or live."""
 
 import logging
+import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -16,6 +17,8 @@ from data_processing.media.video_reader import read_video, read_video_backward
 from utils.errors import ParameterError, TruncatedMediaError
 from utils.limits import DEFAULT_LIMITS, Limits
 
+HELD_BYTES = 128_000_000  # of frames of a file: ten seconds of 512 × 512, or 1.6 seconds of 1080p
+LATER_USES = 8  # frames by which the second pass, which is read ahead, may be ahead of a call of `frames`
 logger = logging.getLogger(__name__)
 
 
@@ -39,7 +42,8 @@ class FrameSource(Protocol):
 
 
 class VideoFileSource:
-    """A video file, decoded twice, so that no frames are held in memory.
+    """A video file. Frames are held in memory from the first pass to the second as long as they fit; from the first
+    that does not, the file is decoded once more.
 
     Args:
         path: any video file.
@@ -51,21 +55,77 @@ class VideoFileSource:
         self.path, self.fps, self.limits = path, fps, limits
         self.resized: list[int] = []
         self._warned = False
+        self._held: dict[int, Frame] = {}
+        self._num_bytes = 0  # of `_held`
+        # first passes so far, of which only one holds its frames; how many it has held; whether it goes on holding
+        self._num_passes, self._num_held, self._holds = 0, 0, True
+        self._is_complete = False  # whether it has held all frames
+        self._changed = threading.Condition()
 
     def first_pass(self) -> Iterator[Frame]:
+        with self._changed:
+            self._num_passes += 1
+            is_first = self._num_passes == 1
         try:
-            yield from read_video(self.path, fps=self.fps, limits=self.limits, resized=self.resized)
+            for frame in read_video(self.path, fps=self.fps, limits=self.limits, resized=self.resized):
+                if is_first and self._holds:
+                    self._hold(frame)
+                yield frame
         except TruncatedMediaError as error:
             if not self._warned:  # one pass for each speaker
                 logger.warning("%s; using what precedes it", error, extra={"path": self.path})
             self._warned = True
+        except BaseException:  # also when it is closed early
+            if is_first:
+                self.stop_holding()
+            raise
+        if is_first:
+            self._is_complete = self._holds
+            self.stop_holding()
 
     def second_pass(self) -> Iterator[Frame]:
+        index = 0
+        while (frame := self._take(index)) is not None:
+            yield frame
+            index += 1
+        if self._is_complete:
+            return
+        with self._changed:
+            self._held.clear()
         with suppress(TruncatedMediaError):
-            yield from self._read(0, None)
+            yield from self._read(index, None)
 
     def frames(self, indices: Sequence[int]) -> Iterator[Frame]:
+        with self._changed:
+            if all(index in self._held for index in indices):
+                return iter([self._held[index] for index in indices])
         return read_video(self.path, indices[0], indices[-1] + 1, self.fps, self.limits, only=frozenset(indices))
+
+    def stop_holding(self) -> None:
+        """Hold no further frame; `second_pass` no longer waits for one."""
+        with self._changed:
+            self._holds = False
+            self._changed.notify_all()
+
+    def _hold(self, frame: Frame) -> None:
+        with self._changed:
+            if self._num_bytes + frame.num_bytes > HELD_BYTES:
+                self._holds = False
+            else:
+                self._held[self._num_held] = frame
+                self._num_bytes += frame.num_bytes
+                self._num_held += 1
+            self._changed.notify_all()
+
+    def _take(self, index: int) -> Frame | None:
+        """A held frame, as soon as the first pass has read it; None if it is not held."""
+        with self._changed:
+            if self._num_passes == 0:
+                self._holds = False
+            self._changed.wait_for(lambda: index in self._held or not self._holds)
+            if (earlier := self._held.pop(index - LATER_USES, None)) is not None:
+                self._num_bytes -= earlier.num_bytes
+            return self._held.get(index)
 
     def back_and_forth(self, num_frames: int) -> Iterator[tuple[int, Frame]]:
         """(index, frame) of the first `num_frames` frames backward, forward, backward, … endlessly."""

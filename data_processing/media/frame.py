@@ -110,6 +110,11 @@ class Frame(ABC):
 
     @property
     @abstractmethod
+    def num_bytes(self) -> int:
+        """Memory that its samples take."""
+
+    @property
+    @abstractmethod
     def luma(self) -> np.ndarray:
         """Brightness (H, W) uint8, read only."""
 
@@ -143,6 +148,10 @@ class RgbFrame(Frame):
     def __init__(self, pixels: np.ndarray) -> None:
         self.pixels = pixels
         self.height, self.width = pixels.shape[:2]
+
+    @property
+    def num_bytes(self) -> int:
+        return self.pixels.nbytes
 
     @cached_property
     def luma(self) -> np.ndarray:
@@ -180,6 +189,10 @@ class PlanarFrame(Frame):
         self.planes = planes_of(image)
         for plane in self.planes:
             plane.flags.writeable = False
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(plane.nbytes for plane in self.planes)
 
     @cached_property
     def luma(self) -> np.ndarray:

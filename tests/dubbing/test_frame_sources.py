@@ -1,6 +1,7 @@
 """Frame sources: files and live frames."""
 
 import re
+from contextlib import closing
 from itertools import islice
 from pathlib import Path
 from unittest.mock import Mock
@@ -12,6 +13,7 @@ from PIL import Image
 from data_processing.media.video_reader import read_frames
 from dubbing import frame_sources
 from dubbing.frame_sources import LiveFrameSource, VideoFileSource
+from dubbing.prefetch import Prefetch
 from utils.errors import ParameterError
 
 
@@ -23,13 +25,71 @@ def test_back_and_forth(portrait_clip: Path) -> None:
     assert all(np.array_equal(frame.rgb(), frames[index]) for index, frame in played)
 
 
+def decoded(monkeypatch: pytest.MonkeyPatch) -> Mock:
+    """Counts how often a file is decoded."""
+    read = Mock(side_effect=frame_sources.read_video)
+    monkeypatch.setattr(frame_sources, "read_video", read)
+    return read
+
+
+def test_frames_that_fit_into_memory_are_decoded_once(portrait_clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = decoded(monkeypatch)
+    source = VideoFileSource(portrait_clip, 25)
+    first = list(source.first_pass())
+    assert list(map(id, source.frames([3, 7]))) == [id(first[3]), id(first[7])]
+    second = source.second_pass()
+    taken = list(islice(second, 12))
+    assert list(map(id, source.frames([4, 20]))) == [id(first[4]), id(first[20])]  # read ahead, but not done with
+    assert [id(frame) for frame in (*taken, *second)] == list(map(id, first))
+    assert read.call_count == 1
+
+
+@pytest.mark.parametrize("num_held", [0, 1, 30])
+def test_frames_that_do_not_fit_are_decoded_again(
+    num_held: int, portrait_clip: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = next(VideoFileSource(portrait_clip, 25).first_pass()).num_bytes
+    monkeypatch.setattr(frame_sources, "HELD_BYTES", num_held * size)
+    read = decoded(monkeypatch)
+    source = VideoFileSource(portrait_clip, 25)
+    first = list(source.first_pass())
+    assert all(
+        np.array_equal(frame.rgb(), first[index].rgb())
+        for frame, index in zip(source.frames([1, 31]), [1, 31], strict=True)
+    )
+    second = list(source.second_pass())
+    assert sum(one is other for one, other in zip(first, second, strict=True)) == num_held
+    assert all(np.array_equal(one.rgb(), other.rgb()) for one, other in zip(first, second, strict=True))
+    assert read.call_count == 3
+
+
+def test_second_pass_waits_for_frames_that_are_held(portrait_clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = decoded(monkeypatch)
+    source = VideoFileSource(portrait_clip, 25)
+    first = source.first_pass()
+    frame = next(first)
+    with closing(Prefetch(source.second_pass(), 4, source.stop_holding)) as second:
+        assert next(second) is frame
+        frames = [next(first) for _ in range(3)]
+        assert [next(second) for _ in range(3)] == frames
+        assert read.call_count == 1
+        first.close()  # tracking was cancelled
+        assert next(second).num_bytes == frame.num_bytes
+    assert read.call_count == 2
+
+
+def test_a_second_pass_alone_decodes(portrait_clip: Path) -> None:
+    source = VideoFileSource(portrait_clip, 25)
+    assert len(list(source.second_pass())) == len(list(source.first_pass())) == 40
+    assert not source._held
+
+
 def test_photo_is_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     image = np.arange(16 * 16 * 3, dtype=np.uint8).reshape(16, 16, 3)
     Image.fromarray(image).save(tmp_path / "photo.png")
     source = VideoFileSource(tmp_path / "photo.png", 25)
+    read = decoded(monkeypatch)
     (first,) = source.first_pass()
-    read = Mock(side_effect=frame_sources.read_video)
-    monkeypatch.setattr(frame_sources, "read_video", read)
     monkeypatch.setattr(frame_sources, "read_video_backward", read)
     played = list(islice(source.back_and_forth(1), 50))
     assert all(index == 0 and np.array_equal(frame.rgb(), image) for index, frame in [(0, first), *played])
