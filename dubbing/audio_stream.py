@@ -14,6 +14,7 @@ from data_processing.media.video_reader import FPS
 KEPT_S = 20  # seconds before the current time whose features stay available
 KEPT_ROWS = 60 * FPS  # rows of features that stay in memory
 CONTEXT_S = 5  # seconds before and after a block that its features are extracted with
+LIVE_CONTEXT_S = 3  # the same before a block of live audio
 
 
 class AudioStream:
@@ -31,6 +32,7 @@ class AudioStream:
         level_s: seconds that are read at once, to measure the loudness; 0 measures it block by block.
         first_block_s: instead of `block_s` for the first block, whose features are extracted from now on, in a
             thread, so that they come soon. To be closed then.
+        live: extract features in less time, less exactly, and with LIVE_CONTEXT_S before a block: for short blocks.
 
     Raises:
         AudioError: with `level_s`, an error in the beginning of the track.
@@ -44,11 +46,12 @@ class AudioStream:
         after_s: float = CONTEXT_S,
         level_s: float = 0,
         first_block_s: float | None = None,
+        live: bool = False,
     ) -> None:
-        self._blocks, self._name = blocks, name
+        self._blocks, self._name, self._live = blocks, name, live
         self._later_block_size, self._block_size, self._before, self._after = (
             SAMPLES_PER_FRAME * round(seconds * FPS)
-            for seconds in (block_s, first_block_s or block_s, CONTEXT_S, after_s)
+            for seconds in (block_s, first_block_s or block_s, LIVE_CONTEXT_S if live else CONTEXT_S, after_s)
         )
         self._waveform = np.zeros(0, np.float32)  # from sample `_start` on
         self._unjoined: list[np.ndarray] = []  # blocks read after `_waveform`
@@ -89,7 +92,7 @@ class AudioStream:
             if self._error:
                 raise self._error
             while self._extracted < self._read or not self._ended:
-                if self._extracted // SAMPLES_PER_FRAME > rows.max() + WINDOW_RADIUS + 1:
+                if self._extracted // SAMPLES_PER_FRAME > np.ceil(rows.max()) + WINDOW_RADIUS:
                     break
                 self._extract_block()
         return audio_windows(self._rows, rows - self._first_row)
@@ -140,9 +143,10 @@ class AudioStream:
         start = max(0, self._extracted - self._before)
         waveform = self._waveform[start - self._start : stop + self._after - self._start]
         if self._close_mouth:
-            features = self._close_mouth(extract_features(with_noise_floor(waveform), self._name), waveform)
+            features = extract_features(with_noise_floor(waveform), self._name, live=self._live)
+            features = self._close_mouth(features, waveform)
         else:
-            features = extract_features(waveform, self._name)
+            features = extract_features(waveform, self._name, live=self._live)
         context_rows = (self._extracted - start) // SAMPLES_PER_FRAME
         num_rows = max(1, -(-(stop - self._extracted) // SAMPLES_PER_FRAME))
         kept = self._rows[-KEPT_ROWS:]

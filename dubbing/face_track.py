@@ -35,6 +35,7 @@ def track_face(
     detector: str = "dlib",
     select_face: FaceSelector = largest_face,
     cancelled: Event | None = None,
+    live: bool = False,
 ) -> Iterator[TrackedFrame]:
     """Track a face through the first pass over the source frames.
 
@@ -43,6 +44,7 @@ def track_face(
         detector: landmark detector, one of BACKENDS.
         select_face: which of several faces.
         cancelled: set it to end soon.
+        live: as in `track_landmarks`.
     """
     size, luma_range = (0, 0), (0, 255)
     small: deque[np.ndarray] = deque()  # brightness of the frames whose landmarks are not known yet
@@ -57,7 +59,8 @@ def track_face(
             yield frame
 
     path = getattr(source, "path", None)
-    tracked = track_landmarks(frames(), detector, path, source.fps, choose=select_face, resized=source.resized)
+    options = {"choose": select_face, "resized": source.resized, "live": live}
+    tracked = track_landmarks(frames(), detector, path, source.fps, **options)
     for points, cut in tracked:
         frame = small.popleft()
         if mouth_in_view(points, *size):

@@ -5,6 +5,8 @@ Later blocks represent words more than sounds. On held-out speakers the third bl
 than any other (checkpoints/README.md). Weights and input: data_processing/audio/whisper.py.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -33,10 +35,13 @@ class WhisperEncoder(nn.Module):
             for _ in range(NUM_BLOCKS)
         )
 
-    def forward(self, mel: torch.Tensor) -> torch.Tensor:
-        """Log-mel spectrogram (B, 80, 2L) at 100 columns per second -> (B, L, 384) at 50 rows per second."""
+    def forward(self, mel: torch.Tensor, starts: Sequence[int] = (0,)) -> torch.Tensor:
+        """Log-mel spectrogram (B, 80, 2L) at 100 columns per second -> (B, L, 384) at 50 rows per second.
+
+        With K `starts`, positions that the first row is given, (K · B, L, 384).
+        """
         x = F.gelu(self.conv2(F.gelu(self.conv1(mel)))).transpose(1, 2)
-        x = x + self.positions[: x.shape[1]]
+        x = torch.cat([x + self.positions[start : start + x.shape[1]] for start in starts])
         for block in self.blocks:
             x = block(x)
         return x

@@ -17,7 +17,9 @@ from utils.errors import ParameterError
 FEATURE_DIMS = {"whisper": 384, "phoneme": 29, "deepspeech": 29, "mel": 80 * 16}
 
 
-def extract_features(waveform: np.ndarray, name: str, num_frames: int | None = None) -> np.ndarray:
+def extract_features(
+    waveform: np.ndarray, name: str, num_frames: int | None = None, live: bool = False
+) -> np.ndarray:
     """Audio features of a whole waveform.
 
     Args:
@@ -25,6 +27,7 @@ def extract_features(waveform: np.ndarray, name: str, num_frames: int | None = N
         name: a key of `FEATURE_DIMS`.
         num_frames: number of rows; None for ceil(N / 640), at least 1. Extra rows are dropped at the end, missing
             rows repeat the last one.
+        live: in less time, less exactly, of at most 10 s; for Whisper only.
 
     Returns:
         (T, D) float32.
@@ -35,9 +38,10 @@ def extract_features(waveform: np.ndarray, name: str, num_frames: int | None = N
     """
     # imported where they are used: each needs libraries of its own, which take time to load or are not installed
     if name == "whisper":
-        from data_processing.audio.whisper import whisper_rows
+        from data_processing.audio.whisper import live_whisper_rows, whisper_rows
 
-        rows = whisper_rows(np.pad(normalize_level(waveform), (0, -len(waveform) % SAMPLES_PER_FRAME)))
+        padded = np.pad(normalize_level(waveform), (0, -len(waveform) % SAMPLES_PER_FRAME))
+        rows = live_whisper_rows(padded) if live else whisper_rows(padded)
         features = rows.reshape(-1, 2, FEATURE_DIMS[name]).mean(axis=1)
     elif name == "phoneme":
         from data_processing.audio.phoneme import phoneme_log_posteriors, reduce_phonemes

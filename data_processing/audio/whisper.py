@@ -6,6 +6,7 @@ models/whisper.py.
 
 import pickle
 import struct
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -23,6 +24,9 @@ WINDOW, HOP = 400, 160  # samples, of the log-mel spectrogram
 # in four overlapping chunks of ten seconds, at four positions, and averaged, to reduce this dependence.
 CHUNK_ROWS = 500
 CHUNK_HOP_ROWS = 125
+# Of live audio, in one chunk of a few seconds at these positions, in a sixth of the time (docs/dubbing.md). With one
+# of them the features differ twice as much from those of a file.
+LIVE_STARTS = (0, CHUNK_HOP_ROWS, 2 * CHUNK_HOP_ROWS)
 
 
 def whisper_rows(waveform: np.ndarray) -> np.ndarray:
@@ -50,6 +54,12 @@ def whisper_rows(waveform: np.ndarray) -> np.ndarray:
         total[rows] += weight * _encode(mel[:, 2 * start : 2 * (start + CHUNK_ROWS)])
         weights[rows] += weight
     return (total / weights)[lead : lead + num_rows].numpy()
+
+
+def live_whisper_rows(waveform: np.ndarray) -> np.ndarray:
+    """About the last of `whisper_rows`, in less time: of (N,), at most 10 s, (ceil(N / 320), 384) float32."""
+    rows = _encode(log_mel(np.pad(waveform, (0, -len(waveform) % SAMPLES_PER_ROW))), LIVE_STARTS)
+    return rows.numpy()
 
 
 def log_mel(waveform: np.ndarray) -> np.ndarray:
@@ -197,6 +207,6 @@ def _encoder() -> WhisperEncoder:
 
 
 @torch.inference_mode()
-def _encode(mel: np.ndarray) -> torch.Tensor:
-    """(80, 2L) -> (L, 384)."""
-    return _encoder()(torch.from_numpy(mel)[None])[0]
+def _encode(mel: np.ndarray, starts: Sequence[int] = (0,)) -> torch.Tensor:
+    """(80, 2L) -> (L, 384), the mean over positions of the first row."""
+    return _encoder()(torch.from_numpy(mel)[None], starts).mean(dim=0)

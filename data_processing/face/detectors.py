@@ -29,6 +29,7 @@ from utils.weights import weight_path
 
 BACKENDS = ("dlib", "face_alignment", "openface")
 DETECTION_INTERVAL = 5  # frames at 25 fps between face detections; in between, landmarks are tracked
+LIVE_DETECTION_INTERVAL = 2  # the same of live frames, which wait for the next detection
 DETECTION_SIDES = (640, 1280)  # longer side in pixels of the resized frame: first and second attempt
 # In frames of 1280 to 3840 pixels, of seven faces that were scaled down in steps of 2 to 4 pixels, dlib found those
 # wider than 0.034 to 0.054 of the longer side; at 640 pixels, six of them from 0.038 to 0.047 on.
@@ -82,11 +83,12 @@ def track_landmarks(
     first: int = 0,
     choose: FaceSelector = largest_face,
     resized: Collection[int] = (),
+    live: bool = False,
 ) -> Iterator[tuple[np.ndarray, bool]]:
     """Landmarks of one face and shot cuts of consecutive frames, streamed.
 
-    Half a second of frames and DETECTION_INTERVAL more are read at most before the first of them is returned. dlib
-    needs only their luma.
+    Half a second of frames and DETECTION_INTERVAL more are read at most before the first of them is returned; if
+    `live`, 4 frames at 25 fps. dlib needs only their luma.
 
     Args:
         frames: of one size.
@@ -96,6 +98,7 @@ def track_landmarks(
         first: index of the first frame in the video; used by openface only.
         choose: selects the face at every detection; openface has already selected one.
         resized: numbers of frames at which the stream changes its size, as `read_frames` collects them.
+        live: return the frames soon: of shot boundaries only cuts are found, and dlib detects faces more often.
 
     Yields:
         For each frame its landmarks (68, 2) in source pixels (x, y), NaN without a face, and whether it starts a
@@ -106,10 +109,11 @@ def track_landmarks(
         FileError, MediaError: the CSV of OpenFace is missing or damaged.
         WeightsError: the weights of dlib cannot be obtained.
     """
-    shots = ShotDetector(fps)
+    shots = ShotDetector(fps, live)
     watched = ((frame, shots.add(frame, index in resized)) for index, frame in enumerate(frames))
     if backend == "dlib":
-        return _split_at_shots(_dlib_landmarks(watched, choose, float(fps) / FPS), shots)
+        interval = LIVE_DETECTION_INTERVAL if live else DETECTION_INTERVAL
+        return _split_at_shots(_dlib_landmarks(watched, choose, float(fps) / FPS, interval), shots)
     if backend == "face_alignment":
         return _split_at_shots(_face_alignment_landmarks(watched, choose), shots)
     if backend == "openface":
@@ -163,20 +167,21 @@ def _load_dlib_models():
 
 
 def _dlib_landmarks(
-    frames: Iterator[tuple[Frame, bool]], choose: FaceSelector, rate: float
+    frames: Iterator[tuple[Frame, bool]], choose: FaceSelector, rate: float, interval: int
 ) -> Iterator[tuple[np.ndarray, bool]]:
-    """Track the face from frame to frame; the detector verifies it on every DETECTION_INTERVAL-th frame.
+    """Track the face from frame to frame; the detector verifies it on every `interval`-th frame.
 
     If it does not, the frames since the last verification count as frames without a face, and the whole frame is
-    searched. So are the next 2 DETECTION_INTERVAL frames until a face is found, then only every
-    DETECTION_INTERVAL-th; and frames that change suddenly. A face detected far from the last one starts a new shot.
+    searched. So are the next 2 `interval` frames until a face is found, then only every `interval`-th; and frames
+    that change suddenly. A face detected far from the last one starts a new shot.
 
     Args:
         frames: each with whether it changes suddenly.
         choose: selects the face.
         rate: frame rate divided by 25 fps.
+        interval: frames at 25 fps between two detections.
     """
-    interval = max(1, round(DETECTION_INTERVAL * rate))
+    interval = max(1, round(interval * rate))
     num_boxes = min(len(BOX_SHIFTS), max(1, round(len(BOX_SHIFTS) / rate)))
     shifts = cycle(BOX_SHIFTS)
     pending: list[tuple[np.ndarray, bool]] = []  # results since the last verification

@@ -161,7 +161,11 @@ class TrackChunk:
 
 
 def track_chunks(
-    tracked: Iterator[tuple[np.ndarray, bool]], fps: Fraction | int, length: int, first_length: int | None = None
+    tracked: Iterator[tuple[np.ndarray, bool]],
+    fps: Fraction | int,
+    length: int,
+    first_length: int | None = None,
+    ahead: int | None = None,
 ) -> Iterator[TrackChunk]:
     """Clean a stream of landmarks chunk by chunk, each chunk as soon as possible.
 
@@ -169,20 +173,27 @@ def track_chunks(
     after the end of a chunk is read. Before the first frame of a shot is returned, either at least length / 2 of
     its frames or the whole shot has been read.
 
+    With a smaller `ahead`, landmarks are smoothed over the frames that are known, a gap is interpolated once its end
+    is known, and a face that is lost fades out over fewer frames.
+
     Args:
         tracked: for each frame its landmarks (68, 2), NaN without a face, and whether it starts a shot; as from
             `track_landmarks`.
         fps: frame rate.
         length: approximate number of frames per chunk.
         first_length: the same of the first chunk, if it differs.
+        ahead: frames that are read after the end of a chunk, if fewer than one second.
     """
     later_length, length = length, first_length or length
     margin = 2 * max(1, round(MAX_GAP * fps / FPS))
+    is_complete = ahead is None or ahead >= margin
+    ahead = margin if is_complete else ahead
     raw: list[np.ndarray] = []
     cuts: list[int] = []  # rows of `raw`
     start, offset, number, ended = 0, 0, -1, False
+    last_numbered, last_strength = -1, 1.0
     while not ended:
-        needed = start + length + margin - offset
+        needed = start + length + ahead - offset
         for points, cut in islice(tracked, needed - len(raw)):
             cuts += [len(raw)] * cut
             raw.append(points)
@@ -201,10 +212,15 @@ def track_chunks(
             appears, is_lost = first > 0 and first not in all_cuts, last < len(raw) and last not in all_cuts
             if (appears or is_lost) and last - first < MIN_SEGMENT_S * fps:
                 continue
-            number += offset + first >= start or number < 0
+            number += offset + first > last_numbered
+            last_numbered = min(offset + last, stop) - 1
             numbers[first:last] = number
             strengths[first:last] = _fade_strengths(last - first, appears, is_lost, FADE_S * float(fps))
         rows = slice(start - offset, stop - offset)
+        if not is_complete:  # a gap may have ended sooner than it seemed
+            for row in range(rows.start, rows.stop):
+                rise = 1.0 if row in all_cuts else 1 / (FADE_S * float(fps) + 1)
+                strengths[row] = last_strength = min(strengths[row], last_strength + rise)
         yield TrackChunk(start, stop, numbers[rows], strengths[rows], landmarks, offset)
         dropped = max(stop - margin - offset, 0)
         raw, cuts = raw[dropped:], [cut - dropped for cut in cuts if cut > dropped]

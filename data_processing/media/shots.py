@@ -38,6 +38,7 @@ GRAY, COLOUR = 0.03, 0.08  # largest colour spread of a grey frame, smallest of 
 # Numbers of frames at 25 fps
 AROUND = 6  # before and after a cut: changes to compare with; longer than a flash
 BLEND_SPANS = ((3, 3), (5, 5), (10, 10), (20, 10))  # before and after a frame of a dissolve
+LIVE_AHEAD = 3  # after a cut in a live stream: no more is waited for
 WIPE_SPANS = (16, 6, 6, 10)  # from a frame of a wipe: two frames back and two forward
 MIN_BLEND = 2  # in a dissolve; a single one is a cut
 
@@ -76,18 +77,21 @@ class ShotDetector:
 
     Args:
         fps: frame rate.
+        live: find cuts only, neither dissolves nor wipes, LIVE_AHEAD behind the stream. A flash that lasts longer
+            counts as two cuts.
     """
 
-    def __init__(self, fps: Fraction | float = FPS) -> None:
+    def __init__(self, fps: Fraction | float = FPS, live: bool = False) -> None:
         def scaled(frames: int) -> int:
             return max(1, round(frames * fps / FPS))
 
         self._around = scaled(AROUND)
         self._spans = [(scaled(back), scaled(ahead)) for back, ahead in BLEND_SPANS]
-        self._ahead = max(ahead for _, ahead in self._spans)
+        self._live = live
+        self._ahead = scaled(LIVE_AHEAD) if live else max(ahead for _, ahead in self._spans)
         signs = (-1, -1, 1, 1)
         self._wipe_offsets = [sign * scaled(span) for sign, span in zip(signs, WIPE_SPANS, strict=True)]
-        self._min_blend = max(2, scaled(MIN_BLEND))
+        self._min_blend = 1 if live else max(2, scaled(MIN_BLEND))
         self._frames: dict[int, _Frame] = {}
         self._num_added, self._num_examined, self._num_decided = 0, 0, 0
         self._last_visible: _Frame | None = None
@@ -118,7 +122,8 @@ class ShotDetector:
         while self._num_examined < min(num_examined, self._num_added):
             frame = self._frames[self._num_examined]
             frame.is_cut |= self._is_cut(self._num_examined) | self._changes_colour(self._num_examined)
-            frame.is_blend = self._is_blend(self._num_examined) or self._is_wipe(self._num_examined)
+            if not self._live:
+                frame.is_blend = self._is_blend(self._num_examined) or self._is_wipe(self._num_examined)
             frame.before = None
             self._num_examined += 1
         while self._num_decided < min(num_examined - self._min_blend + 1, self._num_added):

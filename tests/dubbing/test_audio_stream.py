@@ -114,7 +114,7 @@ def zero_features(monkeypatch: pytest.MonkeyPatch) -> None:
     """All features are 0, so that windows contain the mouth closure only."""
     monkeypatch.setattr(
         "dubbing.audio_stream.extract_features",
-        lambda waveform, name: np.zeros((count_frames(waveform), 384), np.float32),
+        lambda waveform, name, live: np.zeros((count_frames(waveform), 384), np.float32),
     )
 
 
