@@ -1,6 +1,8 @@
 """Score a generator on prepared clips or on videos, or the videos of any method against the ground truth."""
 
 import argparse
+from collections.abc import Callable
+from concurrent.futures import CancelledError
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -12,6 +14,7 @@ import torch
 
 from data_processing.media.audio_io import media_duration_s
 from data_processing.media.video_reader import probe
+from data_processing.workers import cancelled
 from dubbing.generator import DTYPES
 from dubbing.pipeline import DubbingPipeline
 from dubbing.settings import DubSettings
@@ -103,7 +106,8 @@ def evaluate_dubs(args: argparse.Namespace, device: torch.device) -> None:
         if dubbed.resolve() == args.videos.resolve():
             raise ParameterError("output", f"{folder}: the dubs would replace the videos; choose another folder")
         settings = DubSettings(texture=args.texture, keep_covers=args.keep_covers, crf=DUB_CRF)
-        dub = partial(_dub, settings=settings, with_own_audio=driven_by == "own")
+        progress = _end_if_cancelled if args.scheduler else None
+        dub = partial(_dub, settings=settings, with_own_audio=driven_by == "own", progress=progress)
         failed = dub_folder(dub, args.videos, dubbed, driven_by, **workers, load=load)
         if args.cross:
             report, columns = score_synchrony(dubbed, args.videos, device, **workers), reports.SYNC_COLUMNS
@@ -130,6 +134,7 @@ def _dub(
     *,
     settings: DubSettings,
     with_own_audio: bool,
+    progress: Callable[[int, int], None] | None,
 ) -> None:
     """Dub a video; with its own audio, of which the second half is scored, choose from the first half only."""
     if with_own_audio:
@@ -137,7 +142,13 @@ def _dub(
         if not duration_s:
             raise MediaError(video, "states no duration, so that its halves are not known; convert it first")
         settings = replace(settings, chosen_before_s=duration_s / 2)
-    pipeline.dub(video, audio, output, settings)
+    pipeline.dub(video, audio, output, settings, progress)
+
+
+def _end_if_cancelled(*_: int) -> None:
+    """Ends the dub of a worker whose command was interrupted: a dub that nobody scores would still be written."""
+    if cancelled():
+        raise CancelledError
 
 
 def _print_and_write(

@@ -1,14 +1,20 @@
 """The command evaluate.py: scores of a checkpoint on clips and on videos, and its errors."""
 
 import json
+import time
+from concurrent.futures import CancelledError
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from distributed import LocalCluster
 
 import evaluate
 from data_processing.media.video_writer import VideoWriter
+from data_processing.workers import in_workers
+from dubbing.settings import DubSettings
 from evaluation import videos
 from evaluation.reports import LEAKAGE_COLUMNS
 from models.checkpoint import save_model
@@ -211,3 +217,35 @@ def test_invalid_combinations_of_flags(flags: list[str], message: str, capsys: p
         run(*flags)
     assert caught.value.code == 2
     assert message in capsys.readouterr().err
+
+
+class EndlessPipeline:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def dub(self, video: Path, audio: Path, output: Path, settings: DubSettings, progress) -> None:
+        (self.folder / "begun").touch()
+        try:
+            while True:
+                progress(1, 2)
+        except CancelledError:
+            (self.folder / "ended").touch()
+            raise
+
+
+def dub_second(folder: Path, number: int) -> None:
+    if number:
+        options = {"settings": DubSettings(), "with_own_audio": False, "progress": evaluate._end_if_cancelled}
+        evaluate._dub(EndlessPipeline(folder), Path("a.mp4"), Path("a.wav"), Path("b.mp4"), **options)
+
+
+def test_dub_of_an_interrupted_command_ends_on_the_cluster(tmp_path: Path) -> None:
+    with LocalCluster(n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None) as cluster:
+        work = partial(dub_second, tmp_path)
+        results = in_workers(work, [0, 1], 1, cluster.scheduler_address, unit="video", description="dubbing")
+        next(results)
+        while not (tmp_path / "begun").exists():
+            time.sleep(0.01)
+        assert not (tmp_path / "ended").exists()
+        results.close()
+    assert (tmp_path / "ended").exists()

@@ -3,8 +3,6 @@
 import sys
 from pathlib import Path
 
-import psutil
-
 try:
     import resource
 except ImportError:  # Windows
@@ -18,8 +16,11 @@ def available_bytes(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cg
     """Bytes that can be allocated without swapping: of the machine, or of the limit of this process's cgroup.
 
     The caches of files count as available, since the operating system gives them up first.
+
+    Raises:
+        ModuleNotFoundError: psutil is not installed, which systems other than Linux need.
     """
-    available = psutil.virtual_memory().available
+    available = _available_of_machine(proc)
     for folder in _own_cgroups(proc, cgroups):
         for limit_name, usage_name in LIMITS:
             try:
@@ -33,9 +34,21 @@ def available_bytes(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cg
     return available
 
 
+def _available_of_machine(proc: Path) -> int:
+    try:
+        values = dict(line.split(":") for line in (proc / "meminfo").read_text().splitlines())
+        return int(values["MemAvailable"].split()[0]) * 1024
+    except OSError:  # not Linux
+        import psutil
+
+        return psutil.virtual_memory().available
+
+
 def peak_bytes() -> int:
     """The most physical memory in bytes that this process has had at once."""
     if resource is None:
+        import psutil
+
         return psutil.Process().memory_info().peak_wset
     unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss
     return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -2,13 +2,16 @@
 
 import logging
 import os
+import time
 from functools import partial
 from pathlib import Path
+from threading import Barrier, Thread
 
 import pytest
-from distributed import LocalCluster
+from distributed import Client, Event, LocalCluster
 
-from data_processing.workers import in_workers
+from data_processing import workers
+from data_processing.workers import cancelled, in_workers
 from utils.errors import MediaError, UserError
 
 PROGRESS = {"unit": "number", "description": "squares"}
@@ -68,3 +71,75 @@ def test_what_a_worker_loads_is_kept_until_the_next_call(scheduler, tmp_path, ca
     records = [record for record in caplog.records if record.name == "evaluation"]
     assert [record.getMessage() for record in records] == [f"{line.split()[0]} is loaded" for line in loads]
     assert {record.parameter for record in records} == {"data"}
+
+
+def begin(folder: Path, number: int) -> int:
+    """Returns 0 at once; another number not before it is cancelled."""
+    if number:
+        (folder / f"{number} has begun").touch()
+        while not cancelled():
+            time.sleep(0.01)
+        (folder / f"{number} is cancelled").touch()
+    return number
+
+
+def test_what_has_begun_on_a_cluster_is_cancelled(scheduler, tmp_path):
+    results = in_workers(partial(begin, tmp_path), [0, 1, 2], 1, scheduler, **PROGRESS)
+    assert next(results) == 0
+    while not (tmp_path / "1 has begun").exists():
+        time.sleep(0.01)
+    results.close()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["1 has begun", "1 is cancelled"]
+
+
+def wait_until(event: Event, number: int) -> int:
+    if number:
+        event.wait()
+    return number
+
+
+def test_items_that_do_not_end_are_waited_for_no_longer_than_stated(scheduler, monkeypatch):
+    warned = []
+    monkeypatch.setattr(workers, "ENDING_S", 0.1)
+    monkeypatch.setattr(workers.logger, "warning", lambda message, *args, **_: warned.append(message % args))
+    with Client(scheduler) as client:
+        event = Event("end", client)
+        results = in_workers(partial(wait_until, event), [0, 1], 1, scheduler, **PROGRESS)
+        assert next(results) == 0
+        while not any(client.processing().values()):
+            time.sleep(0.01)
+        results.close()
+        event.set()
+        assert warned == ["workers are still busy with 1 items; their results are dropped"]
+        while workers._recorder._records:  # until the worker has left the item
+            time.sleep(0.01)
+
+
+def test_records_of_calls_at_the_same_time_are_not_mixed(caplog):
+    """Nor are those of threads that they start recorded twice; afterwards logging is as it was."""
+    logger, both_run = logging.getLogger("evaluation.x"), Barrier(2)
+    recorded = {}
+
+    def call(name: str) -> None:
+        with workers._recorder.recording() as records:
+            both_run.wait()
+            logger.info(name)
+            helper = Thread(target=logger.warning, args=[f"helper of {name}"])
+            helper.start()
+            helper.join()
+            both_run.wait()
+        recorded[name] = [record.getMessage() for record in records]
+
+    package = logging.getLogger("evaluation")
+    before = (package.level, package.propagate, package.handlers[:])
+    threads = [Thread(target=call, args=[name]) for name in ("one", "two")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [message for message in recorded["one"] + recorded["two"] if "helper" not in message] == ["one", "two"]
+    assert "one" in recorded["one"] and "two" in recorded["two"]
+    helpers = sorted(message for message in recorded["one"] + recorded["two"] if "helper" in message)
+    assert helpers == ["helper of one", "helper of two"]
+    assert (package.level, package.propagate, package.handlers) == before
+    assert caplog.records == []

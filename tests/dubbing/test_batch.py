@@ -1,11 +1,14 @@
 """Batches: rows of a jobs file, failures, skipping what is done, several processes, a cluster, interruption."""
 
 import csv
+import errno
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -46,12 +49,29 @@ def test_cells_become_flags(tmp_path):
         "c.mp4,z.wav,-four.mp4,,NO,no,",
     )
     parser = inference.build_parser()
-    first, second, third, fourth = (parser.parse_args(flags) for flags in flags_of(jobs, "--crf", "30"))
+    common = ("--crf", "30", "--codec=hevc")
+    first, second, third, fourth = (parser.parse_args(flags) for flags in flags_of(jobs, *common))
     assert (first.video, first.audio) == (Path("a, b.mp4"), [Path("x.wav"), Path("y.wav")])
     assert (first.face, first.texture, first.adapt, first.crf) == (["left", "right"], False, None, 30)
     assert (second.face, second.texture, second.adapt, second.crf) == (["largest"], True, True, 20)
     assert (third.adapt, third.texture) == (1.0, True)
-    assert (fourth.output, fourth.adapt) == (Path("-four.mp4"), None)
+    assert (fourth.output, fourth.adapt, fourth.codec) == (Path("-four.mp4"), None, "hevc")
+
+
+def test_a_row_says_no_to_what_the_command_line_turns_on(tmp_path):
+    jobs = write_jobs(
+        tmp_path / "jobs.csv",
+        "video,audio,output,no-texture,adapt,face",
+        "a.mp4,x.wav,one.mp4,no,no,left",
+        "a.mp4,x.wav,two.mp4,,,",
+        "a.mp4,x.wav,three.mp4,false,2,right",
+    )
+    parser = inference.build_parser()
+    for common in (("--no-texture", "--adapt", "3", "--crf", "30"), ("--crf=30", "--adapt=3", "--no-texture")):
+        one, two, three = (parser.parse_args(flags) for flags in flags_of(jobs, *common))
+        assert (one.texture, one.adapt, one.face, one.crf) == (True, None, ["left"], 30)
+        assert (two.texture, two.adapt, two.face, two.crf) == (False, 3.0, ["largest"], 30)
+        assert (three.texture, three.adapt, three.face, three.crf) == (True, 2.0, ["right"], 30)
 
 
 @pytest.mark.parametrize(
@@ -83,6 +103,9 @@ def test_bad_jobs_files_are_one_line(lines, reason, tmp_path, capsys):
 
 def test_files_that_are_no_text(tmp_path):
     (tmp_path / "jobs.csv").write_bytes(b"video,audio,output\n\xff,b,c\n")
+    with pytest.raises(FileError, match="is not text in UTF-8"):
+        flags_of(tmp_path / "jobs.csv")
+    (tmp_path / "jobs.csv").write_bytes("video,audio,output\na,b,c\n".encode("utf-16-le"))
     with pytest.raises(FileError, match="is not text in UTF-8"):
         flags_of(tmp_path / "jobs.csv")
     with pytest.raises(FileError, match="No such file"):
@@ -150,49 +173,89 @@ def test_a_bad_row_does_not_stop_the_others(where, jobs, checkpoint, capsys):
 
 @pytest.mark.slow
 def test_the_next_run_does_what_is_not_done(jobs, checkpoint, capsys, monkeypatch):
-    """Rows that failed, whose output is gone, or which have changed."""
+    """Rows that failed, whose output is gone, which have changed, or one of whose inputs has."""
     calls = []
 
-    def dub(folder: Path, num_processes: int, row: batch.Row, started: list) -> tuple[batch.Row, batch.Outcome]:
+    def dub(folder: Path, num_processes: int, _: object, row: batch.Row) -> tuple[batch.Row, batch.Outcome]:
         calls.append(row.output)
         status = "failed" if row.output in failing else "done"
         if status == "done":
             Path(row.output).write_text("dubbed")
         return row, batch.Outcome(status, 0.1, "")
 
+    jobs.write_text(jobs.read_text() + "long name,short.wav,four.mp4,\n".replace("long name", 300 * "n"))
     monkeypatch.setattr(batch, "_dub", dub)
     failing = {"two.mp4"}
     assert dub_batch(jobs, checkpoint, "--jobs", 2) == 1
-    assert sorted(calls) == ["one.mp4", "three.mp4", "two.mp4"]
+    assert sorted(calls) == ["four.mp4", "one.mp4", "three.mp4", "two.mp4"]
     failing.clear()
     for change, expected in (
         (lambda: None, ["two.mp4"]),
         (lambda: None, []),
         (Path("one.mp4").unlink, ["one.mp4"]),
         (lambda: jobs.write_text(jobs.read_text().replace("three.mp4,yes", "three.mp4,no")), ["three.mp4"]),
+        (lambda: Path("text.wav").write_text("another file"), ["two.mp4"]),
+        (lambda: os.utime("short.wav", (0, 0)), ["one.mp4", "three.mp4", "four.mp4"]),
+        (lambda: os.utime("one.mp4", (0, 0)), []),  # an output is not an input
     ):
         change()
         calls.clear()
         assert dub_batch(jobs, checkpoint) == 0
         assert calls == expected
-        assert [line["status"] for line in report_of(jobs)] == ["done"] * 3
-    assert capsys.readouterr().out.splitlines()[2].endswith("0 dubbed, 3 done before, 0 failed")
+        assert [line["status"] for line in report_of(jobs)] == ["done"] * 4
+    assert capsys.readouterr().out.splitlines()[2].endswith("0 dubbed, 4 done before, 0 failed")
+
+
+def test_a_process_that_cannot_be_started_is_the_failure_of_its_row(jobs, checkpoint, monkeypatch):
+    def refused(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    monkeypatch.setattr(subprocess, "Popen", refused)
+    assert dub_batch(jobs, checkpoint) == 1
+    message = f"cannot be started: {sys.executable}: Cannot allocate memory"
+    assert [(line["status"], line["message"]) for line in report_of(jobs)] == [("failed", message)] * 3
+
+
+def test_memory_that_may_not_suffice_is_a_warning(jobs, checkpoint, monkeypatch, capsys):
+    monkeypatch.setattr(batch, "_dub", lambda *job: (job[-1], batch.Outcome("done", 0.1, "")))
+    monkeypatch.setattr(batch, "available_bytes", lambda: 4e9)
+    text = "3 dubs of 1080p videos at the same time need about 4.5 GB of memory; 4.0 GB are available"
+    for num_processes, expected in ((1, False), (2, False), (3, True), (50, True)):
+        assert dub_batch(jobs, checkpoint, "--jobs", num_processes) == 0
+        assert (f"warning: --jobs: {text}" in capsys.readouterr().err) == expected
+
+
+@pytest.fixture
+def signals() -> Iterator[None]:
+    """Afterwards they are as before: a command that was ended by one ignores further ones."""
+    numbers = (signal.SIGTERM, signal.SIGHUP)
+    handlers = [signal.getsignal(number) for number in numbers]
+    yield
+    for number, handler in zip(numbers, handlers, strict=True):
+        signal.signal(number, handler)
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
-def test_interruption_ends_the_dubs(jobs, checkpoint, portrait_clip):
+@pytest.mark.parametrize("where", ["process", "cluster"])
+def test_interruption_ends_the_dubs(where, jobs, checkpoint, portrait_clip, capsys, signals):
     """SIGTERM to the batch: its processes end, and leave nothing but the report of what was done."""
-    speech_like_wav(jobs.parent / "long.wav", 120, seed=3)
-    write_jobs(jobs, "video,audio,output", f"{portrait_clip},long.wav,one.mp4")
-    command = [sys.executable, str(ROOT / "inference.py"), "--batch", "jobs.csv", "--checkpoint", str(checkpoint)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    while not list(Path.cwd().glob(".*.partial.mp4")):  # the dub has begun
-        assert process.poll() is None
-        time.sleep(0.05)
-    time.sleep(1)  # its writer has been opened
-    process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate()
-    assert process.returncode == 143
-    assert errors.splitlines()[-1] == "interrupted; no partial output is left"
+    speech_like_wav(jobs.parent / "long.wav", 20, seed=3)
+    write_jobs(jobs, "video,audio,output", *(f"{portrait_clip},long.wav,{name}.mp4" for name in ("one", "two")))
+
+    def interrupt() -> None:
+        while not list(Path.cwd().glob(".*.partial.mp4")):  # the dub has begun
+            time.sleep(0.05)
+        time.sleep(0.5)  # its writer has been opened
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGTERM)
+
+    thread = threading.Thread(target=interrupt, daemon=True)
+    thread.start()
+    if where == "process":
+        code = dub_batch(jobs, checkpoint)
+    else:
+        with LocalCluster(n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None) as cluster:
+            code = dub_batch(jobs, checkpoint, "--scheduler", cluster.scheduler_address)
+    assert code == 143
+    assert capsys.readouterr().err.splitlines()[-1] == "interrupted; no partial output is left"
     assert sorted(path.name for path in Path.cwd().iterdir()) == ["jobs.csv", "long.wav", "short.wav", "text.wav"]

@@ -51,6 +51,14 @@ def test_the_smallest_limit_counts(tmp_path, line, folder, files, expected):
     assert cgroup(tmp_path, line, folder, files) == expected
 
 
+def test_linux_states_what_is_available_without_psutil(tmp_path, monkeypatch):
+    monkeypatch.delattr(psutil, "virtual_memory")
+    (tmp_path / "meminfo").write_text(
+        "MemTotal:  9 kB\nMemFree:  2 kB\nMemAvailable:       5 kB\nHugePages_Free: 0\n"
+    )
+    assert available_bytes(tmp_path, tmp_path) == 5 * 1024
+
+
 def test_without_cgroups(tmp_path):
     assert available_bytes(tmp_path / "proc", tmp_path / "cgroup") == MACHINE
 
