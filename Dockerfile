@@ -4,6 +4,7 @@
 FROM python:3.13-slim AS packages
 ARG DEVICE=cpu
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+# pip stays: it fetches weights
 RUN python -m venv /venv && /venv/bin/pip install uv
 WORKDIR /app
 # Before the code, so that a change of the code does not install them again. On Linux, PyPI's PyTorch is that for CUDA.
@@ -14,7 +15,7 @@ RUN if [ "$DEVICE" = cpu ]; then \
     fi
 RUN /venv/bin/uv pip install --python /venv/bin/python --no-cache --constraint requirements.lock \
         --requirement pyproject.toml --extra app --extra train --extra eval \
-    && /venv/bin/uv pip uninstall --python /venv/bin/python uv pip
+    && /venv/bin/pip uninstall --yes uv
 
 FROM python:3.13-slim
 RUN useradd --create-home dinet && mkdir --mode=1777 /weights
