@@ -57,6 +57,7 @@ class Compositor:
     Args:
         source: the source frames.
         speakers: the faces in them, each with its driving audio.
+        batch_size: frames that are generated at once. Live frames wait for the last of their batch.
 
     Attributes:
         num_source_frames: source frames read so far.
@@ -65,8 +66,8 @@ class Compositor:
         num_conflicts: how often a speaker was left out of a frame because an earlier one has the same face.
     """
 
-    def __init__(self, source: FrameSource, speakers: list[Speaker]) -> None:
-        self.source, self.speakers = source, speakers
+    def __init__(self, source: FrameSource, speakers: list[Speaker], batch_size: int = BATCH_SIZE) -> None:
+        self.source, self.speakers, self._batch_size = source, speakers, batch_size
         self.num_source_frames = 0
         self.num_dubbed = 0
         self.num_dubbed_of = [0] * len(speakers)
@@ -102,7 +103,7 @@ class Compositor:
             for shots, group in groupby(outputs, key=lambda output: tuple(one.shot for one in output.placements)):
                 # batches start at the same frames whatever `first` is, so that the results are the same
                 while batch := list(islice(group, batch_size)):
-                    batch_size = BATCH_SIZE
+                    batch_size = self._batch_size
                     if self._cancelled.is_set():
                         return
                     active = [index for index, shot in enumerate(shots) if shot >= 0]

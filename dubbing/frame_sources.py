@@ -143,15 +143,20 @@ class VideoFileSource:
 class LiveFrameSource:
     """Frames (H, W, 3) uint8 RGB that arrive once: each is held from the first to the second pass.
 
+    Args:
+        frames: the frames.
+        fps: their rate.
+        num_kept: how many `frames` can return after `second_pass` did.
+
     Raises (from `first_pass`):
         ParameterError: a frame is not (H, W, 3) uint8, or not of the size of the first one.
     """
 
-    def __init__(self, frames: Iterable[np.ndarray], fps: Fraction | int) -> None:
-        self._frames, self.fps = iter(frames), fps
+    def __init__(self, frames: Iterable[np.ndarray], fps: Fraction | int, num_kept: int = 0) -> None:
+        self._frames, self.fps, self._num_kept = iter(frames), fps, num_kept
         self.resized: list[int] = []
         self._held: deque[RgbFrame] = deque()
-        self._num_released = 0
+        self._num_returned = self._num_released = 0
 
     def first_pass(self) -> Iterator[Frame]:
         shape = None
@@ -167,9 +172,13 @@ class LiveFrameSource:
             yield self._held[-1]
 
     def second_pass(self) -> Iterator[Frame]:
-        while self._held:
-            self._num_released += 1
-            yield self._held.popleft()
+        while self._num_returned < self._num_released + len(self._held):
+            frame = self._held[self._num_returned - self._num_released]
+            self._num_returned += 1
+            if self._num_returned - self._num_released > self._num_kept:
+                self._held.popleft()
+                self._num_released += 1
+            yield frame
 
     def frames(self, indices: Sequence[int]) -> Iterator[Frame]:
         return (self._held[index - self._num_released] for index in indices)

@@ -33,7 +33,7 @@ from data_processing.media.audio_io import media_duration_s, read_audio
 from data_processing.media.frame import RgbFrame
 from data_processing.media.video_reader import FPS, VideoInfo, check_readable, probe, read_frames
 from data_processing.media.video_writer import VideoWriter, check_writable
-from dubbing.audio_stream import AudioStream
+from dubbing.audio_stream import CONTEXT_S, AudioStream
 from dubbing.compositor import PREFETCH_DEPTH, Compositor
 from dubbing.face_track import TrackedFrame, track_face
 from dubbing.frame_sources import LiveFrameSource, VideoFileSource
@@ -41,7 +41,7 @@ from dubbing.prefetch import Prefetch
 from dubbing.references import ReferenceCrop
 from dubbing.segments import SegmentedWriter, file_fingerprint
 from dubbing.settings import PRECISIONS, DubSettings, check_choice
-from dubbing.speaker import Speaker
+from dubbing.speaker import LIVE_CHUNK, LIVE_SECOND_LOOK_S, Speaker
 from utils.bundled import BUNDLED_GENERATOR
 from utils.errors import LimitError, NoFaceError, ParameterError
 from utils.malloc import release_freed_memory
@@ -54,6 +54,7 @@ LOOK_AHEAD_S = 8  # seconds of a shot of a video file that are tracked before it
 # the same at the beginning of the file, and seconds of audio whose features are extracted, so that the first frame
 # comes soon
 FIRST_LOOK_S, FIRST_BLOCK_S = 0.5, 5
+LIVE_BLOCK_S = 0.24  # seconds of live audio whose features are extracted at a time, 0.1 s of processor time each
 MAX_WAIT_S = 5  # of tracking for the first frame, which is not the first of the video when a dub is resumed
 # in the metadata of every output; the term is the IPTC's for media that are partly generated
 DUBBED = "Dubbed: the movement of the mouth is generated"
@@ -345,18 +346,20 @@ class DubbingPipeline:
         frames: Iterable[np.ndarray],
         audio: Iterable[np.ndarray],
         fps: Fraction | int = FPS,
-        look_ahead_s: float = 1.0,
+        look_ahead_s: float = 0.3,
         face: str | Path = "largest",
     ) -> Iterator[np.ndarray]:
-        """Dub live frames, at most `look_ahead_s` and about two seconds behind them.
+        """Dub live frames, `look_ahead_s` and 0.4 seconds behind them and the audio, and the time of computing.
 
-        What covers the mouth is not kept: too little of a shot is known to tell it from the face.
+        What covers the mouth is not kept: too little of a shot is known to tell it from the face. Dissolves and
+        wipes are not found.
 
         Args:
             frames: (H, W, 3) uint8 RGB, all of one size, each an array of its own, which is not written to later.
             audio: blocks (n,) float in [-1, 1], mono, 16 kHz; the first sample is at the time of the first frame.
             fps: constant frame rate.
-            look_ahead_s: how long a shot is tracked before it is generated; longer gives better reference frames.
+            look_ahead_s: seconds of frames and audio that are known after what is generated; docs/dubbing.md says
+                what more of them give.
             face: which face to dub, as in `DubSettings.faces`.
 
         Yields:
@@ -372,11 +375,16 @@ class DubbingPipeline:
         if not isinstance(look_ahead_s, Real) or not 0 <= look_ahead_s < inf:
             raise ParameterError("look_ahead_s", f"expected a number from 0 on, found {look_ahead_s!r}")
         select_face = face_selector(str(face))
-        blocks = AudioStream(_checked_blocks(audio), self.generator.audio_features, block_s=0.4, after_s=0.6)
-        source = LiveFrameSource(frames, fps)
-        tracked = track_face(source, self.landmarks, select_face)
-        speaker = Speaker(self.generator, source, blocks, tracked, look_ahead_s)
-        return (pair.dubbed.rgb() for pair in Compositor(source, [speaker]).frames())
+        blocks = AudioStream(
+            *(_checked_blocks(audio), self.generator.audio_features),
+            block_s=LIVE_BLOCK_S,
+            after_s=min(look_ahead_s, CONTEXT_S),
+            live=True,
+        )
+        source = LiveFrameSource(frames, fps, round(LIVE_SECOND_LOOK_S * fps))
+        tracked = track_face(source, self.landmarks, select_face, live=True)
+        speaker = Speaker(self.generator, source, blocks, tracked, look_ahead_s, live=True)
+        return (pair.dubbed.rgb() for pair in Compositor(source, [speaker], LIVE_CHUNK).frames())
 
     def _reference_crops(
         self, source: VideoFileSource, indices: Sequence[int], select_face: FaceSelector

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 
 from data_processing.face.crop import FaceCrop
-from data_processing.face.radius import ShotRadius
+from data_processing.face.radius import ShotRadius, face_scales
 from data_processing.face.tracking import TrackChunk, track_chunks
 from data_processing.media.frame import Frame
 from dubbing.audio_stream import AudioStream
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 CACHED_SHOTS = 8  # shots whose reference frames and texture stay in memory: about 10 MB each at 1080 lines
 NUM_EXAMINED = 30  # frames of a shot among which covered candidates for texture find a substitute
+LIVE_CHUNK = 2  # live frames whose placements are found at once
+LIVE_SECOND_LOOK_S = 1.6  # after which a live shot is looked at again, back to its beginning
 CROSSFADE_S = 0.5  # over which a mouth drawn after the first look at a shot turns into one after the second
 
 
@@ -119,6 +121,8 @@ class Speaker:
         texture: give the generated mouth the texture of frames of the shot.
         keep_covers: keep what covers the mouth as it is in the source frames.
         chosen_before_s: as in DubSettings.
+        live: return every placement as soon as `look_ahead_s` after it is known. Each shot is looked at again after
+            LIVE_SECOND_LOOK_S, for which `source` keeps frames, and the mouths are crossfaded.
 
     Attributes:
         references: (frame index, placement) of the N reference frames of every look at a shot so far.
@@ -138,10 +142,11 @@ class Speaker:
         texture: bool = True,
         keep_covers: bool = False,
         chosen_before_s: float = inf,
+        live: bool = False,
     ) -> None:
         self.generator, self.source, self.audio = generator, source, audio
         self._tracked = tracked
-        self.look_ahead_frames = max(1, round(look_ahead_s * source.fps))
+        self.look_ahead_frames = max(0 if live else 1, round(look_ahead_s * source.fps))
         self._first_look_frames = None if first_look_s is None else max(1, round(first_look_s * source.fps))
         self.references: list[list[tuple[int, FacePlacement]]] = []
         self.candidates: list[list[tuple[int, FacePlacement]]] = []
@@ -149,6 +154,7 @@ class Speaker:
         self._fixed_crops = reference_crops
         self._texture, self._keep_covers = texture, keep_covers
         self._chosen_before = chosen_before_s * source.fps
+        self._second_look_frames = round(LIVE_SECOND_LOOK_S * source.fps) if live else None
         # of every look: reference frames, candidates, and what is examined, as if the face were never covered
         self._preferred: list[list[list[tuple[int, FacePlacement]]]] = []
         # brightness and contrast of the face in tracked frames, by frame index
@@ -162,9 +168,14 @@ class Speaker:
         """Where the face is in every frame, as soon as it is known."""
         radius = ShotRadius(self.source.fps)
         num_shots, fade_frames = 0, round(CROSSFADE_S * self.source.fps)
-        chunks = track_chunks(self._landmarks(), self.source.fps, self.look_ahead_frames, self._first_look_frames)
+        tracked, fps, num_ahead = self._landmarks(), self.source.fps, self.look_ahead_frames
+        if self._second_look_frames is None:
+            chunks = track_chunks(tracked, fps, num_ahead, self._first_look_frames)
+        else:
+            chunks = track_chunks(tracked, fps, LIVE_CHUNK, ahead=num_ahead, history=self._second_look_frames)
+        second_look, looked_again = inf, -inf  # frames
         for chunk_number, chunk in enumerate(chunks):
-            self._levels = {frame: level for frame, level in self._levels.items() if frame >= chunk.start}
+            self._levels = {frame: level for frame, level in self._levels.items() if frame >= chunk.offset}
             numbered = zip(range(chunk.start, chunk.stop), chunk.numbers, strict=True)
             for number, group in groupby(numbered, key=lambda frame: int(frame[1])):
                 frames = [frame for frame, _ in group]
@@ -172,22 +183,28 @@ class Speaker:
                     yield from (FacePlacement(chunk.points(frame), 0.0, NO_SHOT, 0.0) for frame in frames)
                     continue
                 first, last = chunk.shot_rows(frames[0])
-                start = frames[0] - chunk.offset  # earlier live frames are no longer held
+                begin = start = frames[0] - chunk.offset
                 starts_shot = number == num_shots
                 if starts_shot:
                     radius = ShotRadius(self.source.fps)
                     num_shots += 1
-                radii = radius.extend(
-                    chunk.landmarks.points[first:last], start - first, start - first + len(frames)
-                )
+                    second_look, looked_again = frames[0] + (self._second_look_frames or inf), -inf
+                points = chunk.landmarks.points[first:last]
+                radii = radius.extend(points, start - first, start - first + len(frames))
                 # the first chunk was short
                 looks_again = self._first_look_frames is not None and chunk_number == 1 and not starts_shot
                 looks_again = looks_again and frames[0] < self._chosen_before
+                if frames[0] >= second_look:
+                    looks_again, second_look, begin = True, inf, first
+                if looks_again:
+                    looked_again = frames[0]
                 if starts_shot or looks_again:
-                    self._look(chunk, start, last, radii)
-                for index, (frame, radius_px) in enumerate(zip(frames, radii, strict=False)):
+                    scales = face_scales(points)
+                    earlier = radii[0] * scales[begin - first : start - first] / scales[start - first]
+                    self._look(chunk, begin, last, np.concatenate([earlier, radii]))
+                for frame, radius_px in zip(frames, radii, strict=False):
                     strength = float(chunk.strengths[frame - chunk.start])
-                    fade = max(0.0, 1 - (index + 1) / (fade_frames + 1)) if looks_again else 0.0
+                    fade = max(0.0, 1 - (frame - looked_again + 1) / (fade_frames + 1))
                     yield FacePlacement(
                         chunk.points(frame), float(radius_px), len(self.references) - 1, strength, fade
                     )

@@ -166,6 +166,7 @@ def track_chunks(
     length: int,
     first_length: int | None = None,
     ahead: int | None = None,
+    history: int = 0,
 ) -> Iterator[TrackChunk]:
     """Clean a stream of landmarks chunk by chunk, each chunk as soon as possible.
 
@@ -173,8 +174,8 @@ def track_chunks(
     after the end of a chunk is read. Before the first frame of a shot is returned, either at least length / 2 of
     its frames or the whole shot has been read.
 
-    With a smaller `ahead`, landmarks are smoothed over the frames that are known, a gap is interpolated once its end
-    is known, and a face that is lost fades out over fewer frames.
+    With a smaller `ahead`, landmarks are smoothed over the frames that are known, a gap is interpolated once its
+    end is known, and a face that is lost fades out over fewer frames.
 
     Args:
         tracked: for each frame its landmarks (68, 2), NaN without a face, and whether it starts a shot; as from
@@ -183,6 +184,7 @@ def track_chunks(
         length: approximate number of frames per chunk.
         first_length: the same of the first chunk, if it differs.
         ahead: frames that are read after the end of a chunk, if fewer than one second.
+        history: frames before a chunk that it includes, if more than one second.
     """
     later_length, length = length, first_length or length
     margin = 2 * max(1, round(MAX_GAP * fps / FPS))
@@ -222,7 +224,7 @@ def track_chunks(
                 rise = 1.0 if row in all_cuts else 1 / (FADE_S * float(fps) + 1)
                 strengths[row] = last_strength = min(strengths[row], last_strength + rise)
         yield TrackChunk(start, stop, numbers[rows], strengths[rows], landmarks, offset)
-        dropped = max(stop - margin - offset, 0)
+        dropped = max(stop - max(margin, history) - offset, 0)
         raw, cuts = raw[dropped:], [cut - dropped for cut in cuts if cut > dropped]
         offset, start, length = offset + dropped, stop, later_length
 
