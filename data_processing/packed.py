@@ -17,6 +17,7 @@ import errno
 import hashlib
 import json
 import logging
+import os
 import shutil
 from collections.abc import Iterable
 from contextlib import ExitStack, suppress
@@ -139,18 +140,14 @@ def open_packed(data: Path, split: str, audio_features: str) -> PackedSplit:
     """
     lines = manifest_lines(data, split)
     folder = data / "packed" / f"{split}-{digest(lines)}"
-    index = folder / "index.npy"
-    if not index.exists():
-        _create_folder(folder)
-        write_atomically(index, lambda file: np.save(file, _make_index(lines)))
-    clips = _map_array(index)
-    in_use = index.open("rb")
-    _lock(in_use, exclusive=False)
+    in_use = _open_index(folder, lines)
+    clips = _map_array(folder / "index.npy")
     for other in folder.parent.glob(f"{split}-*/index.npy"):
-        if other != index:
+        if other.parent != folder:
             with suppress(OSError), other.open("rb") as file:  # another process may remove it, too
                 if _lock(file, exclusive=True):
-                    shutil.rmtree(other.parent)
+                    unused = other.parent.with_suffix(".unused")  # where no process looks for it
+                    shutil.rmtree(other.parent.rename(unused))
     arrays = {"landmarks": folder / "landmarks.npy", "features": folder / f"features-{audio_features}.npy"}
     if missing := {name: path for name, path in arrays.items() if not path.exists()}:
         if audio_features != LIPS:
@@ -160,12 +157,30 @@ def open_packed(data: Path, split: str, audio_features: str) -> PackedSplit:
     return PackedSplit(data, split, audio_features, folder, clips, **maps, in_use=in_use)
 
 
+def _open_index(folder: Path, lines: list[str]) -> BinaryIO:
+    """index.npy in the folder, written if it is missing, with a lock against removal."""
+    index = folder / "index.npy"
+    while True:
+        if not index.exists():
+            _create_folder(folder)
+            write_atomically(index, lambda file: np.save(file, _make_index(lines)))
+        with suppress(FileNotFoundError):  # another process removed the folder before it was locked
+            file = index.open("rb")
+            _lock(file, exclusive=False)
+            if os.path.samestat(os.fstat(file.fileno()), index.stat()):
+                return file
+            file.close()
+
+
 def _lock(file: BinaryIO, *, exclusive: bool) -> bool:
-    """Lock an open file until it is closed, here and in the processes that inherit it; return whether it worked."""
+    """Lock an open file until it is closed, here and in the processes that inherit it; return whether it worked.
+
+    A shared lock waits for the process that has the exclusive one, which is about to remove the file.
+    """
     if fcntl is None:
         return False
     try:
-        fcntl.flock(file, fcntl.LOCK_NB | (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH))
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB if exclusive else fcntl.LOCK_SH)
     except OSError:  # locked by another process, or a file system without locks
         return False
     return True

@@ -86,6 +86,28 @@ sys.stdin.read()
     assert [path.name for path in (data / "packed").iterdir()] == [first.name]
 
 
+def test_folder_that_is_removed_before_it_is_locked_is_packed_again(data, monkeypatch):
+    """By a process that packs a changed manifest, between opening and locking of the index."""
+    manifest = data / "manifest.jsonl"
+    text, lock, opened = manifest.read_text(), packed._lock, []
+
+    def lock_later(file, *, exclusive):
+        if not opened:
+            opened.append(file.name)
+            without_first_clip(data)
+            open_packed(data, "train", "whisper")
+            manifest.write_text(text)
+            assert not Path(file.name).exists()
+        return lock(file, exclusive=exclusive)
+
+    monkeypatch.setattr(packed, "_lock", lock_later)
+    split = open_packed(data, "train", "whisper")
+    assert len(split.index) == 5 and split.num_frames == 150
+    assert opened == [str(split.folder / "index.npy")]
+    assert [path.name for path in (data / "packed").iterdir()] == [split.folder.name]
+    assert {path.name for path in split.folder.iterdir()} >= {"index.npy", "landmarks.npy"}
+
+
 def test_dataset_on_a_disk_that_cannot_be_written_is_used_through_links(data, tmp_path, monkeypatch):
     def refused(path, *args, **kwargs):
         if data in path.parents:
