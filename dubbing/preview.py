@@ -93,11 +93,12 @@ def preview_mouth(
     dubbed = folder / "preview.mp4"
     options = replace(settings, side_by_side=True, when_short="stop", resume=False, soundtrack=None)
     try:
-        pipeline.dub(video, folder / "preview.wav", dubbed, options)
+        result = pipeline.dub(video, folder / "preview.wav", dubbed, options)
     except NoFaceError:
         return None
-    frames = list(read_frames(dubbed))
-    source, generated = np.split(frames[len(frames) // 2][:, : frames[0].shape[1] // 2 * 2], 2, axis=1)
+    middle = result.num_frames // 2
+    both = next(read_frames(dubbed, middle, middle + 1, result.fps))
+    source, generated = np.split(both[:, : both.shape[1] // 2 * 2], 2, axis=1)
     choose = face_selector(settings.faces[0], settings.limits)
     points, _ = next(track_landmarks(iter([RgbFrame(source)]), "dlib", choose=choose))
     if np.isnan(points).any():
