@@ -22,6 +22,7 @@ from data_processing.media.video_writer import ENCODERS, check_writable
 from dubbing.pipeline import DubbingPipeline, DubResult
 from dubbing.segments import segments_folder
 from dubbing.settings import PRECISIONS, WHEN_SHORT, DubSettings, parse_references
+from dubbing.signing import ContentSigner
 from utils.bundled import BUNDLED_GENERATOR, EXAMPLE_AUDIO, EXAMPLE_VIDEO
 from utils.command_line import run_command
 from utils.errors import ParameterError
@@ -44,6 +45,7 @@ def run(args: argparse.Namespace) -> None:
         crf=args.crf,
         codec=args.codec,
         soundtrack=args.soundtrack,
+        sign=args.sign,
         resume=args.resume,
         limits=NO_LIMITS if args.no_limits else DEFAULT_LIMITS,
     )
@@ -51,6 +53,8 @@ def run(args: argparse.Namespace) -> None:
     for path in (args.video, *args.audio, *heard):  # before the generator is loaded
         check_readable(path)
     check_writable(args.output)
+    if args.sign:
+        ContentSigner(*args.sign, args.output)
     checkpoint = args.checkpoint
     if args.adapt is not None or args.adapted is not None:
         checkpoint = adapted_checkpoint(args, settings)
@@ -147,6 +151,14 @@ def build_parser() -> argparse.ArgumentParser:
         help="audio track of the output instead of the driving audio, such as speech with music; cut to the video",
     )
     add("--output", type=Path, default=Path("dubbed.mp4"), help=".mp4, .mov or .mkv to write (default dubbed.mp4)")
+    add(
+        "--sign",
+        type=Path,
+        nargs=2,
+        metavar=("CERTIFICATES", "KEY"),
+        help="sign the output with content credentials (C2PA): PEM files of your certificate, followed by those of "
+        "its issuers, and of its private key",
+    )
     add("--checkpoint", type=Path, default=BUNDLED_GENERATOR, help="generator (default: the bundled one)")
     add(
         "--adapt",

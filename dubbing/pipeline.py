@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import partial
 from math import inf
 from numbers import Real
 from pathlib import Path
@@ -41,6 +42,7 @@ from dubbing.prefetch import Prefetch
 from dubbing.references import ReferenceCrop
 from dubbing.segments import SegmentedWriter, file_fingerprint
 from dubbing.settings import PRECISIONS, DubSettings, check_choice
+from dubbing.signing import DUBBED, SOURCE_TYPE, ContentSigner
 from dubbing.speaker import LIVE_CHUNK, LIVE_SECOND_LOOK_S, Speaker
 from utils.bundled import BUNDLED_GENERATOR
 from utils.errors import LimitError, NoFaceError, ParameterError
@@ -56,9 +58,6 @@ LOOK_AHEAD_S = 8  # seconds of a shot of a video file that are tracked before it
 FIRST_LOOK_S, FIRST_BLOCK_S = 0.5, 5
 LIVE_BLOCK_S = 0.24  # seconds of live audio whose features are extracted at a time, 0.1 s of processor time each
 MAX_WAIT_S = 5  # of tracking for the first frame, which is not the first of the video when a dub is resumed
-# in the metadata of every output; the term is the IPTC's for media that are partly generated
-DUBBED = "Dubbed: the movement of the mouth is generated"
-SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/compositeWithTrainedAlgorithmicMedia"
 logger = logging.getLogger(__name__)
 
 
@@ -91,6 +90,7 @@ class _Job:
     settings: DubSettings
     info: VideoInfo
     expected_frames: int
+    signer: ContentSigner | None
     first_frame: Event = field(default_factory=Event)  # set when it is written
 
 
@@ -163,8 +163,9 @@ class DubbingPipeline:
             MediaError: an input cannot be read.
             LimitError: an input exceeds `settings.limits`.
             NoFaceError: no face was detected in the video.
-            ParameterError: the faces do not match the audio, the references do not match the video, or the output
-                is also an input.
+            ParameterError: the faces do not match the audio, the references do not match the video, the output is
+                also an input, or it cannot be signed.
+            FileError: `settings.sign` names files that are not a certificate and its key.
             OutputError: the output cannot be written.
         """
         started = time.monotonic()
@@ -189,6 +190,7 @@ class DubbingPipeline:
         for path in (video, *audio_paths, *heard_paths):
             check_readable(path)
         check_writable(output)
+        signer = ContentSigner(*settings.sign, output) if settings.sign else None
         inputs = (video, *audio_paths, *heard_paths, self.checkpoint, *map(Path, settings.faces))
         if output.exists() and any(path.exists() and output.samefile(path) for path in inputs):
             raise ParameterError("output", f"{output} is also an input; choose another name")
@@ -208,7 +210,8 @@ class DubbingPipeline:
         if duration_s > settings.limits.max_duration_s:
             hours, allowed = duration_s / 3600, settings.limits.max_duration_s / 3600
             raise LimitError(longest, f"expected at most {allowed:g} h, found {hours:.1f} h")
-        return _Job(video, audio_paths, heard_paths, output, settings, info, round(duration_s * info.fps))
+        expected_frames = round(duration_s * info.fps)
+        return _Job(video, audio_paths, heard_paths, output, settings, info, expected_frames, signer)
 
     def _build_compositor(self, job: _Job, stack: ExitStack) -> Compositor:
         """The compositor with its speakers. Errors in the audio and in the selection of faces are raised here.
@@ -297,6 +300,10 @@ class DubbingPipeline:
         options |= {"audio_paths": job.heard_paths, "limits": settings.limits}
         comment = f"{DUBBED} (DINet, {self.checkpoint.name})"
         options |= {"metadata": {"comment": comment, "description": SOURCE_TYPE}}
+        if job.signer:
+            sources = dict.fromkeys([*job.audio_paths, *job.heard_paths])
+            made_of = {"generator": self.checkpoint.name, "video": job.video, "audio": list(sources)}
+            options["finish"] = partial(job.signer.sign, **made_of)
         if not settings.resume:
             return VideoWriter(job.output, *size, info.fps, **options), 0
         writer = SegmentedWriter(job.output, self._describe(job), *size, info.fps, **options)

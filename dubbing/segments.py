@@ -3,7 +3,7 @@
 import json
 import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from fractions import Fraction
@@ -67,7 +67,7 @@ class SegmentedWriter:
     written again, as are unreadable segments and those after them.
 
     Args:
-        output, width, height, fps, crf, audio_paths, limits, pixel_aspect, layout, codec, metadata: as for
+        output, width, height, fps, crf, audio_paths, limits, pixel_aspect, layout, codec, metadata, finish: as for
             VideoWriter.
         job: everything that the frames depend on, by name: inputs (`file_fingerprint`) and options. It must be the
             same in every run.
@@ -95,10 +95,11 @@ class SegmentedWriter:
         layout: PlaneLayout | None = None,
         codec: str = "h264",
         metadata: Mapping[str, str] | None = None,
+        finish: Callable[[Path], None] | None = None,
     ) -> None:
         check_audio_tracks(audio_paths, limits)  # now, not after hours
         self.output = output
-        self.audio_paths, self.limits, self.metadata = audio_paths, limits, metadata
+        self._joining = {"audio_paths": audio_paths, "limits": limits, "metadata": metadata, "finish": finish}
         self.folder = segments_folder(output)
         self._options = {"width": width, "height": height, "fps": fps, "crf": crf, "pixel_aspect": pixel_aspect}
         self._options |= {"layout": layout, "codec": codec}
@@ -186,7 +187,7 @@ class SegmentedWriter:
                     if self._writer:
                         self._complete_segment()
                     joined = self.folder / f"joined{self.output.suffix}"
-                    concatenate_videos(self._segments, joined, self.audio_paths, self.limits, self.metadata)
+                    concatenate_videos(self._segments, joined, **self._joining)
                     joined.replace(follow_link(self.output))
                     self._segments.clear()
             elif self._writer:
@@ -228,10 +229,10 @@ def _check_same_job(path: Path, job: dict[str, str]) -> None:
 
 @contextmanager
 def _output_errors(folder: Path) -> Iterator[None]:
-    """Attributes errors of the body, other than those of audio tracks, to the parameter `output`."""
+    """Attributes errors of the body, other than those of audio tracks and parameters, to the parameter `output`."""
     try:
         yield
-    except AudioError:
+    except (AudioError, ParameterError):
         raise
     except UserError as error:
         error.parameter = "output"

@@ -32,6 +32,8 @@ class DubSettings:
     crf: quality in numbers of x264, 0 (lossless) to 51.
     codec: "h264", "hevc" or "av1".
     soundtrack: media file whose audio track the output gets instead of the driving audio; it ends with the video.
+    sign: PEM files of a certificate, followed by those of its issuers, and of its private key, with which the
+        output is signed (`ContentSigner`).
     resume: keep completed segments when interrupted, and continue from those of an earlier run.
     limits: sanity limits of the inputs.
 
@@ -49,6 +51,7 @@ class DubSettings:
     crf: int = 16
     codec: str = "h264"
     soundtrack: str | Path | None = None
+    sign: tuple[str | Path, str | Path] | None = None
     resume: bool = False
     limits: Limits = DEFAULT_LIMITS
 
@@ -72,6 +75,8 @@ class DubSettings:
                 raise ParameterError(name, f"expected True or False, found {getattr(self, name)!r}")
         if not isinstance(self.soundtrack, str | Path | None):
             raise ParameterError("soundtrack", f"expected a file, found {self.soundtrack!r}")
+        if self.sign is not None and (not _all_are(self.sign, str | Path) or len(self.sign) != 2):
+            raise ParameterError("sign", f"expected the files of a certificate and of its key, found {self.sign!r}")
         if not isinstance(self.limits, Limits):
             raise ParameterError("limits", f"expected Limits, found {self.limits!r}")
         if self.references is not None and len(self.faces) > 1:

@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -101,8 +101,14 @@ class _Output:
     """A video file that is being written, with an audio track that is interleaved with the frames and ends with
     them. Use as a context manager: left normally the file gets its name, left by an exception it is removed."""
 
-    def __init__(self, path: Path, fps: Fraction, metadata: Mapping[str, str] | None = None) -> None:
-        self.path, self.fps = path, fps
+    def __init__(
+        self,
+        path: Path,
+        fps: Fraction,
+        metadata: Mapping[str, str] | None = None,
+        finish: Callable[[Path], None] | None = None,
+    ) -> None:
+        self.path, self.fps, self._finish = path, fps, finish
         self.num_frames = 0
         self._audio = self._pending = None
         with output_errors(path):
@@ -156,6 +162,8 @@ class _Output:
                 self._flush()
                 self._mux_audio()
                 self._container.close()
+                if self._finish:
+                    self._finish(self._partial.path)
                 self._partial.move_into_place()
         except (av.error.FFmpegError, OSError) as error:
             raise OutputError(self.path, f"cannot be completed: {error_reason(error)}") from None
@@ -190,6 +198,7 @@ class VideoWriter(_Output):
             None, or one that the encoder cannot store: 8 bits, 4:2:0, BT.709.
         codec: a key of ENCODERS.
         metadata: of the container, such as a comment.
+        finish: called with the complete file before it gets its name, which it may change, for instance sign.
 
     Raises:
         OutputError: the output cannot be written.
@@ -210,8 +219,9 @@ class VideoWriter(_Output):
         layout: PlaneLayout | None = None,
         codec: str = "h264",
         metadata: Mapping[str, str] | None = None,
+        finish: Callable[[Path], None] | None = None,
     ):
-        super().__init__(path, Fraction(fps), metadata)
+        super().__init__(path, Fraction(fps), metadata, finish)
         self.size = (height, width)
         encoder = ENCODERS[codec]
         is_stored = layout and (encoder.pix_fmts is None or layout.pix_fmt in encoder.pix_fmts)
@@ -289,12 +299,13 @@ def concatenate_videos(
     audio_paths: Sequence[Path] = (),
     limits: Limits = DEFAULT_LIMITS,
     metadata: Mapping[str, str] | None = None,
+    finish: Callable[[Path], None] | None = None,
 ) -> None:
     """Concatenate videos without re-encoding their frames.
 
     Args:
         segments: files of VideoWriter, all of one size, frame rate and quality. One may occur several times.
-        output, audio_paths, limits, metadata: as for VideoWriter.
+        output, audio_paths, limits, metadata, finish: as for VideoWriter.
 
     Raises:
         MediaError: a segment cannot be read or differs from the first.
@@ -307,7 +318,7 @@ def concatenate_videos(
         fps = template.average_rate.limit_denominator(1001)  # Matroska stores it in nanoseconds
         codec = template.codec_context.codec.canonical_name
         dts_lead = ENCODERS[codec].dts_lead
-        with _Output(output, fps, metadata) as file:
+        with _Output(output, fps, metadata, finish) as file:
             # FFmpeg has an encoder of the decoder's name, but for AV1
             opaque = codec == "av1"
             video = file._container.add_stream_from_template(template, opaque, time_base=1 / fps)
