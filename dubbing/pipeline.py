@@ -13,7 +13,7 @@ seconds. inference.py is the command line of `dub`.
 import logging
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -21,7 +21,7 @@ from functools import partial
 from math import inf
 from numbers import Real
 from pathlib import Path
-from threading import Event
+from threading import Event, Lock
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -47,6 +47,7 @@ from dubbing.speaker import LIVE_CHUNK, LIVE_SECOND_LOOK_S, Speaker
 from utils.bundled import BUNDLED_GENERATOR
 from utils.errors import LimitError, NoFaceError, ParameterError
 from utils.malloc import release_freed_memory
+from utils.weights import weight_path
 
 if TYPE_CHECKING:
     from dubbing.generator import GeneratorSession  # imports PyTorch; see DubbingPipeline._load
@@ -120,9 +121,18 @@ class DubbingPipeline:
         check_choice("precision", precision, ("auto", *PRECISIONS))
         check_choice("landmarks", landmarks, BACKENDS)
         self.checkpoint, self.landmarks = Path(checkpoint), landmarks
-        thread = ThreadPoolExecutor(1)
-        self._loading = thread.submit(self._load, device, precision)
-        thread.shutdown(wait=False)
+        self._load_options = device, precision
+        self._lock = Lock()
+        self._loading: Future[GeneratorSession] | None = None
+
+    def _start_loading(self) -> "Future[GeneratorSession]":
+        """Load the generator in a thread, unless that has begun."""
+        with self._lock:
+            if self._loading is None:
+                thread = ThreadPoolExecutor(1)
+                self._loading = thread.submit(self._load, *self._load_options)
+                thread.shutdown(wait=False)
+            return self._loading
 
     def _load(self, device: str, precision: str) -> "GeneratorSession":
         # imports PyTorch, which takes a second
@@ -139,7 +149,7 @@ class DubbingPipeline:
     @property
     def generator(self) -> "GeneratorSession":
         """The generator, as soon as it is loaded."""
-        return self._loading.result()
+        return self._start_loading().result()
 
     def dub(
         self,
@@ -171,6 +181,7 @@ class DubbingPipeline:
         started = time.monotonic()
         audio_paths = [audio] if isinstance(audio, str | Path) else audio
         job = self._validate(Path(video), list(map(Path, audio_paths)), Path(output), settings)
+        self._start_loading()  # not before: a process ends when its threads have ended
         with ExitStack() as stack:
             compositor = self._build_compositor(job, stack)
             num_frames, first_frame_s = self._run(job, compositor, started, progress)
@@ -321,6 +332,7 @@ class DubbingPipeline:
                 for photo, face in zip(photos, settings.faces, strict=True)
             ),
             "checkpoint": file_fingerprint(self.checkpoint),
+            "audio features": weight_path(self.generator.audio_features).name,  # some have two sources
             "landmarks": self.landmarks + (f"; {file_fingerprint(openface_csv)}" if openface_csv.is_file() else ""),
             "device": self.generator.device.type,
             "precision": self.generator.precision,

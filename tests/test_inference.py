@@ -1,5 +1,6 @@
 """The command inference.py: whole files, errors, interruption and resuming."""
 
+import json
 import os
 import pickle
 import re
@@ -42,6 +43,7 @@ from tests.support.numbered_media import write_audio
 from training import adapt
 from training.adaptation import AdaptResult, describe_origin
 from utils.limits import DEFAULT_LIMITS, Limits
+from utils.weights import weight_path
 
 pytestmark = pytest.mark.slow
 
@@ -475,6 +477,7 @@ def test_resumed_dub(portrait_clip, speech, checkpoint, tmp_path, monkeypatch, c
     with pytest.raises(SystemExit):
         dub(*given, "--output", output, "--when-short", "keep")
     assert "when_short was stop and is keep" in capfd.readouterr().err
+    assert json.loads((folder / "job.json").read_text())["audio features"] == weight_path("whisper").name
 
     batch_sizes, generate = [], GeneratorSession.generate
     monkeypatch.setattr(

@@ -78,6 +78,27 @@ def test_samples_outside_the_mouth_are_those_of_the_source(pix_fmt, pipeline, tm
                 assert len(rows) > 0.01 * plane.size
 
 
+def test_halves_of_a_side_by_side_differ_in_the_mouth_only(pipeline, tmp_path, caplog) -> None:
+    speech, output = speech_like_wav(tmp_path / "short.wav", 0.4), tmp_path / "dubbed.mp4"
+    source = tagged(
+        tmp_path / "video.mp4",
+        Colorspace.ITU709,
+        ColorRange.MPEG,
+        pix_fmt="yuv422p10le",
+        frames=portraits(np.arange(10) / 25),
+    )
+    with caplog.at_level("INFO"):
+        pipeline.dub(source, speech, output, DubSettings(crf=0, side_by_side=True))
+    assert "the source is 4:2:2 with 10 bits; the output is 4:2:0 with 8 bits" in caplog.messages
+    with av.open(str(output)) as dubbed:
+        for image in dubbed.decode(video=0):
+            luma = planes_of(image)[0]
+            height, width = luma.shape[0], luma.shape[1] // 2
+            rows, columns = np.nonzero(luma[:, :width] != luma[:, width:])
+            assert 0.4 < rows.min() / height < rows.max() / height < 0.8
+            assert 0.3 < columns.min() / width < columns.max() / width < 0.7
+
+
 def test_rest_of_the_video_is_kept(pipeline, portrait_clip, tmp_path) -> None:
     speech = speech_like_wav(tmp_path / "short.wav", 0.6)
     result = pipeline.dub(portrait_clip, speech, tmp_path / "dubbed.mp4", DubSettings(when_short="keep"))
@@ -286,7 +307,7 @@ def inputs(portrait_clip, speech, tmp_path) -> dict[str, Path]:
 
 @pytest.mark.parametrize("name", ["video", "audio", "photo"])
 @pytest.mark.parametrize("spelling", ["same", "indirect", "symbolic link", "hard link", "relative"])
-def test_output_onto_an_input_is_refused(name, spelling, inputs, pipeline, tmp_path, monkeypatch) -> None:
+def test_output_onto_an_input_is_refused(name, spelling, inputs, tmp_path, monkeypatch) -> None:
     path, output = inputs[name], tmp_path / "other.mp4"
     content = path.read_bytes()
     if spelling == "same":
@@ -303,9 +324,11 @@ def test_output_onto_an_input_is_refused(name, spelling, inputs, pipeline, tmp_p
         output = path.name
     before = sorted(tmp_path.rglob("*"))
     settings = DubSettings(faces=(inputs["photo"],))
+    pipeline = DubbingPipeline(device="cpu")
     with pytest.raises(ParameterError, match="is also an input; choose another name") as caught:
         pipeline.dub(inputs["video"], inputs["audio"], output, settings)
     assert caught.value.parameter == "output"
+    assert pipeline._loading is None  # a command would not end before it is loaded
     assert path.read_bytes() == content
     assert sorted(tmp_path.rglob("*")) == before
 
