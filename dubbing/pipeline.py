@@ -31,9 +31,9 @@ from data_processing.face.detectors import BACKENDS, FaceSelector, no_face_reaso
 from data_processing.face.radius import face_scales, radius_per_scale
 from data_processing.face.selection import face_selector
 from data_processing.media.audio_io import media_duration_s, read_audio
-from data_processing.media.frame import RgbFrame
+from data_processing.media.frame import Frame, RgbFrame
 from data_processing.media.video_reader import FPS, VideoInfo, check_readable, probe, read_frames
-from data_processing.media.video_writer import VideoWriter, check_writable
+from data_processing.media.video_writer import VideoWriter, can_store, check_writable
 from dubbing.audio_stream import CONTEXT_S, AudioStream
 from dubbing.compositor import PREFETCH_DEPTH, Compositor
 from dubbing.face_track import TrackedFrame, track_face
@@ -210,10 +210,14 @@ class DubbingPipeline:
             logger.info("%s", note, extra={"path": video})
         if settings.codec == "av1" and output.suffix.lower() == ".mov":
             raise ParameterError("codec", "AV1 cannot be stored in .mov; use .mp4 or .mkv for the output")
-        is_kept = info.layout is not None and not settings.side_by_side
-        if is_kept and settings.codec == "h264" and info.layout.pix_fmt != "yuv420p":
-            message = "the output is %s like the source, which some players do not show in H.264; hevc may help"
-            logger.info(message, info.layout.description, extra={"parameter": "codec"})
+        if info.layout is not None and info.layout.pix_fmt != "yuv420p":
+            if settings.side_by_side or not can_store(settings.codec, info.layout):
+                message = "the source is %s; the output is 4:2:0 with 8 bits"
+                parameter = "side_by_side" if settings.side_by_side else "codec"
+                logger.info(message, info.layout.description, extra={"parameter": parameter})
+            elif settings.codec == "h264":
+                message = "the output is %s like the source, which some players do not show in H.264; hevc may help"
+                logger.info(message, info.layout.description, extra={"parameter": "codec"})
         durations = [(media_duration_s(path), path) for path in audio_paths]
         if settings.when_short == "keep":
             durations.append((info.duration_s, video))
@@ -290,7 +294,8 @@ class DubbingPipeline:
                 logger.info(message, num_frames, extra={"parameter": "resume"})
             for pair in pairs:
                 if settings.side_by_side:
-                    writer.write(np.concatenate([pair.source.rgb(), pair.dubbed.rgb()], axis=1))
+                    halves = [_converted(frame) for frame in (pair.source, pair.dubbed)]
+                    writer.write(np.concatenate(halves, axis=1))
                 else:
                     writer.write(pair.dubbed)
                 num_frames += 1
@@ -432,6 +437,11 @@ class DubbingPipeline:
             ReferenceCrop(crop.extract(frame), crop.to_crop(points))
             for crop, (points, frame) in zip(crops, found, strict=True)
         ]
+
+
+def _converted(frame: Frame) -> np.ndarray:
+    """(H, W, 3) uint8 RGB, converted in the same way whether the frame was decoded or drawn on."""
+    return frame.region(0, 0, frame.width, frame.height)
 
 
 def _held_back(

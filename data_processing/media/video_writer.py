@@ -78,6 +78,12 @@ ENCODERS = {
 }
 
 
+def can_store(codec: str, layout: PlaneLayout) -> bool:
+    """Whether an encoder, a key of ENCODERS, stores samples as `layout` has them."""
+    pix_fmts = ENCODERS[codec].pix_fmts
+    return pix_fmts is None or layout.pix_fmt in pix_fmts
+
+
 def check_writable(path: Path) -> None:
     """Raise OutputError unless a video can be written to `path`: a supported suffix in a writable folder."""
     with output_errors(path):
@@ -224,8 +230,7 @@ class VideoWriter(_Output):
         super().__init__(path, Fraction(fps), metadata, finish)
         self.size = (height, width)
         encoder = ENCODERS[codec]
-        is_stored = layout and (encoder.pix_fmts is None or layout.pix_fmt in encoder.pix_fmts)
-        self.layout = layout if is_stored else SDR_LAYOUT
+        self.layout = layout if layout and can_store(codec, layout) else SDR_LAYOUT
         step_x, step_y = self.layout.steps
         os.environ.setdefault("SVT_LOG", "1")  # or SVT-AV1 prints what it does
         self._video = self._container.add_stream(encoder.name, rate=self.fps)
