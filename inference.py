@@ -206,7 +206,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="default: the fastest the device supports",
     )
     add("--crf", type=int, default=16, help="quality, 0 (lossless) to 51 (default 16, visually lossless)")
-    add("--codec", choices=ENCODERS, default="h264", help="of the output (default h264, which every player shows)")
+    add("--codec", choices=ENCODERS, default="h264", help="of the output (default h264, the most widely played)")
     add(
         "--resume",
         action="store_true",

@@ -54,8 +54,8 @@ def run_command(parser: argparse.ArgumentParser, run: Callable[[argparse.Namespa
             if isinstance(error, BrokenPipeError):
                 sys.exit(141)
             if isinstance(error, ModuleNotFoundError) and error.name.split(".")[0] not in PACKAGES:
-                needs = "this needs more than dubbing: pip install -r requirements.txt"
-                _fail(f"the package {error.name} is not installed; {needs}")
+                install = f"{sys.executable} -m pip install --constraint requirements.lock -r requirements.txt"
+                _fail(f"the package {error.name} is not installed; this installs all that training needs: {install}")
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
                 _fail(f"{error.filename or 'a file'}: cannot be written: {error_reason(error)}")
             raise
