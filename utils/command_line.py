@@ -55,7 +55,7 @@ def run_command(parser: argparse.ArgumentParser, run: Callable[[argparse.Namespa
                 sys.exit(141)
             if isinstance(error, ModuleNotFoundError) and error.name.split(".")[0] not in PACKAGES:
                 install = f"{sys.executable} -m pip install --constraint requirements.lock -r requirements.txt"
-                _fail(f"the package {error.name} is not installed; this installs all that training needs: {install}")
+                _fail(f"the package {error.name} is not installed; this installs all packages: {install}")
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
                 _fail(f"{error.filename or 'a file'}: cannot be written: {error_reason(error)}")
             raise
