@@ -347,7 +347,8 @@ def test_missing_package_is_one_line(call):
 
     code, stderr = call(run)
     assert (code, stderr.count("\n")) == (2, 1)
-    assert stderr.startswith("error: the package json.absent is not installed; this installs all packages: /")
+    install = f"this installs all packages: {sys.executable} -m pip"
+    assert stderr.startswith(f"error: the package json.absent is not installed; {install}")
 
 
 # --- signals -----------------------------------------------------------------------------------------
