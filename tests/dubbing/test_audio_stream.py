@@ -7,9 +7,12 @@ import pytest
 
 from data_processing.audio.features import extract_features
 from data_processing.audio.framing import audio_windows, count_frames
+from data_processing.audio.silence import closure_weight, silent_frames
+from data_processing.media.audio_io import load_audio
 from dubbing.audio_stream import AudioStream
+from scripts.speech_detector import made_music, with_music
 from tests.support.media import speech_like
-from utils.bundled import CLOSED_LIPS
+from utils.bundled import CLOSED_LIPS, EXAMPLE_AUDIO
 
 
 def split(waveform: np.ndarray, length: int = 1111) -> Iterator[np.ndarray]:
@@ -50,7 +53,7 @@ def test_long_audio_is_processed_in_blocks() -> None:
 
 def test_first_block_is_short() -> None:
     """Its features come soon; they and those after them are nearly those of the whole track."""
-    waveform = speech_like(12, 2).astype(np.float32)
+    waveform = np.resize(load_audio(EXAMPLE_AUDIO)[33280:57280], 12 * 16000)  # speech without a pause
     features = extract_features(waveform, "whisper")
     stream = AudioStream(split(waveform), "whisper", level_s=20, first_block_s=2)
     stream.windows(np.zeros(1))
@@ -58,6 +61,26 @@ def test_first_block_is_short() -> None:
     found = stream.windows(np.arange(100) / 25)[:, :, 2]
     assert stream._extracted == 12 * 16000
     assert np.square(found - features[:100]).mean() < 0.001 * features.var()
+
+
+def test_live_features_are_nearly_those_of_the_whole_track() -> None:
+    """And at most 0.6 s more of it are read: two rows of the window, a block, what follows it, and a chunk."""
+    waveform = speech_like(6, 2).astype(np.float32)
+    features = extract_features(waveform, "whisper")
+    read = 0
+
+    def chunks() -> Iterator[np.ndarray]:
+        nonlocal read
+        for chunk in split(waveform, 160):
+            read += len(chunk)
+            yield chunk
+
+    stream = AudioStream(chunks(), "whisper", block_s=0.24, after_s=0.24, live=True)
+    found = []
+    for row in range(140):
+        found.append(stream.windows(np.array([row / 25]))[0, :, 2])
+        assert read / 16000 - row / 25 <= 0.12 + 0.24 + 0.24 + 0.01
+    assert np.square(found - features[:140]).mean() < 0.15 * features.var(axis=0).mean()
 
 
 def test_remaining_time() -> None:
@@ -99,7 +122,7 @@ def test_blocks_without_requested_windows_are_skipped() -> None:
 @pytest.mark.parametrize("level", [0, 1e-3])  # digital silence, and noise at −60 dB of full scale
 def test_windows_of_speech_are_unchanged(level: float) -> None:
     pause = level * np.random.default_rng(0).standard_normal(24000)
-    speech = 0.25 * np.random.default_rng(1).standard_normal(24000)
+    speech = load_audio(EXAMPLE_AUDIO)[33280:57280]  # without a pause
     waveform = np.concatenate([speech, pause, speech]).astype(np.float32)
     times = np.arange(112)
     original = audio_windows(extract_features(waveform, "whisper"), times)
@@ -107,6 +130,26 @@ def test_windows_of_speech_are_unchanged(level: float) -> None:
     changed = np.flatnonzero((windows != original).any(axis=(1, 2)))
     assert (changed.min(), changed.max()) == (38, 74)  # silence: frames 37 or 38 to 74
     np.testing.assert_allclose((windows - original)[56], np.tile(np.load(CLOSED_LIPS), (5, 1)).T, atol=1e-4)
+
+
+def test_mouth_closes_between_words_in_music() -> None:
+    """As without music, within some frames; and on music alone."""
+    speech, rng = load_audio(EXAMPLE_AUDIO), np.random.default_rng(0)
+    expected = closure_weight(silent_frames(speech))
+    music = made_music(len(speech), rng)
+    mixed = with_music(speech, music, 10, rng)
+    assert not silent_frames(mixed).any()
+
+    def weights(waveform: np.ndarray) -> np.ndarray:
+        times = np.arange(len(expected))
+        original = audio_windows(extract_features(waveform, "whisper"), times)
+        return closure(AudioStream(split(waveform), "whisper").windows(times / 25) - original)[:, 2]
+
+    found = weights(mixed)
+    assert np.abs(found - expected).mean() < 0.1
+    spoken = (expected == 0) & (np.roll(expected, 3) == 0) & (np.roll(expected, -3) == 0)
+    assert found[spoken].max() < 0.3
+    assert weights((0.3 * music).astype(np.float32)).mean() > 0.9
 
 
 @pytest.fixture

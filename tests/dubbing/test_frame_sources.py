@@ -25,6 +25,19 @@ def test_back_and_forth(portrait_clip: Path) -> None:
     assert all(np.array_equal(frame.rgb(), frames[index]) for index, frame in played)
 
 
+def test_live_frames_stay_available_for_some_time() -> None:
+    frames = [np.full((4, 6, 3), number, np.uint8) for number in range(20)]
+    source = LiveFrameSource(iter(frames), 25, num_kept=5)
+    first, second = source.first_pass(), source.second_pass()
+    for number in range(10):
+        next(first), next(second)
+        assert len(source._held) == min(number + 1, 5)
+    list(islice(first, 3))
+    found = [frame.rgb()[0, 0, 0] for frame in source.frames([5, 9, 10, 12])]
+    assert found == [5, 9, 10, 12]
+    assert [frame.rgb()[0, 0, 0] for frame in second] == [10, 11, 12]
+
+
 def decoded(monkeypatch: pytest.MonkeyPatch) -> Mock:
     """Counts how often a file is decoded."""
     read = Mock(side_effect=frame_sources.read_video)

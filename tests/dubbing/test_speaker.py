@@ -110,6 +110,24 @@ def test_mouths_of_two_looks_are_crossfaded() -> None:
     np.testing.assert_allclose(shares, np.clip((np.arange(NUM_FRAMES) - 9) / 13, 0, 1), atol=0.03)
 
 
+def test_live_shot_is_looked_at_again() -> None:
+    """The second look comes 1.6 s after the first and goes back to the beginning."""
+    portrait = next(portraits(np.zeros(1), (256, 256), speech_like(1)))
+    source = LiveFrameSource(70 * [portrait], 25, num_kept=40)
+    audio = SimpleNamespace(
+        remaining_s=lambda time_s, at_most_s: at_most_s, windows=lambda times_s: np.zeros((len(times_s), 384, 5))
+    )
+    tracked = track_face(source, live=True)
+    speaker = Speaker(StripeGenerator(), source, audio, tracked, 0.32, texture=False, live=True)
+    lips = np.array([pair.dubbed.rgb()[LIPS] for pair in Compositor(source, [speaker], 2).frames()], float)
+    indices = [{index for index, _ in look} for look in speaker.candidates]
+    assert len(indices) == 2 and max(indices[0]) < 10
+    assert min(indices[1]) < 10 and 40 <= max(indices[1]) < 50
+    change = lips[-1] - lips[0]
+    shares = ((lips - lips[0]) * change).sum(axis=(1, 2, 3)) / np.square(change).sum()
+    np.testing.assert_allclose(shares, np.clip((np.arange(70) - 39) / 13, 0, 1), atol=0.03)
+
+
 LIGHTS: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {
     "black to black": lambda frame, index: scaled(frame, min(1, (index + 1) / 15, (40 - index) / 15)),
     "fade from white": lambda frame, index: scaled(frame, k := min(1, (index + 1) / 20), 255 * (1 - k)),

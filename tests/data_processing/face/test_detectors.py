@@ -156,12 +156,12 @@ def test_change_of_the_stream_size_starts_a_shot(tmp_path):
     assert np.abs(result.points[0] - result.points[-1]).max() < 6
 
 
-def test_live_frames_wait_for_the_shot_detector():
-    """For 11 frames, and up to four more for the face detector."""
+@pytest.mark.parametrize(("live", "longest"), [(False, 11 + 4), (True, 3 + 1)])
+def test_frames_wait_for_the_shot_detector_and_the_face_detector(live, longest):
     read = []
     frames = (read.append(None) or RgbFrame(FACE[:256, 96:352]) for _ in range(40))
-    delays = [len(read) - index for index, _ in enumerate(track_landmarks(frames, "dlib"), 1)]
-    assert len(delays) == 40 and max(delays) <= 16
+    delays = [len(read) - index for index, _ in enumerate(track_landmarks(frames, "dlib", live=live), 1)]
+    assert len(delays) == 40 and max(delays) == longest
 
 
 def test_face_that_appears_later(tmp_path):

@@ -224,6 +224,58 @@ def test_chunks_are_read_one_second_ahead_at_most() -> None:
     assert read <= 212 + 25
 
 
+def live_track(raw: np.ndarray, cuts: set[int] = frozenset(), ahead: int = 8) -> tuple[np.ndarray, ...]:
+    """Landmarks, shot numbers and strengths of (T, 68, 2) raw landmarks in chunks of 2; checks how much is read."""
+    read = 0
+
+    def tracked() -> Iterator[tuple[np.ndarray, bool]]:
+        nonlocal read
+        for index, points in enumerate(raw):
+            read += 1
+            yield points, index in cuts
+
+    chunks = []
+    for chunk in track_chunks(tracked(), 25, 2, ahead=ahead):
+        assert read == min(chunk.start + 2 + ahead, len(raw))
+        chunks.append(chunk)
+    points = np.stack([chunk.points(frame) for chunk in chunks for frame in range(chunk.start, chunk.stop)])
+    numbers = np.concatenate([chunk.numbers for chunk in chunks])
+    return points, numbers, np.concatenate([chunk.strengths for chunk in chunks])
+
+
+def test_short_look_ahead_is_enough_for_smoothing() -> None:
+    raw = moving_face()
+    raw[40:] += 200
+    points, numbers, strengths = live_track(raw, {40})
+    np.testing.assert_allclose(points, clean_landmarks(raw, [40]).points, atol=2e-3)
+    assert numbers.tolist() == 40 * [0] + 60 * [1] and (strengths == 1).all()
+
+
+@pytest.mark.parametrize("ahead", [0, 4, 8])
+@pytest.mark.parametrize("gap", [3, 10, 30])
+def test_gap_with_a_short_look_ahead(ahead: int, gap: int) -> None:
+    """A face that is lost fades out where there is time for it, and fades in again, never suddenly; after a long
+    gap it is another shot."""
+    raw = moving_face()
+    raw[40 : 40 + gap] = np.nan
+    points, numbers, strengths = live_track(raw, ahead=ahead)
+    assert not np.isnan(points[strengths > 0]).any() and ((strengths > 0) == (numbers >= 0)).all()
+    assert np.diff(strengths).max() < 1 / 5
+    assert (strengths[:30] == 1).all() and (strengths[40 + gap + 25 :] == 1).all()
+    assert numbers[-1] == (gap == 30)
+    if gap == 30:
+        assert (strengths[47:70] == 0).all()
+        assert np.diff(strengths).min() > (-0.7 if ahead == 8 else -1.01)
+    if gap == 3:
+        assert (strengths == 1).all()
+
+
+def test_history_of_a_chunk() -> None:
+    tracked = iter([(np.zeros((68, 2)), False)] * 200)
+    chunks = list(track_chunks(tracked, 25, 2, ahead=8, history=60))
+    assert all(chunk.offset == max(0, chunk.start - 60) for chunk in chunks)
+
+
 def test_shot_is_read_before_its_first_frame_is_returned() -> None:
     tracked = iter([(np.zeros((68, 2)), index == 95) for index in range(300)])
     first, second, *_ = track_chunks(tracked, 25, 100)

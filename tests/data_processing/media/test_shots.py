@@ -17,9 +17,9 @@ NUM_FRAMES = 60
 INDEX = np.arange(NUM_FRAMES)
 
 
-def detect(frames, fps=25) -> tuple[list[int], list[int]]:
+def detect(frames, fps=25, live=False) -> tuple[list[int], list[int]]:
     """Frames that start a shot, and blended frames."""
-    detector, states = ShotDetector(fps), []
+    detector, states = ShotDetector(fps, live), []
     for frame in frames:
         detector.add(RgbFrame(frame))
         states += detector.decide()
@@ -225,6 +225,24 @@ def test_decided_within_half_a_second_and_little_is_held(fps):
         assert index + 1 - num_decided <= max(2, 0.55 * fps)
         assert len(detector._frames) <= max(8, 1.5 * fps)
     assert num_decided + len(list(detector.decide(ended=True))) == 10 * fps
+
+
+@pytest.mark.parametrize("fps", [10, 25, 60])
+def test_live_frames_are_decided_sooner(fps):
+    detector, num_decided = ShotDetector(fps, live=True), 0
+    for index in range(4 * fps):
+        detector.add(RgbFrame(FIRST))
+        num_decided += len(list(detector.decide()))
+        assert index + 1 - num_decided <= max(1, 0.13 * fps)
+
+
+def test_live_stream_has_cuts_only():
+    frames = talking()
+    frames[20:] = talking(second=True)[20:]
+    frames[40:42] = 255  # a flash
+    assert detect(to_uint8(frames), live=True) == ([20], [])
+    dissolve = talking() * (1 - ramp(20, 15)) + talking(second=True) * ramp(20, 15)
+    assert detect(to_uint8(dissolve))[1] and not detect(to_uint8(dissolve), live=True)[1]
 
 
 def test_sudden_changes_are_known_at_once():
