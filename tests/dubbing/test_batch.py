@@ -22,8 +22,6 @@ from tests.support.commands import run_command_line
 from tests.support.media import speech_like_wav, text_file
 from utils.errors import FileError
 
-ROOT = Path(__file__).resolve().parents[2]
-
 
 def write_jobs(path: Path, *lines: str) -> Path:
     path.write_text("\n".join(lines) + "\n", "utf-8")
@@ -124,40 +122,82 @@ def test_unusable_reports_and_numbers_of_jobs(tmp_path, capsys):
         assert reason in capsys.readouterr().err
 
 
+# in place of inference.py
+STAND_IN = """
+import signal, sys, time
+from pathlib import Path
+
+output = Path(next(flag.partition("=")[2] for flag in sys.argv if flag.startswith("--output=")))
+if "text.wav" in sys.argv:
+    print("warning: --video: a warning\\nerror: --audio: text.wav: not a media file", file=sys.stderr)
+    sys.exit(2)
+if "long.wav" in sys.argv:
+    partial = output.with_name(".partial")
+
+    def end(*_):
+        time.sleep(0.2)
+        partial.unlink()
+        sys.exit(143)
+
+    signal.signal(signal.SIGTERM, end)
+    partial.touch()
+    time.sleep(60)
+output.write_text("dubbed")
+"""
+
+
 @pytest.fixture
-def jobs(tmp_path, portrait_clip, checkpoint, monkeypatch) -> Path:
+def stand_in(tmp_path_factory, monkeypatch) -> None:
+    root = tmp_path_factory.mktemp("root")
+    (root / "inference.py").write_text(STAND_IN)
+    monkeypatch.setattr(batch, "ROOT", root)
+
+
+@pytest.fixture
+def jobs(tmp_path, monkeypatch) -> Path:
     """Three rows in the current folder, the second of which fails."""
     monkeypatch.chdir(tmp_path)
-    speech_like_wav(tmp_path / "short.wav", 0.4, seed=3)
-    text_file(tmp_path / "text.wav")
+    for name in ("short.wav", "text.wav", "long.wav"):
+        text_file(tmp_path / name)
     return write_jobs(
         tmp_path / "jobs.csv",
         "video,audio,output,side-by-side",
-        f"{portrait_clip},short.wav,one.mp4,",
-        f"{portrait_clip},text.wav,two.mp4,",
-        f"{portrait_clip},short.wav,three.mp4,yes",
+        "clip.mp4,short.wav,one.mp4,",
+        "clip.mp4,text.wav,two.mp4,",
+        "clip.mp4,short.wav,three.mp4,yes",
     )
 
 
-def dub_batch(jobs: Path, checkpoint: Path, *flags: object) -> int:
+def dub_batch(jobs: Path, *flags: object) -> int:
     """Exit code of a batch."""
     try:
-        run_command_line(inference.main, "--batch", jobs, "--checkpoint", checkpoint, "--device", "cpu", *flags)
+        run_command_line(inference.main, "--batch", jobs, "--device", "cpu", *flags)
     except SystemExit as error:
         return error.code
     return 0
 
 
+def dub_where(where: str, jobs: Path) -> int:
+    """Exit code of a batch in processes, or on a cluster in this process."""
+    if where == "processes":
+        return dub_batch(jobs)
+    with LocalCluster(n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None) as cluster:
+        return dub_batch(jobs, "--scheduler", cluster.scheduler_address)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("where", ["process", "cluster"])
-def test_a_bad_row_does_not_stop_the_others(where, jobs, checkpoint, capsys):
-    """And what is done is not done again."""
-    if where == "process":
-        code = dub_batch(jobs, checkpoint)
-    else:
-        with LocalCluster(n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None) as cluster:
-            code = dub_batch(jobs, checkpoint, "--scheduler", cluster.scheduler_address)
-    assert code == 1
+def test_dubs_of_a_batch(jobs, portrait_clip, checkpoint):
+    speech_like_wav(jobs.parent / "short.wav", 0.4, seed=3)
+    write_jobs(jobs, "video,audio,output,side-by-side", f"{portrait_clip},short.wav,one.mp4,yes")
+    assert dub_batch(jobs, "--checkpoint", checkpoint) == 0
+    (line,) = report_of(jobs)
+    assert (line["line"], line["status"], line["message"]) == ("2", "done", "")
+    assert [frame.shape for frame in read_frames(Path("one.mp4"))] == [(256, 512, 3)] * 10
+
+
+@pytest.mark.parametrize("where", ["processes", "cluster"])
+def test_a_bad_row_does_not_stop_the_others(where, jobs, stand_in, capsys):
+    assert dub_where(where, jobs) == 1
     printed = capsys.readouterr()
     assert printed.out == f"{jobs.parent / 'jobs.report.csv'}: 2 dubbed, 0 done before, 1 failed\n"
     assert f"line 3 of {jobs}: --audio: text.wav: not a media file" in printed.err
@@ -166,13 +206,11 @@ def test_a_bad_row_does_not_stop_the_others(where, jobs, checkpoint, capsys):
         ("3", "failed", "two.mp4"),
         ("4", "done", "three.mp4"),
     ]
-    assert [frame.shape for frame in read_frames(Path("one.mp4"))] == [(256, 256, 3)] * 10
-    assert [frame.shape for frame in read_frames(Path("three.mp4"))] == [(256, 512, 3)] * 10
+    assert [path.read_text() for path in (Path("one.mp4"), Path("three.mp4"))] == ["dubbed"] * 2
     assert not Path("two.mp4").exists()
 
 
-@pytest.mark.slow
-def test_the_next_run_does_what_is_not_done(jobs, checkpoint, capsys, monkeypatch):
+def test_the_next_run_does_what_is_not_done(jobs, capsys, monkeypatch):
     """Rows that failed, whose output is gone, which have changed, or one of whose inputs has."""
     calls = []
 
@@ -186,7 +224,7 @@ def test_the_next_run_does_what_is_not_done(jobs, checkpoint, capsys, monkeypatc
     jobs.write_text(jobs.read_text() + "long name,short.wav,four.mp4,\n".replace("long name", 300 * "n"))
     monkeypatch.setattr(batch, "_dub", dub)
     failing = {"two.mp4"}
-    assert dub_batch(jobs, checkpoint, "--jobs", 2) == 1
+    assert dub_batch(jobs, "--jobs", 2) == 1
     assert sorted(calls) == ["four.mp4", "one.mp4", "three.mp4", "two.mp4"]
     failing.clear()
     for change, expected in (
@@ -200,28 +238,28 @@ def test_the_next_run_does_what_is_not_done(jobs, checkpoint, capsys, monkeypatc
     ):
         change()
         calls.clear()
-        assert dub_batch(jobs, checkpoint) == 0
+        assert dub_batch(jobs) == 0
         assert calls == expected
         assert [line["status"] for line in report_of(jobs)] == ["done"] * 4
     assert capsys.readouterr().out.splitlines()[2].endswith("0 dubbed, 4 done before, 0 failed")
 
 
-def test_a_process_that_cannot_be_started_is_the_failure_of_its_row(jobs, checkpoint, monkeypatch):
+def test_a_process_that_cannot_be_started_is_the_failure_of_its_row(jobs, monkeypatch):
     def refused(*_: object, **__: object) -> None:
         raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
 
     monkeypatch.setattr(subprocess, "Popen", refused)
-    assert dub_batch(jobs, checkpoint) == 1
+    assert dub_batch(jobs) == 1
     message = f"cannot be started: {sys.executable}: Cannot allocate memory"
     assert [(line["status"], line["message"]) for line in report_of(jobs)] == [("failed", message)] * 3
 
 
-def test_memory_that_may_not_suffice_is_a_warning(jobs, checkpoint, monkeypatch, capsys):
+def test_memory_that_may_not_suffice_is_a_warning(jobs, monkeypatch, capsys):
     monkeypatch.setattr(batch, "_dub", lambda *job: (job[-1], batch.Outcome("done", 0.1, "")))
     monkeypatch.setattr(batch, "available_bytes", lambda: 4e9)
     text = "3 dubs of 1080p videos at the same time need about 4.5 GB of memory; 4.0 GB are available"
     for num_processes, expected in ((1, False), (2, False), (3, True), (50, True)):
-        assert dub_batch(jobs, checkpoint, "--jobs", num_processes) == 0
+        assert dub_batch(jobs, "--jobs", num_processes) == 0
         assert (f"warning: --jobs: {text}" in capsys.readouterr().err) == expected
 
 
@@ -235,27 +273,20 @@ def signals() -> Iterator[None]:
         signal.signal(number, handler)
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
-@pytest.mark.parametrize("where", ["process", "cluster"])
-def test_interruption_ends_the_dubs(where, jobs, checkpoint, portrait_clip, capsys, signals):
-    """SIGTERM to the batch: its processes end, and leave nothing but the report of what was done."""
-    speech_like_wav(jobs.parent / "long.wav", 20, seed=3)
-    write_jobs(jobs, "video,audio,output", *(f"{portrait_clip},long.wav,{name}.mp4" for name in ("one", "two")))
+@pytest.mark.parametrize("where", ["processes", "cluster"])
+def test_interruption_ends_the_dubs(where, jobs, stand_in, capsys, signals):
+    """SIGTERM to the batch: its processes end and remove their partial output, before it ends itself."""
+    write_jobs(jobs, "video,audio,output", "clip.mp4,long.wav,one.mp4", "clip.mp4,long.wav,two.mp4")
+    before = sorted(Path.cwd().iterdir())
 
     def interrupt() -> None:
-        while not list(Path.cwd().glob(".*.partial.mp4")):  # the dub has begun
-            time.sleep(0.05)
-        time.sleep(0.5)  # its writer has been opened
+        while not Path(".partial").exists():
+            time.sleep(0.01)
         signal.pthread_kill(threading.main_thread().ident, signal.SIGTERM)
 
     thread = threading.Thread(target=interrupt, daemon=True)
     thread.start()
-    if where == "process":
-        code = dub_batch(jobs, checkpoint)
-    else:
-        with LocalCluster(n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None) as cluster:
-            code = dub_batch(jobs, checkpoint, "--scheduler", cluster.scheduler_address)
-    assert code == 143
+    assert dub_where(where, jobs) == 143
     assert capsys.readouterr().err.splitlines()[-1] == "interrupted; no partial output is left"
-    assert sorted(path.name for path in Path.cwd().iterdir()) == ["jobs.csv", "long.wav", "short.wav", "text.wav"]
+    assert sorted(Path.cwd().iterdir()) == before
