@@ -2,6 +2,7 @@
 
 import io
 import logging
+import re
 import shutil
 import tempfile
 import tomllib
@@ -22,7 +23,12 @@ SUFFIXES = {".mp4", ".mov"}  # of outputs that can hold a statement; there is no
 DUBBED = "Dubbed: the movement of the mouth is generated"
 SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/compositeWithTrainedAlgorithmicMedia"
 CURVES = {"secp256r1": "es256", "secp384r1": "es384", "secp521r1": "es512"}
-OFFLINE = {"verify": {"remote_manifest_fetch": False, "ocsp_fetch": False}}
+# uses that certificates may state: e-mail protection, document signing, claims of C2PA; the library knows the first
+USES = ("1.3.6.1.5.5.7.3.4", "1.3.6.1.5.5.7.3.36", "1.3.6.1.4.1.62558.2.1")
+SETTINGS = {
+    "verify": {"remote_manifest_fetch": False, "ocsp_fetch": False},  # no network
+    "trust": {"trust_config": "\n".join(USES)},
+}
 logger = logging.getLogger(__name__)
 
 
@@ -52,7 +58,7 @@ class ContentSigner:
             raise ParameterError("sign", reason) from None
         algorithm, chain, private_key = _read_credentials(Path(certificates), Path(key))
         self._c2pa, self._title = c2pa, output.name
-        self._context = c2pa.Context(settings=c2pa.Settings.from_dict(OFFLINE))
+        self._context = c2pa.Context(settings=c2pa.Settings.from_dict(SETTINGS))
         try:
             self._signer: Signer = c2pa.Signer.from_info(
                 c2pa.C2paSignerInfo(algorithm.encode(), chain, private_key, None)
@@ -161,8 +167,8 @@ def _read(path: Path) -> bytes:
 
 
 def _reason(error: Exception) -> str:
-    """The library's message without the kind of error before it."""
-    return str(error).split(": ", 1)[-1]
+    """The library's message in one line, without the kind of error before it and addresses in the file."""
+    return re.sub(r" \(self#[^)]*\)", "", " ".join(str(error).split())).split(": ", 1)[-1]
 
 
 def _short_wav() -> bytes:

@@ -17,10 +17,11 @@ from tests.support.media import speech_like_wav, talking_portrait
 from utils.errors import FileError, ParameterError
 
 TERM = "http://cv.iptc.org/newscodes/digitalsourcetype/compositeWithTrainedAlgorithmicMedia"
+EMAIL, DOCUMENTS, CODE = "1.3.6.1.5.5.7.3.4", "1.3.6.1.5.5.7.3.36", "1.3.6.1.5.5.7.3.3"  # uses of certificates
 Credentials = tuple[Path, Path]  # certificate chain and private key
 
 
-def make_credentials(folder: Path, *, days: int = 30, kind: str = "P-256", for_signing: bool = True) -> Credentials:
+def make_credentials(folder: Path, *, days: int = 30, kind: str = "P-256", use: str = EMAIL) -> Credentials:
     """Certificate chain and private key, in a new folder, valid from yesterday for `days`."""
     x509 = pytest.importorskip("cryptography.x509", reason="the extra sign is not installed")
     from cryptography.hazmat.primitives import hashes, serialization
@@ -51,9 +52,9 @@ def make_credentials(folder: Path, *, days: int = 30, kind: str = "P-256", for_s
             .add_extension(x509.KeyUsage(**uses, **no_uses), critical=True)
             .add_extension(from_issuer, critical=False)
         )
-        if not is_issuer and for_signing:
-            use = x509.ExtendedKeyUsage([x509.ExtendedKeyUsageOID.EMAIL_PROTECTION])
-            builder = builder.add_extension(use, critical=False)
+        if not is_issuer:
+            extended = x509.ExtendedKeyUsage([x509.ObjectIdentifier(use)])
+            builder = builder.add_extension(extended, critical=False)
         return builder.sign(issuer_key, hashes.SHA256())
 
     chain = (
@@ -133,8 +134,8 @@ def test_sources_that_the_library_cannot_read_are_named(name, credentials, video
 
 
 @pytest.mark.parametrize("kind", ["P-384", "Ed25519", "RSA"])
-def test_kinds_of_keys(kind, credentials, tmp_path) -> None:
-    ContentSigner(*make_credentials(tmp_path, kind=kind), Path("dub.mp4"))
+def test_kinds_of_keys_and_certificates(kind, credentials, tmp_path) -> None:
+    ContentSigner(*make_credentials(tmp_path, kind=kind, use=DOCUMENTS), Path("dub.mp4"))
 
 
 def swapped(folder: Path) -> Credentials:
@@ -178,7 +179,7 @@ def key_of_another(folder: Path) -> Credentials:
         (key_of_another, FileError, "key.pem: is not the key of the first certificate in .*chain.pem"),
         (lambda folder: make_credentials(folder, days=-1), FileError, "chain.pem: is valid from .* only; renew it"),
         (lambda folder: make_credentials(folder, kind="secp256k1"), FileError, "expected a key of the curve P-256"),
-        (lambda folder: make_credentials(folder, for_signing=False), ParameterError, "chain.pem cannot sign: "),
+        (lambda folder: make_credentials(folder, use=CODE), ParameterError, "chain.pem cannot sign: .*; docs"),
     ],
 )
 def test_credentials_that_cannot_sign(make, error, message, tmp_path) -> None:
