@@ -2,7 +2,8 @@
 
 Driven by Whisper's features of silence, the generator often leaves the mouth half open, as many speakers do. The
 mouth opening depends approximately linearly on the features, so adding a fixed vector (CLOSED_LIPS, made by
-scripts/closed_lips.py) closes it. checkpoints/README.md has the figures.
+scripts/closed_lips.py) closes it. In music and noise, a linear function of the same features (SPEECH_DETECTOR, made
+by scripts/speech_detector.py) tells whether somebody speaks. checkpoints/README.md has the figures.
 """
 
 import cv2
@@ -10,7 +11,7 @@ import numpy as np
 
 from data_processing.media.audio_io import SAMPLE_RATE
 from data_processing.media.video_reader import FPS
-from utils.bundled import CLOSED_LIPS
+from utils.bundled import CLOSED_LIPS, SPEECH_DETECTOR
 
 SILENCE_DB = 35.0  # a silent frame is at least this much below the level of the loud frames
 LOUD_PERCENTILE = 95  # of the frame levels: the level of the loud frames
@@ -62,15 +63,18 @@ def loud_level(level: np.ndarray) -> float:
     return float(np.percentile(level, LOUD_PERCENTILE)) if len(level) else 0.0
 
 
-def silent_frames(waveform: np.ndarray, loud: float | None = None) -> np.ndarray:
+def silent_frames(
+    waveform: np.ndarray, loud: float | None = None, features: np.ndarray | None = None
+) -> np.ndarray:
     """Complete frames that belong to silence: waveform (N,) at 16 kHz -> (N // 640,) bool.
 
     Silence is MIN_SILENCE or more consecutive frames that are SILENCE_DB below the level of the loud frames, or lie
-    where nothing within FLOOR_REACH frames exceeds FLOOR_DB.
+    where nothing within FLOOR_REACH frames exceeds FLOOR_DB, or, with `features`, in which nobody speaks.
 
     Args:
         waveform: (N,) at 16 kHz.
         loud: level of the loud frames, if it is known from more audio than this; None to measure it here.
+        features: Whisper features (T, 384), T >= N // 640, of the same audio.
     """
     level = loudness(waveform)
     if not len(level):
@@ -78,8 +82,16 @@ def silent_frames(waveform: np.ndarray, loud: float | None = None) -> np.ndarray
     loud = loud_level(level) if loud is None else loud
     loudest_near = cv2.dilate(_level_without_hum(waveform)[None], np.ones((1, 2 * FLOOR_REACH + 1)))[0]
     quiet = (level < loud * 10 ** (-SILENCE_DB / 20)) | (loudest_near < FLOOR)
+    if features is not None:
+        quiet |= _without_speech(features[: len(quiet)])
     at_least, outside = np.ones((1, MIN_SILENCE)), {"borderType": cv2.BORDER_CONSTANT, "borderValue": 0}
     return cv2.morphologyEx(np.uint8(quiet)[None], cv2.MORPH_OPEN, at_least, **outside)[0] > 0
+
+
+def _without_speech(features: np.ndarray) -> np.ndarray:
+    """Frames in which nobody speaks, whatever else is heard: Whisper features (T, 384) -> (T,) bool."""
+    detector = np.load(SPEECH_DETECTOR)
+    return features @ detector[:-1] + detector[-1] > 0
 
 
 def closure_weight(silent: np.ndarray) -> np.ndarray:
@@ -121,7 +133,7 @@ class SilenceMouthClosure:
         """
         if not self._level_known:
             self._loud = max(self._loud, loud_level(loudness(waveform)))
-        silent = silent_frames(waveform, self._loud)
+        silent = silent_frames(waveform, self._loud, features)
         # An incomplete frame at the end is silent if the frame before it is.
         silent = np.pad(silent, (0, len(features) - len(silent)), "edge" if len(silent) else "constant")
         return features + closure_weight(silent)[:, None] * self._closed_lips
