@@ -167,7 +167,8 @@ class DubbingPipeline:
                 (`settings.faces`), and the output has all of them mixed.
             output: .mp4, .mov or .mkv, none of the inputs; it appears when it is complete.
             settings: options.
-            progress: called after every frame with the number of frames done and the number expected.
+            progress: called with the number of frames done and the number expected, after every frame and every
+                half second without one. An exception that it raises ends the dub and leaves no output.
 
         Raises:
             MediaError: an input cannot be read.
@@ -284,11 +285,16 @@ class DubbingPipeline:
         """Generate and write all frames: number of frames written, and seconds until the first was generated."""
         settings = job.settings
         first_frame_s = 0.0
+
+        def report() -> None:
+            if progress:
+                progress(num_frames, max(job.expected_frames, num_frames))
+
         with ExitStack() as stack:
             writer, num_frames = self._open_writer(job)
             stack.enter_context(writer)
             pairs = compositor.frames(keep_rest=settings.when_short == "keep", first=num_frames)
-            pairs = stack.enter_context(closing(Prefetch(pairs, PREFETCH_DEPTH, compositor.cancel)))
+            pairs = stack.enter_context(closing(Prefetch(pairs, PREFETCH_DEPTH, compositor.cancel, report)))
             if num_frames:
                 message = "continuing after frame %d; tracking the face up to there first"
                 logger.info(message, num_frames, extra={"parameter": "resume"})
@@ -301,8 +307,7 @@ class DubbingPipeline:
                 num_frames += 1
                 job.first_frame.set()
                 first_frame_s = first_frame_s or time.monotonic() - started
-                if progress:
-                    progress(num_frames, max(job.expected_frames, num_frames))
+                report()
             if not compositor.num_dubbed:
                 raise NoFaceError(job.video, no_face_reason(compositor.num_source_frames, self.landmarks))
         return num_frames, first_frame_s

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from typing import Any, Self
 
+WAITING_S = 0.5
+
 
 class Prefetch(Iterator[Any]):
     """The same items, up to `depth` of them computed ahead in a thread, from now on. Exceptions of the thread are
@@ -15,11 +17,18 @@ class Prefetch(Iterator[Any]):
         items: an iterable, closed by the thread when it ends.
         depth: number of items that may wait.
         cancel: called when this is closed; it should make the next item return soon.
+        waiting: called every WAITING_S while the next item is waited for.
     """
 
-    def __init__(self, items: Iterable[Any], depth: int, cancel: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        items: Iterable[Any],
+        depth: int,
+        cancel: Callable[[], None] = lambda: None,
+        waiting: Callable[[], None] | None = None,
+    ) -> None:
         self._waiting: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue(depth)
-        self._items, self._cancel = items, cancel
+        self._items, self._cancel, self._report_waiting = items, cancel, waiting
         self._end, self._cancelled = object(), threading.Event()
         self._thread = threading.Thread(target=self._produce, daemon=True)
         self._thread.start()
@@ -30,7 +39,7 @@ class Prefetch(Iterator[Any]):
     def __next__(self) -> Any:
         if self._cancelled.is_set():
             raise StopIteration
-        item, error = self._waiting.get()
+        item, error = self._get()
         if error is not None or item is self._end:
             self.close()
         if error is not None:
@@ -49,6 +58,13 @@ class Prefetch(Iterator[Any]):
         with suppress(queue.Full):
             self._waiting.put_nowait((self._end, None))  # another thread may be waiting for an item
         self._thread.join()
+
+    def _get(self) -> tuple[Any, BaseException | None]:
+        while self._report_waiting:
+            with suppress(queue.Empty):
+                return self._waiting.get(timeout=WAITING_S)
+            self._report_waiting()
+        return self._waiting.get()
 
     def _put(self, item: Any, error: BaseException | None = None) -> bool:
         while not self._cancelled.is_set():

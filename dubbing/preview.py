@@ -1,5 +1,6 @@
 """What somebody wants to see before a dub: which faces there are, and one generated mouth."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -67,14 +68,20 @@ def numbered_faces(frame: np.ndarray, boxes: np.ndarray, longer_side: int = 960)
 
 
 def preview_mouth(
-    pipeline: DubbingPipeline, video: Path, audio: Path, folder: Path, settings: DubSettings
+    pipeline: DubbingPipeline,
+    video: Path,
+    audio: Path,
+    folder: Path,
+    settings: DubSettings,
+    progress: Callable[[int, int], None] | None = None,
 ) -> np.ndarray | None:
     """Source and dubbed lower face beside each other, (H, 2H, 3) uint8 RGB, at a loud moment of the audio.
 
     Args:
         pipeline: dubs PREVIEW_S of the audio on the beginning of the video.
         folder: for temporary files.
-        settings: options of the dub.
+        settings: options of the dub, of whose faces the first is shown.
+        progress: as of `DubbingPipeline.dub`.
 
     Returns:
         None if there is no face at the beginning of the video.
@@ -91,9 +98,10 @@ def preview_mouth(
     loudest = int(np.argmax(energy[window:] - energy[:-window])) if len(waveform) > window else 0
     save_wav(folder / "preview.wav", waveform[loudest : loudest + window])
     dubbed = folder / "preview.mp4"
-    options = replace(settings, side_by_side=True, when_short="stop", resume=False, soundtrack=None)
+    options = replace(settings, faces=settings.faces[:1], when_short="stop", resume=False, soundtrack=None)
+    options = replace(options, side_by_side=True)
     try:
-        result = pipeline.dub(video, folder / "preview.wav", dubbed, options)
+        result = pipeline.dub(video, folder / "preview.wav", dubbed, options, progress)
     except NoFaceError:
         return None
     middle = result.num_frames // 2

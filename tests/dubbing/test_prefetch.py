@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 
 import pytest
 
@@ -34,6 +35,20 @@ def test_closing_cancels_the_next_item() -> None:
     assert next(items) == 1
     started.wait()
     items.close()  # would otherwise block
+
+
+def test_waiting_is_reported_and_may_end_it() -> None:
+    cancelled = threading.Event()
+
+    def slow() -> Iterator[int]:
+        cancelled.wait()
+        yield 1
+
+    def give_up() -> None:
+        raise UserError("given up")
+
+    with closing(Prefetch(slow(), 3, cancelled.set, give_up)) as items, pytest.raises(UserError, match="given up"):
+        next(items)
 
 
 def test_closing_stops_the_thread() -> None:
