@@ -15,6 +15,7 @@ from numpy._core.multiarray import _reconstruct
 from scipy.special import stdtrit
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from data_processing.audio.framing import SAMPLES_PER_FRAME
 from data_processing.media.audio_io import SAMPLE_RATE
@@ -70,6 +71,18 @@ LPIPS_NETWORKS = {
 }
 
 
+class _WithoutInitialWeights(TorchFunctionMode):
+    """Networks that are made in this context have undefined weights: random ones of VGG-16 take seconds."""
+
+    def __torch_function__(
+        self, function: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(function, "__module__", None) == "torch.nn.init":
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return function(*args, **kwargs)
+
+
 class LPIPS(nn.Module):
     """LPIPS (Zhang et al., 2018), version 0.1, with AlexNet ("alex") or VGG-16 ("vgg").
 
@@ -84,7 +97,7 @@ class LPIPS(nn.Module):
     def __init__(self, network: str = "alex") -> None:
         super().__init__()
         key, label, names = LPIPS_NETWORKS[network]
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _WithoutInitialWeights():
             warnings.filterwarnings("ignore", module="torchvision")  # the package uses a deprecated argument
             self.metric = lpips.LPIPS(net=network, version="0.1", pnet_rand=True, verbose=False)
         path = weight_path(f"lpips_{network}")

@@ -19,7 +19,10 @@ from utils.errors import MediaError, TruncatedMediaError
 
 @pytest.fixture(scope="module")
 def networks() -> videos.MetricNetworks:
-    return videos.MetricNetworks(torch.device("cpu"))
+    """Without LPIPS, which takes seconds for each frame."""
+    networks = videos.MetricNetworks(torch.device("cpu"))
+    networks.image_metrics = {name: networks.image_metrics[name] for name in ("psnr", "ssim")}
+    return networks
 
 
 @pytest.mark.slow
