@@ -1,0 +1,186 @@
+"""examples/live.py on files, and on stand-ins of devices: no camera, microphone or screen is needed."""
+
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from fractions import Fraction
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from data_processing.media.audio_io import load_audio
+from data_processing.media.video_reader import read_frames
+from examples.live import Recorder, main, summary
+from tests.support.commands import run_command_line
+from tests.support.dubbing import lips_change
+from utils.bundled import ROOT
+from utils.errors import MediaError
+
+
+def numbered_frames(num_frames: int) -> Iterator[np.ndarray]:
+    return (np.full((2, 2, 3), number, np.uint8) for number in range(num_frames))
+
+
+def numbered_samples(num_samples: int, per_frame: int):
+    """A reader of samples that are the number of their frame."""
+    left = np.arange(num_samples, dtype=np.float32) // per_frame
+
+    def read(length: int) -> np.ndarray:
+        nonlocal left
+        samples, left = left[:length], left[length:]
+        return samples
+
+    return read
+
+
+def test_frames_are_dropped_with_their_audio() -> None:
+    """At 100 fps with 160 samples each, nothing is dubbed for 1.2 s: half a second of frames may wait."""
+    recorder = Recorder(numbered_frames(150), numbered_samples(120 * 160, 160), Fraction(100))
+    started = time.monotonic()
+    recorder.start()
+    recorder.join()
+    assert time.monotonic() - started >= 1.2  # the samples end first
+    frames, blocks = list(recorder.frames()), list(recorder.blocks())
+    assert [frame[0, 0, 0] for frame in frames] == list(range(50)) and recorder.num_dropped == 70
+    assert [set(block) for block in blocks] == [{number} for number in range(50)]
+    times_s, samples = zip(*recorder.recorded, strict=True)
+    assert all(map(np.array_equal, samples, blocks))
+    np.testing.assert_allclose(np.diff(times_s), 0.01, atol=0.5)  # a loaded machine is late now and then
+
+
+def test_audio_of_frames_at_a_fractional_rate_is_complete() -> None:
+    lengths = []
+
+    def read(length: int) -> np.ndarray:
+        lengths.append(length)
+        return np.zeros(length, np.float32)
+
+    recorder = Recorder(numbered_frames(120), read, Fraction(30000, 1001), paced=False)
+    recorder.start()
+    recorder.join()
+    assert set(lengths[:120]) == {533, 534} and sum(lengths[:120]) == round(16000 * 120 * 1001 / 30000)
+
+
+def test_error_of_the_camera_is_raised_where_its_audio_is_read() -> None:
+    def frames() -> Iterator[np.ndarray]:
+        yield from numbered_frames(3)
+        raise MediaError("camera", "is gone")
+
+    recorder = Recorder(frames(), lambda length: np.zeros(length, np.float32), Fraction(100))
+    recorder.start()
+    assert len(list(recorder.frames())) == 3
+    with pytest.raises(MediaError, match="is gone"):
+        list(recorder.blocks())
+
+
+def test_summary() -> None:
+    assert summary([0.5] * 95 + [0.9] * 5, 3, 4.0) == (
+        "100 frames in 4.0 s, 3 dropped; delay 0.50 s (median), 0.52 s (95 %)"
+    )
+    assert summary([0.5] * 60, 40, 4.0).endswith("; --fps 15 drops fewer")
+    assert summary([], 0, 0.0) == "no frame was dubbed"
+
+
+@pytest.mark.slow
+def test_file_to_file(portrait_clip, speech, checkpoint, tmp_path, capsys) -> None:
+    output = tmp_path / "dubbed.mp4"
+    flags = ("--video", portrait_clip, "--audio", speech, "--checkpoint", checkpoint, "--device", "cpu")
+    run_command_line(main, *flags, "--output", output)
+    line = capsys.readouterr().out.splitlines()[-1]
+    found = re.match(r"(\d+) frames in .* s, (\d+) dropped; delay ([\d.]+) s", line)
+    num_frames, num_dropped = int(found[1]), int(found[2])
+    assert num_frames + num_dropped == 40 and num_frames >= 12
+    assert float(found[3]) >= 0.5  # no sooner than its audio window is known
+    source, dubbed = list(read_frames(portrait_clip)), list(read_frames(output))
+    assert len(dubbed) == num_frames and lips_change(dubbed[0], source[0]) > 15
+    assert abs(len(load_audio(output)) - 640 * num_frames) <= 2048  # AAC frames
+    assert list(tmp_path.iterdir()) == [output]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT for other processes")
+def test_interrupt_completes_the_file(portrait_clip, speech, checkpoint, tmp_path) -> None:
+    output = tmp_path / "dubbed.mkv"
+    command = [sys.executable, "-m", "examples.live", "--video", "examples/portrait.mp4", "--audio", speech]
+    command += ["--checkpoint", checkpoint, "--device", "cpu", "--output", output]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "live; Ctrl-C ends\n"
+        time.sleep(1)
+        process.send_signal(signal.SIGINT)
+        printed, errors = process.communicate()
+    assert process.returncode == 0 and errors == ""
+    if "no frame" not in printed:  # a loaded machine may need longer for the first one
+        assert len(list(read_frames(output))) == int(printed.split()[0])
+    assert {path.name for path in tmp_path.iterdir()} <= {output.name}
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--video", "missing.mp4"], "error: --video: missing.mp4: no such file"),
+        (["--fps", "0"], "error: --fps: expected 1 to 60, found 0"),
+        (["--fps", "fast"], "error: --fps: "),
+        (["--output", "dubbed.gif"], "error: --output: dubbed.gif: the name must end in .mp4, .mov or .mkv"),
+        (["--output", "camera"], "error: --output: no virtual camera ("),
+        (["--output", "window"], "error: --output: cannot open a window ("),
+        (["--audio", "microphone"], "error: --audio: no sound device ("),
+        (["--play"], "error: --play: no sound device ("),
+        (["--video", "99"], "error: --video: camera 99 cannot be read"),
+        (["--face", "middle"], "error: --face: expected largest, left, right"),
+        (["--look-ahead", "-1"], "error: --look-ahead: expected a number from 0 on"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else " ".join(value),
+)
+def test_errors_are_one_line(flags, message, portrait_clip, speech, checkpoint, monkeypatch, capsys) -> None:
+    for name in ("sounddevice", "pyvirtualcam", "tkinter"):
+        monkeypatch.setitem(sys.modules, name, None)  # cannot be imported
+    defaults = ["--video", portrait_clip, "--audio", speech, "--output", "none", "--checkpoint", checkpoint]
+    with pytest.raises(SystemExit) as caught:
+        run_command_line(main, *defaults, "--device", "cpu", *flags)
+    assert caught.value.code == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("[")]  # OpenCV's own
+    assert line.startswith(message)
+
+
+@pytest.mark.slow
+def test_devices_get_frames_and_samples(portrait_clip, checkpoint, monkeypatch, capsys) -> None:
+    """A microphone, speakers and a virtual camera that only record what they are asked for."""
+    sent, played = [], []
+
+    class Device:
+        active = False
+
+        def __init__(self, *args: object, **options: object) -> None:
+            assert args in [(16000,), (256, 256, 25.0)]
+
+        def __enter__(self) -> "Device":
+            return self
+
+        def __exit__(self, *error: object) -> None:
+            pass
+
+        def start(self) -> None:
+            self.active = True
+
+        def read(self, length: int) -> tuple[np.ndarray, bool]:
+            assert self.active
+            time.sleep(length / 16000)
+            return np.full((length, 1), 0.01, np.float32), False
+
+        def write(self, samples: np.ndarray) -> None:
+            played.append(samples)
+
+        def send(self, frame: np.ndarray) -> None:
+            sent.append(frame)
+
+    sound = SimpleNamespace(InputStream=Device, OutputStream=Device, PortAudioError=OSError)
+    monkeypatch.setitem(sys.modules, "sounddevice", sound)
+    monkeypatch.setitem(sys.modules, "pyvirtualcam", SimpleNamespace(Camera=Device))
+    flags = ("--video", portrait_clip, "--checkpoint", checkpoint, "--device", "cpu")
+    run_command_line(main, *flags, "--output", "camera", "--play")
+    assert len(sent) == len(played) == int(capsys.readouterr().out.splitlines()[-1].split()[0]) > 0
+    assert sent[0].shape == (256, 256, 3) and {block.shape for block in played} == {(640, 1)}
