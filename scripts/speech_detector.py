@@ -35,11 +35,11 @@ SCALE = (0, 2, 4, 7, 9)
 
 def run(args: argparse.Namespace) -> None:
     music = [load_audio(path) for path in args.music]
-    recordings = list(clean_recordings(args.speech))
-    if not recordings:
+    speeches = list(clean_recordings(args.speech))
+    if not speeches:
         raise ParameterError("speech", f"no recording of {MIN_S} s or more with pauses in {args.speech}")
     features, silent = [], []
-    for number, (_, speech) in enumerate(tqdm(recordings, unit="recording")):
+    for number, speech in enumerate(tqdm(speeches, unit="recording")):
         rng = np.random.default_rng(number)
         labels = silent_frames(speech)
         mixes = [speech]
@@ -52,17 +52,22 @@ def run(args: argparse.Namespace) -> None:
             silent.append(labels)
     detector = fit(np.concatenate(features), np.concatenate(silent))
     write_atomically(SPEECH_DETECTOR, lambda file: np.save(file, detector))
-    print(f"{SPEECH_DETECTOR}: {len(recordings)} recordings, {sum(map(len, silent))} frames")
+    print(f"{SPEECH_DETECTOR}: {len(speeches)} recordings, {sum(map(len, silent))} frames")
 
 
-def clean_recordings(folder: Path) -> Iterator[tuple[str, np.ndarray]]:
-    """Name and waveform, between pauses, of the recordings in a folder whose level tells speech from pauses."""
+def recordings(folder: Path) -> Iterator[np.ndarray]:
+    """The first MAX_S of all recordings in a folder."""
     for path in sorted(folder.iterdir()):
         try:
             waveform = load_audio(path) if path.is_file() else np.zeros(0, np.float32)
         except MediaError:  # no media file, or a video without audio
             continue
-        waveform = waveform[: MAX_S * SAMPLE_RATE]
+        yield waveform[: MAX_S * SAMPLE_RATE]
+
+
+def clean_recordings(folder: Path) -> Iterator[np.ndarray]:
+    """The recordings in a folder whose level tells speech from pauses, between two more pauses."""
+    for waveform in recordings(folder):
         if len(waveform) < MIN_S * SAMPLE_RATE:
             continue
         quiet, loud = np.percentile(loudness(waveform), (3, 95))
@@ -70,7 +75,7 @@ def clean_recordings(folder: Path) -> Iterator[tuple[str, np.ndarray]]:
             continue
         rng = np.random.default_rng(0)
         before, after = (max(quiet, 1e-5) * rng.standard_normal(round(s * SAMPLE_RATE)) for s in PAUSES_S)
-        yield path.name, np.concatenate([before, waveform, after]).astype(np.float32)
+        yield np.concatenate([before, waveform, after]).astype(np.float32)
 
 
 def with_music(speech: np.ndarray, music: np.ndarray, snr_db: float, rng: np.random.Generator) -> np.ndarray:
