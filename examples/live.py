@@ -51,6 +51,7 @@ def camera_frames(number: int) -> Iterator[np.ndarray]:
     Raises:
         ParameterError: there is no such camera, or it ended.
     """
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)  # it prints more than one line without camera
     capture = cv2.VideoCapture(number)
     is_read, newest = capture.read()
     stopped = threading.Event()
@@ -93,7 +94,7 @@ def sound_device(parameter: str, kind: str) -> Iterator[Any]:
     except (ImportError, OSError) as error:  # OSError: no PortAudio
         raise ParameterError(parameter, f"no sound device ({error}); see docs/dubbing.md") from None
     try:
-        with getattr(sounddevice, kind)(SAMPLE_RATE, channels=1, dtype="float32", latency="low") as stream:
+        with closing(getattr(sounddevice, kind)(SAMPLE_RATE, channels=1, dtype="float32", latency="low")) as stream:
             yield stream
     except sounddevice.PortAudioError as error:
         raise ParameterError(parameter, f"no sound device ({error})") from None
