@@ -13,7 +13,7 @@ from typing import overload
 import numpy as np
 
 from data_processing.frame_store import Frames, FrameStore, jpeg_bytes
-from data_processing.packed import PackedSplit, clip_path, digest, manifest_lines, open_packed
+from data_processing.packed import PackedSplit, clip_path, digest, hint_at_links, manifest_lines, open_packed
 from utils.memory import available_bytes
 
 logger = logging.getLogger(__name__)
@@ -98,7 +98,8 @@ def load_clips(
     packed = open_packed(data, split, audio_features)
     store = None
     if store_frames:
-        store = FrameStore(packed.folder / f"frames-{mouth_size}.jpegs", packed.num_blocks)
+        with hint_at_links():
+            store = FrameStore(packed.folder / f"frames-{mouth_size}.jpegs", packed.num_blocks)
         num_bytes = packed.num_frames * jpeg_bytes(mouth_size)
         if num_bytes > (available := available_bytes()):
             message = "%s: about %.3g GB of frames in %s do not fit into %.3g GB of memory; use a fast disk"

@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -48,16 +48,18 @@ class FrameStore:
 
     Raises:
         OutputError: a file cannot be written.
+        DatasetError: the positions cannot be read.
     """
 
     def __init__(self, path: Path, num_blocks: int) -> None:
         self.path, self.num_blocks = path, num_blocks
         with output_errors(path):
             self._file = path.open("ab+", buffering=0)
-        positions = path.with_suffix(".npy")
-        if not positions.exists():
-            write_atomically(positions, lambda file: np.save(file, np.zeros(num_blocks, np.uint64)))
-        self._positions = np.load(positions, mmap_mode="r+")  # in the file, plus 1; 0 if the block is not stored
+            positions = path.with_suffix(".npy")
+            with self._lock():  # of two that start together, only one creates the positions
+                if not positions.exists():
+                    write_atomically(positions, lambda file: np.save(file, np.zeros(num_blocks, np.uint64)))
+        self._positions = map_array(positions, "r+")  # in the file, plus 1; 0 if the block is not stored
         self._full = False
 
     def __reduce__(self) -> tuple:  # a process that is not forked opens the file itself
@@ -71,18 +73,16 @@ class FrameStore:
             numbers: of the K frames, from the beginning of the block.
             decode: returns all frames of the block; called if it is not stored.
         """
-        jpegs = self._load(block, numbers)
+        entry = int(self._positions[block])
+        jpegs = self._load(entry - 1, numbers) if entry else None
         if jpegs is None:
             encoded = [cv2.imencode(".jpg", frame[..., ::-1], JPEG)[1].tobytes() for frame in decode()]
-            self._save(block, encoded)
+            self._save(block, encoded, entry)
             jpegs = [encoded[number] for number in numbers]
         return [cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR_RGB) for jpeg in jpegs]
 
-    def _load(self, block: int, numbers: Sequence[int]) -> list[bytes] | None:
-        """JPEG data of frames; None if they are not stored, or did not reach the disk before a power failure."""
-        position = int(self._positions[block]) - 1
-        if position < 0:
-            return None
+    def _load(self, position: int, numbers: Sequence[int]) -> list[bytes] | None:
+        """JPEG data of frames of a block; None if they did not reach the disk before a power failure."""
         header_bytes = BLOCK_FRAMES * ENTRY.itemsize
         header = self._read_at(position, header_bytes)
         if len(header) < header_bytes:
@@ -103,15 +103,23 @@ class FrameStore:
             file.seek(position)
             return file.read(num_bytes)
 
-    def _save(self, block: int, jpegs: list[bytes]) -> None:
-        """Append a block to the file, unless the disk is full."""
+    def _lock(self) -> FileLock:
+        return FileLock(self.path.with_suffix(".lock"))  # a new one, since locks cannot be inherited
+
+    def _save(self, block: int, jpegs: list[bytes], entry: int) -> None:
+        """Append a block to the file, unless the disk is full or another process has done so.
+
+        entry: the block's entry in the positions before it was decoded.
+        """
         if self._full:
             return
         entries = np.zeros(BLOCK_FRAMES, ENTRY)
         entries[: len(jpegs)] = [(len(jpeg), zlib.crc32(jpeg)) for jpeg in jpegs]
         data = entries.tobytes() + b"".join(jpegs)
         try:
-            with FileLock(self.path.with_suffix(".lock")):  # a new one, since locks cannot be inherited
+            with self._lock():
+                if self._positions[block] != entry:
+                    return
                 position = self._file.seek(0, os.SEEK_END)
                 if shutil.disk_usage(self.path).free - len(data) < MIN_FREE_BYTES:
                     raise OSError(f"less than {MIN_FREE_BYTES / 1e9:g} GB of the disk are free")
@@ -188,3 +196,15 @@ def _decode(path: Path, start: int, stop: int, shape: tuple[int, int, int, int])
 
 
 _kept_frames = lru_cache(KEPT_BLOCKS)(_decode)
+
+
+def map_array(path: Path, mode: Literal["r", "r+"] = "r") -> np.ndarray:
+    """Memory-map the array in a file.
+
+    Raises:
+        DatasetError: the file cannot be read.
+    """
+    try:
+        return np.asarray(np.load(path, mmap_mode=mode, allow_pickle=False))
+    except (OSError, ValueError, EOFError) as error:
+        raise DatasetError(path, f"cannot be read: {error_reason(error)}") from None

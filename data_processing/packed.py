@@ -19,8 +19,8 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterable
-from contextlib import ExitStack, suppress
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -33,7 +33,7 @@ from tqdm import tqdm
 
 from data_processing.audio.features import FEATURE_DIMS, extract_features
 from data_processing.face.lips import LIP_FEATURES, LIPS, lip_features
-from data_processing.frame_store import BLOCK_FRAMES
+from data_processing.frame_store import BLOCK_FRAMES, map_array
 from data_processing.media.audio_io import load_audio
 from data_processing.workers import in_workers
 from utils.errors import DatasetError, OutputError, error_reason
@@ -111,10 +111,12 @@ def manifest_lines(data: Path, split: str | None = None) -> list[str]:
                 lines.append(line)
         except json.JSONDecodeError:
             logger.warning("%s: dropped an incomplete line", manifest, extra={"path": manifest})
-    if not lines:
+    if not lines and split:
         raise DatasetError(
             data, f"no clip in the {split} split; prepare more speakers or hold out a larger percentage of them"
         )
+    if not lines:
+        raise DatasetError(data, "no clip; see rejected.jsonl in it for the reasons")
     return lines
 
 
@@ -123,6 +125,19 @@ def digest(lines: list[str]) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
+@contextmanager
+def hint_at_links() -> Iterator[None]:
+    """Add to an OutputError of the body, if a dataset must not be written, how it can be used all the same."""
+    try:
+        yield
+    except OutputError as error:
+        if getattr(error.__cause__, "errno", None) in (errno.EROFS, errno.EACCES):
+            hint = "use a folder of your own with symbolic links to manifest.jsonl and clips of the dataset"
+            error.args = (f"{error}; {hint}",)
+        raise
+
+
+@hint_at_links()
 def open_packed(data: Path, split: str, audio_features: str) -> PackedSplit:
     """Open the packed files of a split, and write those that are missing.
 
@@ -141,7 +156,9 @@ def open_packed(data: Path, split: str, audio_features: str) -> PackedSplit:
     lines = manifest_lines(data, split)
     folder = data / "packed" / f"{split}-{digest(lines)}"
     in_use = _open_index(folder, lines)
-    clips = _map_array(folder / "index.npy")
+    clips = map_array(folder / "index.npy")
+    for unused in folder.parent.glob(f"{split}-*.unused"):  # of a process that was killed, or is removing it
+        shutil.rmtree(unused, ignore_errors=True)
     for other in folder.parent.glob(f"{split}-*/index.npy"):
         if other.parent != folder:
             with suppress(OSError), other.open("rb") as file:  # another process may remove it, too
@@ -153,7 +170,7 @@ def open_packed(data: Path, split: str, audio_features: str) -> PackedSplit:
         if audio_features != LIPS:
             extract_missing(data, lines, audio_features)
         _write_rows(missing, clips, (_read_clip(data, line, audio_features) for line in lines))
-    maps = {name: _map_array(path) for name, path in arrays.items()}
+    maps = {name: map_array(path) for name, path in arrays.items()}
     return PackedSplit(data, split, audio_features, folder, clips, **maps, in_use=in_use)
 
 
@@ -223,12 +240,12 @@ def _read_clip(data: Path, line: str, audio_features: str) -> dict[str, np.ndarr
     try:
         with np.load(path, allow_pickle=False) as stored:
             arrays = {name: stored[name] for name in ("landmarks", "features")}
-    except (OSError, KeyError, ValueError, BadZipFile) as error:
+    except (OSError, KeyError, ValueError, EOFError, BadZipFile) as error:
         raise DatasetError(path, f"cannot be read: {error_reason(error)}") from None
     if audio_features == LIPS:
         arrays["features"] = lip_features(arrays["landmarks"].astype(np.float32))
     elif audio_features != clip["audio_features"]:
-        arrays["features"] = _map_array(_features_path(data, clip, audio_features))
+        arrays["features"] = map_array(_features_path(data, clip, audio_features))
     for name, array in arrays.items():
         if len(array) != clip["num_frames"]:
             raise DatasetError(video, f"{clip['num_frames']} frames but {len(array)} rows of {name}")
@@ -266,6 +283,7 @@ def extract_missing(
         list(in_workers(work, missing, jobs, scheduler, unit="clip", description=f"{audio_features} features"))
 
 
+@hint_at_links()
 def _extract_one(audio_features: str, clip: tuple[Path, int, Path]) -> None:
     video, num_frames, path = clip
     features = extract_features(load_audio(video), audio_features, num_frames)
@@ -277,15 +295,4 @@ def _create_folder(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        hint = ""
-        if error.errno in (errno.EROFS, errno.EACCES):
-            hint = "; use a folder of your own with symbolic links to manifest.jsonl and clips of the dataset"
-        raise OutputError(path, f"cannot create the folder: {error_reason(error)}{hint}") from None
-
-
-def _map_array(path: Path) -> np.ndarray:
-    """Memory-map the array in a file."""
-    try:
-        return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
-    except (OSError, ValueError, EOFError) as error:
-        raise DatasetError(path, f"cannot be read: {error_reason(error)}") from None
+        raise OutputError(path, f"cannot create the folder: {error_reason(error)}") from error

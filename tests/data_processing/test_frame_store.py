@@ -2,8 +2,10 @@
 
 import logging
 import os
+from contextlib import suppress
 from multiprocessing import get_context
 from pathlib import Path
+from threading import Barrier, BrokenBarrierError, Thread
 
 import cv2
 import numpy as np
@@ -14,6 +16,7 @@ from data_processing.frame_store import BLOCK_FRAMES, ENTRY, Frames, FrameStore
 from data_processing.media.video_reader import read_frames
 from data_processing.media.video_writer import VideoWriter
 from utils.errors import DatasetError, MediaError, OutputError
+from utils.files import write_atomically
 
 NUM_FRAMES = 60  # three blocks, the last of ten frames
 SHAPE = (NUM_FRAMES, 52, 40, 3)
@@ -94,6 +97,47 @@ def test_clips_of_another_size_are_resized(clip, truth):
     assert frames.shape == (2, 104, 80, 3)
     back = np.stack([cv2.resize(frame, (40, 52), interpolation=cv2.INTER_AREA) for frame in frames])
     assert np.abs(back.astype(int) - truth[10:12]).mean() < 2
+
+
+def test_block_that_another_process_stored_meanwhile_is_not_stored_again(clip, tmp_path):
+    path = tmp_path / "frames.jpegs"
+    own, other = FrameStore(path, 3), FrameStore(path, 3)
+
+    def decode() -> np.ndarray:
+        other.read(0, [0], lambda: list(read_frames(clip, 0, BLOCK_FRAMES)))
+        sizes.append(path.stat().st_size)
+        return list(read_frames(clip, 0, BLOCK_FRAMES))
+
+    sizes = []
+    (first,) = own.read(0, [7], decode)
+    assert path.stat().st_size == sizes[0] > 0
+    assert np.array_equal(own.read(0, [7], None)[0], first)
+
+
+def test_two_processes_that_start_together_share_the_positions(tmp_path, monkeypatch):
+    """The second one comes while the first creates the file."""
+    both_create, stores = Barrier(2), []
+
+    def create(path, write):
+        with suppress(BrokenBarrierError):
+            both_create.wait(timeout=0.2)
+        write_atomically(path, write)
+
+    monkeypatch.setattr(frame_store, "write_atomically", create)
+    threads = [Thread(target=lambda: stores.append(FrameStore(tmp_path / "frames.jpegs", 3))) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    stores[0]._positions[1] = 5
+    assert stores[1]._positions.tolist() == [0, 5, 0]
+
+
+@pytest.mark.parametrize("data", [b"", b"no array"], ids=["empty", "other"])
+def test_damaged_positions_are_named(tmp_path, data):
+    (tmp_path / "frames.npy").write_bytes(data)
+    with pytest.raises(DatasetError, match=r"frames\.npy: cannot be read"):
+        FrameStore(tmp_path / "frames.jpegs", 3)
 
 
 def fill(clip: Path, store: FrameStore, start: int) -> None:

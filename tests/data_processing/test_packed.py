@@ -14,10 +14,12 @@ import numpy as np
 import pytest
 
 from data_processing import packed
+from data_processing.audio.framing import SAMPLES_PER_FRAME
+from data_processing.dataset import load_clips
 from data_processing.face.lips import lip_features
-from data_processing.packed import digest, manifest_lines, open_packed
+from data_processing.packed import digest, extract_missing, manifest_lines, open_packed
 from tests.support.datasets import make_dataset
-from utils.errors import DatasetError, OutputError
+from utils.errors import DatasetError, OutputError, UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -86,6 +88,17 @@ sys.stdin.read()
     assert [path.name for path in (data / "packed").iterdir()] == [first.name]
 
 
+def test_what_a_killed_process_did_not_finish_removing_is_removed(data):
+    folder = open_packed(data, "train", "whisper").folder
+    leftovers = [folder.with_suffix(".unused"), folder.with_name("train-0123456789abcdef.unused")]
+    for leftover in leftovers:
+        leftover.mkdir()
+        (leftover / "frames-32.jpegs").touch()
+    without_first_clip(data)
+    changed = open_packed(data, "train", "whisper").folder
+    assert list((data / "packed").iterdir()) == [changed]
+
+
 def test_folder_that_is_removed_before_it_is_locked_is_packed_again(data, monkeypatch):
     """By a process that packs a changed manifest, between opening and locking of the index."""
     manifest = data / "manifest.jsonl"
@@ -119,14 +132,40 @@ def test_dataset_on_a_disk_that_cannot_be_written_is_used_through_links(data, tm
     message = (
         "packed.*: Read-only file system; use a folder of your own with symbolic links to manifest.jsonl and clips"
     )
-    with pytest.raises(OutputError, match=message):
+    with pytest.raises(OutputError, match=message) as caught:
         open_packed(data, "train", "whisper")
+    assert str(caught.value).count("use a folder") == 1
     own = tmp_path / "own"
     own.mkdir()
     for name in ("manifest.jsonl", "clips"):
         (own / name).symlink_to(data / name)
     assert open_packed(own, "train", "whisper").num_frames == 150
     assert not (data / "packed").exists()
+
+
+@pytest.mark.parametrize("part", ["landmarks.npy", "frames-32.jpegs", "phoneme"])
+def test_files_that_belong_to_somebody_else_are_not_written_but_used_through_links(data, monkeypatch, part):
+    """The folders are there, as somebody else has packed the dataset."""
+    load_clips(data, "train", 32, "whisper", store_frames=True)
+    (data / "features" / "phoneme").mkdir(parents=True)
+    for path in data.glob(f"packed/*/{part}"):
+        path.unlink()
+    opened = Path.open
+
+    def refused(path, mode="r", *args, **kwargs):
+        if data in path.parents and mode not in ("r", "rb"):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return opened(path, mode, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "open", refused)
+    monkeypatch.setattr(packed, "load_audio", lambda path: np.zeros(30 * SAMPLES_PER_FRAME, np.float32))
+    monkeypatch.setattr(packed, "extract_features", lambda waveform, kind, count: np.zeros((count, 4), np.float32))
+    message = "cannot be written: Permission denied; use a folder of your own with symbolic links"
+    with pytest.raises(UserError, match=f"{part}.*: {message}"):
+        if part == "phoneme":
+            extract_missing(data, manifest_lines(data), part, jobs=1)
+        else:
+            load_clips(data, "train", 32, "whisper", store_frames=True)
 
 
 def test_interrupted_packing_leaves_no_incomplete_file(data, monkeypatch):
@@ -180,6 +219,22 @@ def test_clips_of_different_lengths(data):
 def test_folder_that_cannot_be_written(data):
     (data / "packed").write_text("a file")
     with pytest.raises(OutputError, match="packed"):
+        open_packed(data, "train", "whisper")
+
+
+def test_dataset_without_a_clip_names_the_list_of_reasons(data):
+    (data / "manifest.jsonl").write_text("")
+    with pytest.raises(DatasetError, match=f"^{data}: no clip; see rejected.jsonl in it for the reasons$"):
+        manifest_lines(data)
+    with pytest.raises(DatasetError, match="no clip in the val split; prepare more speakers"):
+        manifest_lines(data, "val")
+
+
+@pytest.mark.parametrize("size", [0, 100, 20_000])
+def test_arrays_of_a_clip_that_are_cut_off_are_named(data, size):
+    path = data / "clips" / "clip-000000.npz"
+    path.write_bytes(path.read_bytes()[:size])
+    with pytest.raises(DatasetError, match=r"clip-000000\.npz: cannot be read"):
         open_packed(data, "train", "whisper")
 
 
