@@ -166,13 +166,14 @@ def assign_splits(clips: list[dict], val_percent: int) -> None:
     """Set "split" of every manifest line to "train" or "val", with all clips of a speaker in the same split.
 
     A speaker whose clips have a split already keeps it. That of a new one depends only on a hash of the name; but
-    with two or more speakers neither split is left empty. With one speaker, the last clips are held out.
+    with two or more speakers neither split is left empty. With one speaker, the last clips of the last videos, by
+    name, are held out.
 
     Args:
         clips: manifest lines, changed in place.
         val_percent: percentage of new speakers (or of clips, with one speaker) in the val split.
     """
-    speakers = sorted({clip["person"] for clip in clips}, key=_hash_percent)
+    speakers = sorted({clip["person"] for clip in clips}, key=lambda name: (_hash_percent(name), name))
     if len(speakers) > 1:
         kept = ({clip["person"] for clip in clips if clip.get("split") == split} for split in ("train", "val"))
         train, val = kept
@@ -184,7 +185,8 @@ def assign_splits(clips: list[dict], val_percent: int) -> None:
             clip["split"] = "val" if clip["person"] in val else "train"
     else:
         held_out = min(len(clips) - 1, max(1, len(clips) * val_percent // 100))
-        for number, clip in enumerate(clips):
+        in_order = sorted(clips, key=lambda clip: (clip["source"], clip["start_frame"]))
+        for number, clip in enumerate(in_order):
             clip["split"] = "val" if number >= len(clips) - held_out else "train"
 
 

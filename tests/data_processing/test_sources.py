@@ -1,13 +1,22 @@
 """sources: finding videos and their metadata, and the train and val splits."""
 
+import itertools
 import logging
 import shutil
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
 
 from data_processing.media.video_reader import VIDEO_SUFFIXES, read_frames
-from data_processing.sources import Source, assign_splits, find_sources, list_videos, rename_speakers
+from data_processing.sources import (
+    Source,
+    _hash_percent,
+    assign_splits,
+    find_sources,
+    list_videos,
+    rename_speakers,
+)
 from evaluation.folders import find_videos
 from tests.support.media import write_video
 from tests.support.numbered_media import numbered
@@ -175,9 +184,14 @@ def test_manifest_in_a_subfolder_is_read(tmp_path):
     assert [source.speaker for source in find_sources([tmp_path], NOWHERE, None)] == ["Ann"]
 
 
+def clips_of(speakers: list[str]) -> list[dict]:
+    """Manifest lines of clips of one video, in their order."""
+    return [{"person": speaker, "source": "a", "start_frame": k} for k, speaker in enumerate(speakers)]
+
+
 def splits(speakers: list[str], val_percent: int) -> list[str]:
     """The splits of clips, one per entry of `speakers`."""
-    clips = [{"person": speaker} for speaker in speakers]
+    clips = clips_of(speakers)
     assign_splits(clips, val_percent)
     return [clip["split"] for clip in clips]
 
@@ -207,12 +221,29 @@ def test_split_of_a_speaker_does_not_change_when_others_are_added():
 
 
 def test_a_speaker_who_was_alone_gets_one_split_when_others_come():
-    clips = [{"person": "Bob"} for _ in range(3)]
+    clips = clips_of(["Bob"] * 3)
     assign_splits(clips, 10)
     assert len({clip["split"] for clip in clips}) == 2
     clips.append({"person": "Joe"})
     assign_splits(clips, 10)
     assert [clip["split"] for clip in clips] == ["train", "train", "train", "val"]
+
+
+def test_held_out_clips_of_one_speaker_do_not_depend_on_the_order_in_which_videos_are_finished():
+    clips = [
+        {"person": "Bob", "source": source, "start_frame": start} for source in "ab" for start in (0, 900, 1000)
+    ]
+    for order in itertools.permutations(clips):
+        assign_splits(order, 34)
+        assert [clip["split"] for clip in clips] == ["train"] * 4 + ["val"] * 2
+
+
+def test_speakers_with_the_same_hash_are_split_by_name():
+    by_hash = defaultdict(list)
+    for name in map(str, range(2000)):
+        by_hash[_hash_percent(name)].append(name)
+    pairs = [sorted(names[:2]) for names in by_hash.values()]
+    assert [splits(pair, 0) for pair in pairs] == [["val", "train"]] * 100
 
 
 def test_renamed_clips_take_the_split_of_their_speaker():
