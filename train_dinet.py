@@ -20,9 +20,10 @@ from data_processing.dataset import Clip
 from evaluation.clips import evenly_spaced, validation_samples
 from evaluation.metrics import image_metrics
 from models.checkpoint import load_model
+from training import distributed
 from training.audio_warmup import fit_whitening, warm_up_audio
 from training.dinet_trainer import Trainer, image_grid, save_release, train_step, validate
-from training.run import TrainingRun, load_splits, process_samples, summarize_clips, training_parser
+from training.run import TrainingRun, process_samples, summarize_clips, training_parser
 from training.schedule import learning_rate
 from utils.command_line import run_command
 
@@ -39,10 +40,12 @@ def train(run: TrainingRun) -> None:
     samples = validation_samples(val_clips, config.val_frames, config.num_references, config.seed)
     metrics = image_metrics(run.device)
     grid_batch = make_batch([samples[index] for index in evenly_spaced(len(samples), 6)])
-    if trainer.new_audio_encoder and config.audio_encoder == "whitened" and not resumed:
-        fit_whitening(trainer, train_clips)
-    if config.audio_warmup_steps and not resumed:
-        warm_up_audio(trainer, load_model(config.init_from).model.to(run.device), train_clips, val_clips)
+    if run.is_main and not resumed:  # the other processes get its weights
+        if trainer.new_audio_encoder and config.audio_encoder == "whitened":
+            fit_whitening(trainer, train_clips)
+        if config.audio_warmup_steps:
+            warm_up_audio(trainer, load_model(config.init_from).model.to(run.device), train_clips, val_clips)
+    distributed.wait_for_main()
     trainer.distribute()
 
     info = {"data": summarize_clips(train_clips), "held_out": {}}
@@ -94,17 +97,20 @@ def make_batches(config: TrainConfig, clips: list[Clip]) -> TrainingBatches:
 
 
 def dry_run(run: TrainingRun) -> None:
-    """Take three steps, validate on one frame, and print the losses and the time of the last one; write nothing."""
+    """Take three steps, validate on one frame, and print the losses and the time of the last one.
+
+    No run directory is written; the dataset is packed as for training.
+    """
     config = run.config
     trainer = Trainer.create(config, run.device)
-    train_clips, val_clips = load_splits(run.data, config)
+    train_clips, val_clips = run.load_splits()
     batches = make_batches(config, train_clips)
     for step in range(3):
         start = time.monotonic()
         losses = train_step(trainer, batches[step])
         seconds = time.monotonic() - start
     validate(trainer, validation_samples(val_clips[:1], 1, config.num_references), image_metrics(run.device))
-    print(f"losses: {losses}\n{seconds:.2f} s per step of {config.batch_size} samples; nothing was written")
+    print(f"losses: {losses}\n{seconds:.2f} s per step of {config.batch_size} samples; no run was written")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -119,7 +125,7 @@ def run(args: argparse.Namespace) -> None:
 def main() -> None:
     parser = training_parser(__doc__, base="configs/base.yaml")
     parser.add_argument("--syncnet", type=Path, help="SyncNet of the sync loss, written by train_syncnet.py")
-    parser.add_argument("--dry-run", action="store_true", help="take three steps and validate, write nothing")
+    parser.add_argument("--dry-run", action="store_true", help="take three steps and validate; write no run")
     run_command(parser, run)
 
 

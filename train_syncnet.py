@@ -16,6 +16,7 @@ from tqdm import tqdm
 from configs.schema import SyncNetConfig
 from data_processing.batches import SyncBatches, to_float
 from evaluation.syncnet import PLATEAU_STEPS, curve_figure, diagnose, evaluate_syncnet
+from training import distributed
 from training.run import TrainingRun, process_samples, summarize_clips, training_parser
 from training.schedule import learning_rate
 from training.syncnet_trainer import Trainer, save_release, train_step, warm_up_shapes
@@ -40,11 +41,12 @@ def train(run: TrainingRun) -> None:
         config.negative_gap,
         config.speaker_sampling_exponent,
     )
-    if not resumed and not config.init_from:
-        first = batches[0]  # the whole batch, so that all processes start with the same weights
+    if run.is_main and not resumed and not config.init_from:  # the other processes get its weights
+        first = batches[0]  # the whole batch
         trainer.syncnet.calibrate(to_float(first.mouths.to(run.device)), first.audio[:, 0].to(run.device))
         if config.shape_warmup_steps:
             warm_up_shapes(trainer, train_clips)
+    distributed.wait_for_main()
     trainer.distribute()
     batches.shard = process_samples(config)
 

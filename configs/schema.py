@@ -331,11 +331,10 @@ def _ranges(config: TrainConfig | SyncNetConfig) -> dict[str, tuple[bool, str]]:
         "audio_features": (config.audio_features in features, f"one of {', '.join(features)}"),
         "precision": (config.precision in ("bf16", "fp32"), "bf16 or fp32"),
         "schedule": (config.schedule in ("cosine", "constant"), "cosine or constant"),
+        "speaker_sampling_exponent": (math.isfinite(config.speaker_sampling_exponent), "a finite number"),
     }
-    for name in ("speaker_sampling_exponent", "weight_decay"):
-        if hasattr(config, name):
-            ranges[name] = (math.isfinite(getattr(config, name)), "a finite number")
     if isinstance(config, SyncNetConfig):
+        ranges["weight_decay"] = (0 <= config.weight_decay < math.inf, "0 or more")
         ranges["contrast_weight"] = (0 <= config.contrast_weight < math.inf, "0 or more")
     else:
         weights = config.loss_weights

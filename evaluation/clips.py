@@ -157,10 +157,10 @@ def clip_sync(
     """
     rows, columns = mouth_box(loaded.mouth_size)
     rng = np.random.default_rng((0, number))
-    references = rng.choice(len(clip.frames), loaded.model.config.num_references, replace=False)
     chunks = []
     for start in range(0, SYNC_FRAMES, 15):
         indices = np.arange(start, start + 15)
+        references = reference_indices(rng, len(clip.frames), indices, loaded.model.config.num_references)
         batch = make_batch([(clip, indices, references, 1.0, 0.0, False)])
         inputs = (loaded.model.mask(batch.target), batch.references, batch.audio_window)
         with torch.autocast(device.type, precision, enabled=precision is not None):
@@ -169,7 +169,9 @@ def clip_sync(
     results = {}
     for name, frames in (("real", clip.frames[:SYNC_FRAMES]), ("generated", np.concatenate(chunks))):
         size = (syncnet.mouth_size, syncnet.mouth_size)
-        mouths = np.stack([cv2.resize(frame[rows, columns], size, cv2.INTER_AREA) for frame in frames])
+        mouths = np.stack(
+            [cv2.resize(frame[rows, columns], size, interpolation=cv2.INTER_AREA) for frame in frames]
+        )
         centres, codes = encode_windows(syncnet.model, mouths)
         scores = shift_scores(syncnet.model, centres, codes, sync_features, MAX_SHIFT)
         offset, confidence = offset_and_confidence(scores)

@@ -14,6 +14,8 @@ from evaluation.folders import find_videos
 from utils.errors import MediaError, OutputError, ParameterError, UserError
 from utils.files import output_errors
 
+MARKER = ".dubs_of_evaluate"  # a file in folders whose videos may be deleted
+
 
 def dub_folder(
     dub: Callable[..., Any],
@@ -28,7 +30,7 @@ def dub_folder(
 
     Args:
         dub: dubs one video, from what `load` returns, if it is given, source video, driving audio and output path.
-        output: created if missing; mp4 files in it are deleted.
+        output: created if missing; the dubs of an earlier call in it are deleted.
         driven_by: the driving audio of each video: its "own", that of the "next" video, or "silence" of its length.
         jobs, scheduler, load: see `in_workers`.
 
@@ -39,15 +41,20 @@ def dub_folder(
         FileError: the folder does not exist.
         MediaError: it contains no video, or no video could be dubbed.
         ParameterError: with "next", there is only one video; or there is no scheduler.
-        OutputError: `output` cannot be written; a UserError if other processes write it.
+        OutputError: `output` cannot be written, or has videos that no earlier call has written; a UserError if
+            other processes write it.
     """
     sources = find_videos(videos)
     if driven_by == "next" and len(sources) < 2:
         raise ParameterError("cross", f"expected two videos or more in {videos}, found one")
     with output_errors(output):
         output.mkdir(parents=True, exist_ok=True)
-        for old in output.glob("*.mp4"):  # dubs of an earlier run would be scored too
-            old.unlink()
+        earlier = list(output.glob("*.mp4"))
+        if earlier and not (output / MARKER).exists():
+            raise OutputError(output, "has videos that this command has not written; choose another --output")
+        (output / MARKER).touch()
+        for path in earlier:  # they would be scored too
+            path.unlink()
     paths = list(sources.values())
     following = [*paths[1:], paths[0]]
     audio = {"own": paths, "next": following, "silence": [None] * len(paths)}[driven_by]
@@ -78,6 +85,8 @@ def _try(dub: Callable[..., Any], *loaded_and_item: Any) -> tuple[str, str]:
         raise
     except UserError as error:
         return output.stem, str(error)
+    except Exception as error:  # must not lose the videos that are done
+        return output.stem, f"{type(error).__name__}: {error}"
     return output.stem, ""
 
 

@@ -219,6 +219,8 @@ def _try(score: Callable[..., Score], *loaded_and_pair: Any) -> tuple[str, Score
         return name, score(*loaded, generated, source), ""
     except UserError as error:
         return name, None, str(error)
+    except Exception as error:  # must not lose the scores of the other videos
+        return name, None, f"{type(error).__name__}: {error}"
 
 
 def _compare(networks: MetricNetworks, generated: Path, ground_truth: Path, **options: Any) -> VideoScores:

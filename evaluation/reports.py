@@ -120,7 +120,8 @@ def video_summary(report: dict[str, Any], columns: Iterable[str]) -> str:
     if "lse_d" in columns and not is_cached("syncnet_v2"):
         lines.append(f"LSE-D and LSE-C are missing: they need the official SyncNet ({download} syncnet_v2)")
     elif "lse_d" in columns and without:
-        lines.append(f"no LSE-D and LSE-C: the audio track or every shot is too short in {', '.join(without)}")
+        reason = "the audio track is missing, damaged or too short, or every shot is"
+        lines.append(f"no LSE-D and LSE-C ({reason}): {', '.join(without)}")
     if "fid" in columns and not is_cached("fid_inception"):
         lines.append(f"FID is missing: it needs Inception ({download} fid_inception)")
     return "\n".join(lines)

@@ -8,7 +8,14 @@ import torch
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from data_processing.av_sync import MAX_SHIFT, encode_windows, offset_and_confidence, shift_scores, window_scores
+from data_processing.av_sync import (
+    MAX_FRAMES,
+    MAX_SHIFT,
+    encode_windows,
+    offset_and_confidence,
+    shift_scores,
+    window_scores,
+)
 from data_processing.dataset import Clip
 from models.crop_layout import mouth_box, mouth_size_of
 from models.syncnet import SyncNet
@@ -66,7 +73,7 @@ def evaluate_syncnet(syncnet: SyncNet, clips: list[Clip], negative_gap: int, str
     is_negative = np.abs(np.arange(-MAX_SHIFT, MAX_SHIFT + 1)) >= negative_gap
     matched, mismatched, shifted, offsets = [], [], [], []
     for number, clip in enumerate(tqdm(clips, desc="evaluating SyncNet", unit="clip", leave=False, disable=None)):
-        middles, codes = encode_windows(syncnet, clip.frames[:, rows, columns], stride)
+        middles, codes = encode_windows(syncnet, clip.frames[:MAX_FRAMES, rows, columns], stride)
         scores = shift_scores(syncnet, middles, codes, clip.features, MAX_SHIFT)
         other = clips[(number + int(rng.integers(1, max(2, len(clips))))) % len(clips)]
         other_clip = window_scores(

@@ -179,7 +179,7 @@ class Whitening(nn.Module):
 
     def fit(self, features: torch.Tensor) -> None:
         """Set mean and components to those of audio features (N, D), sorted by decreasing variance."""
-        features = features.double()
+        features = features.cpu().double()  # Apple's GPUs have no double precision
         self.mean.copy_(features.mean(dim=0)[:, None])
         variances, vectors = torch.linalg.eigh(features.T.cov())
         components = len(self.matrix)

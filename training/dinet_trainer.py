@@ -50,7 +50,7 @@ class Trainer:
     discriminators: nn.ModuleDict
     generator_optimizer: torch.optim.Adam
     discriminator_optimizer: torch.optim.Adam | None
-    perceptual: PerceptualLoss
+    perceptual: PerceptualLoss | None
     syncnet: LoadedModel | None
     config: TrainConfig
     device: torch.device
@@ -99,12 +99,15 @@ class Trainer:
         ).to(device, memory_format=layout)
         fused = device.type == "cuda" or None  # one kernel for all parameters
         adam = {"lr": config.learning_rate, "betas": tuple(config.adam_betas), "fused": fused}
+        perceptual = None
+        if config.loss_weights["perceptual"]:
+            perceptual = PerceptualLoss(weight_path("vgg19")).to(device, memory_format=layout)
         return cls(
             generator,
             discriminators,
             torch.optim.Adam([p for p in generator.parameters() if p.requires_grad], **adam),
             torch.optim.Adam(discriminators.parameters(), **adam) if discriminators else None,
-            PerceptualLoss(weight_path("vgg19")).to(device, memory_format=layout),
+            perceptual,
             load_frozen_syncnet(config, device) if config.loss_weights["sync"] else None,
             config,
             device,
@@ -243,7 +246,7 @@ def _generator_losses(trainer: Trainer, batch: Batch, output: torch.Tensor) -> d
         if config.loss_weights["lips"]:
             rows, columns = lips_box(config.mouth_size)
             losses["lips"] = (output - target)[..., rows, columns].abs().mean()
-        if config.loss_weights["perceptual"]:
+        if trainer.perceptual:
             losses["perceptual"] = trainer.perceptual(output, target)
         if trainer.adversarial:
             for name, discriminator in trainer.discriminators.items():

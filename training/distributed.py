@@ -3,8 +3,9 @@
     torchrun --nproc-per-node 4 train_dinet.py --config … --data …
 
 The processes share the samples of every step. Batch norms see the samples of all processes, every loss is weighted
-by its number of samples, and the gradients are added up. So any number of processes takes the same steps as one.
-Only process 0 writes files and prints. In a run of one process these functions do nothing.
+by its number of samples, and the gradients are added up. So any number of processes takes the same steps as one,
+but for the random numbers of dropout. Only process 0 writes files and prints. In a run of one process these
+functions do nothing.
 """
 
 import itertools
@@ -22,6 +23,8 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from utils.errors import ParameterError
+
 STEP_TIMEOUT = timedelta(minutes=30)  # the processes take a step at the same time; more means that one hangs
 MAIN_TIMEOUT = timedelta(days=7)  # but they wait as long as process 0 needs to load data or to validate
 _waiting_group: dist.ProcessGroup | None = None  # on the CPU, with MAIN_TIMEOUT
@@ -36,13 +39,20 @@ def init(device: torch.device, max_processes: int) -> torch.device:
 
     Returns:
         The device of this process: its own GPU, or `device` if there is one process or no GPU.
+
+    Raises:
+        ParameterError: this machine has fewer GPUs than processes.
     """
     global _waiting_group
     started = int(os.environ.get("WORLD_SIZE", "1"))
     if started == 1:
         return device
     if device.type == "cuda":
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        local_rank, num_gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        if local_rank >= num_gpus:
+            reason = f"{num_gpus} GPUs on this machine; start at most as many processes (--nproc-per-node)"
+            raise ParameterError("device", reason)
+        device = torch.device("cuda", local_rank)
         torch.cuda.set_device(device)
     processes, number = min(started, max_processes), int(os.environ["RANK"])
     if number >= processes:

@@ -1,6 +1,5 @@
 """Load training batches onto the device, one ahead of the one that is trained on, and measure the speed."""
 
-import os
 import time
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -10,13 +9,14 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from training import distributed
+from utils.cores import num_cores
 from utils.errors import UserError
 from utils.memory import peak_bytes
 
 
 def load_batches(batches: Dataset, step: int, device: torch.device) -> DataLoader:
     """Load the batches from `step` on; for a GPU, in worker processes, so that it need not wait."""
-    workers = min(8, (os.cpu_count() or 1) // distributed.local_world_size()) if device.type == "cuda" else 0
+    workers = min(8, num_cores() // distributed.local_world_size()) if device.type == "cuda" else 0
     return DataLoader(
         _ErrorsAsItems(batches),
         batch_size=None,

@@ -1,6 +1,6 @@
 """The networks of a generator's training before its first step: new, or from checkpoints that must fit."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import torch
@@ -48,11 +48,21 @@ def check_initial_generator(config: TrainConfig, found: DINetConfig | Wav2LipCon
     elif isinstance(found, Wav2LipConfig) and isinstance(expected, Wav2LipConfig):
         adapted = replace(found, face_size=max(found.face_size, expected.face_size))
     if adapted != expected or not (found_features == features or to_lips):
-        raise ParameterError(
-            "init_from",
-            f"{config.init_from}: expected {expected} with {features} features, "
-            f"found {found} with {found_features}",
-        )
+        differing = _differences(expected, adapted)
+        if not (found_features == features or to_lips):
+            differing.append((f"audio_features {features}", f"audio_features {found_features}"))
+        wanted, other = map(", ".join, zip(*differing, strict=True))
+        raise ParameterError("init_from", f"{config.init_from}: expected {wanted}, found {other}")
+
+
+def _differences(
+    expected: DINetConfig | Wav2LipConfig, found: DINetConfig | Wav2LipConfig
+) -> list[tuple[str, str]]:
+    """What two architectures have instead of each other: names and values of fields."""
+    if type(expected) is not type(found):
+        return [(type(expected).__name__, type(found).__name__)]
+    values = ((field.name, getattr(expected, field.name), getattr(found, field.name)) for field in fields(expected))
+    return [(f"{name} {wanted}", f"{name} {other}") for name, wanted, other in values if wanted != other]
 
 
 def load_initial_generator(config: TrainConfig, generator: DINet | Wav2Lip) -> DINet | Wav2Lip:

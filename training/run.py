@@ -131,9 +131,14 @@ class TrainingRun:
 
         Raises:
             DatasetError: the run was started on other data.
+            OutputError: the processes do not have the same run directory.
         """
         path = self.run_dir / "state.pt"
-        if not path.exists():
+        found = path.exists()
+        if distributed.broadcast_flag(found) != found:
+            reason = "is not the folder of process 0; with several machines it must be on a shared file system"
+            raise OutputError(self.run_dir, reason)
+        if not found:
             return False
         state = load_training_state(path)
         if state.get("data", self.fingerprint) != self.fingerprint:

@@ -71,4 +71,5 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager:
 def check_finite(losses: dict[str, float], step: int, clip_ids: list[str]) -> None:
     """Raise UserError, with the clips of the batch, if a loss is NaN or Inf."""
     if not all(map(math.isfinite, losses.values())):
-        raise UserError(f"step {step}: a loss is NaN or Inf: {losses}; clips: {', '.join(clip_ids)}")
+        advice = "start again from earlier weights (init_from) with a lower learning_rate, or with precision fp32"
+        raise UserError(f"step {step}: a loss is NaN or Inf: {losses}; clips: {', '.join(clip_ids)}; {advice}")

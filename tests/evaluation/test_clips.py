@@ -166,6 +166,28 @@ def test_sync_check_of_a_perfect_generator_equals_that_of_real_mouths() -> None:
     assert other["real"] != result["real"]  # SyncNet gets its own features
 
 
+def test_large_mouths_are_averaged_for_a_small_syncnet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in its training; single pixels would alias."""
+    clip = synthetic_clip("a", "p", 50)
+    clip.frames[:, 16::4, 4::4] = 255  # one pixel of each block that becomes one
+    seen = []
+
+    def encode_windows(syncnet: nn.Module, mouths: np.ndarray) -> None:
+        seen.append(mouths)
+        raise StopIteration
+
+    monkeypatch.setattr("evaluation.clips.encode_windows", encode_windows)
+    model = PaintAudio()
+    model.config = DINetConfig(num_references=2)
+    loaded = LoadedModel(model, "phoneme", MOUTH_SIZE, {})
+    syncnet = LoadedModel(None, "whisper", MOUTH_SIZE // 4, {})
+    with pytest.raises(StopIteration):
+        clip_sync(loaded, syncnet, clip, clip.features, 0, torch.device("cpu"))
+    boxes = clip.frames[: len(seen[0]), MOUTH_BOX[0], MOUTH_BOX[1]].astype(float)
+    blocks = boxes.reshape(-1, MOUTH_SIZE // 4, 4, MOUTH_SIZE // 4, 4, 3).mean(axis=(2, 4))
+    assert np.abs(seen[0] - blocks).max() <= 0.5
+
+
 def test_sync_report_has_means_over_clips() -> None:
     results = [{"real": (1.0, 0.5, True), "generated": (0.5, 0.25, False)}, {"real": (0.0, 0.5, True)}]
     results[1]["generated"] = (0.0, 0.25, True)

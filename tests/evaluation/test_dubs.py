@@ -35,7 +35,7 @@ def folder(tmp_path: Path) -> Path:
 
 def test_each_video_is_dubbed_with_its_own_audio(folder: Path, tmp_path: Path) -> None:
     output = tmp_path / "dubbed"
-    output.mkdir()
+    dub_folder(Recorder(), folder, output)
     (output / "old.mp4").touch()
     dub = Recorder(broken=("b.mov",))
     failed = dub_folder(dub, folder, output)
@@ -71,7 +71,7 @@ def test_a_cluster_dubs_as_this_process_does(folder: Path, tmp_path: Path, capsy
             failed = dub_folder(write_names, folder, tmp_path / name, "next", scheduler=scheduler, load=load)
             assert failed == {"b": f"{folder}/b.mov: no video stream"}
             assert "dubbing: 100%" in capsys.readouterr().err
-            texts = {path.name: path.read_text() for path in (tmp_path / name).iterdir()}
+            texts = {path.name: path.read_text() for path in (tmp_path / name).glob("*.*4")}
             assert texts == {"a.mp4": "pipeline a.mp4 b.mov", "c.mp4": "pipeline c.mkv a.mp4"}
 
 
@@ -100,6 +100,24 @@ def test_output_that_cannot_be_written_stops_at_once(folder: Path, tmp_path: Pat
     with pytest.raises(OutputError, match="dubbed/a: cannot be written: "):
         (tmp_path / "file").touch()
         dub_folder(dub, folder, tmp_path / "file" / "dubbed/a")
+
+
+def test_videos_of_others_are_not_deleted(folder: Path, tmp_path: Path) -> None:
+    output = tmp_path / "dubbed"
+    output.mkdir()
+    (output / "mine.mp4").touch()
+    with pytest.raises(OutputError, match="has videos that this command has not written") as caught:
+        dub_folder(Recorder(), folder, output)
+    assert caught.value.path == output
+    assert [path.name for path in output.iterdir()] == ["mine.mp4"]
+
+
+def test_an_unexpected_error_does_not_lose_the_other_videos(folder: Path, tmp_path: Path) -> None:
+    def dub(video: Path, audio: Path, output: Path) -> None:
+        if video.stem == "b":
+            raise MemoryError("no room")
+
+    assert dub_folder(dub, folder, tmp_path / "dubbed") == {"b": "MemoryError: no room"}
 
 
 def test_it_is_an_error_if_every_video_fails(folder: Path, tmp_path: Path) -> None:

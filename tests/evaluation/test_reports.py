@@ -82,7 +82,7 @@ def test_the_summary_names_failed_and_unmatched_videos_and_missing_weights(monke
     report["videos"]["one"]["lse_d"] = 8.0
     lines = video_summary(report, COLUMNS).splitlines()
     assert len(lines) == 5
-    assert lines[4].endswith("every shot is too short in two")  # "one" has a value
+    assert lines[4].endswith("or every shot is): two")  # "one" has a value
     report["videos"]["two"]["lse_d"] = 9.0
     assert len(video_summary(report, COLUMNS).splitlines()) == 4
 

@@ -106,8 +106,12 @@ def test_several_processes_are_started_by_torchrun(commands, tmp_path, monkeypat
     ("changed", "line", "message"),
     [
         ("stages/clip_256.yaml", "mouth_size: 128\nclip_length: 5", "SyncNet for mouths of at most 128 pixels"),
-        ("stages/clip_256.yaml", "audio_features: deepspeech", "with deepspeech features, found"),
-        ("stages/frame_128.yaml", "num_references: 3", "expected DINetConfig"),
+        (
+            "stages/clip_256.yaml",
+            "audio_features: deepspeech",
+            "expected audio_features deepspeech, found",
+        ),
+        ("stages/frame_128.yaml", "num_references: 3", "expected num_references 3, found num_references 5"),
         ("stages/syncnet_128.yaml", "audio_features: deepspeech", "expected deepspeech features, found whisper"),
         ("stages/clip_256.yaml", "grad_accum_steps: 4", "expected at most the batch_size of 3, found 4"),
     ],

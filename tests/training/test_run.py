@@ -11,6 +11,7 @@ import torch
 
 from configs.schema import TrainConfig, load_config
 from tests.support.training import TINY
+from training import distributed
 from training.loading import DeviceBatches
 from training.run import TrainingRun, check_run_dir, create_run_dir, process_samples, training_parser
 from utils.errors import OutputError, ParameterError
@@ -39,6 +40,14 @@ def test_run_directory_with_a_run_must_be_resumed(config, tmp_path):
     check_run_dir(run_dir, config, resume=True)
     create_run_dir(run_dir, config)
     assert sorted(path.name for path in run_dir.iterdir()) == ["config.yaml", "state.pt"]
+
+
+def test_all_processes_resume_from_the_same_folder(config, tmp_path, monkeypatch):
+    run = TrainingRun(config, tmp_path, tmp_path / "run", torch.device("cpu"))
+    monkeypatch.setattr(distributed, "broadcast_flag", lambda flag: not flag)  # process 0 has a state.pt
+    with pytest.raises(OutputError, match="is not the folder of process 0") as caught:
+        run.load_state(None)
+    assert caught.value.path == tmp_path / "run"
 
 
 def test_resume_needs_a_run_with_the_same_configuration(config, tmp_path):
