@@ -221,7 +221,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     text = "frames of a clip or video that are compared, or all (default: %(default)s)"
     add("--frames-per-clip", type=_frames, default=8, metavar="N", help=text)
-    add("--output", type=Path, metavar="DIR", help="write evaluation.json here, for videos also tables and, in dubbed/, dubs")
+    add("--output", type=Path, metavar="DIR", help="write evaluation.json here, for videos tables, dubs in dubbed/")
     add("--device", default="auto", help="auto (default), cpu, cuda, cuda:1, …")
     return parser
 
