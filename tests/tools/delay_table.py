@@ -134,7 +134,7 @@ def run(args: argparse.Namespace) -> None:
     print(f"| look_ahead_s | {' | '.join(columns)} |\n|---{'|---' * len(columns)}|")
     for name, rows in results.items():
         means = (np.mean([row[column] for row in rows]) for column in columns)
-        print(f"| {name} | {' | '.join(f'{mean:.3g}' for mean in means)} |")
+        print(f"| {name} | {' | '.join('–' if np.isnan(mean) else f'{mean:.3g}' for mean in means)} |")
 
 
 def main() -> None:
