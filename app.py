@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from math import inf
 from pathlib import Path
 
@@ -146,23 +147,27 @@ class Page:
         folder = self.session(request).folder
         return shutil.copy(EXAMPLE_VIDEO, folder), shutil.copy(EXAMPLE_AUDIO, folder)
 
-    def show_faces(self, video: str | None, request: gr.Request) -> tuple[dict, dict, list[Centre]]:
-        """The faces of a new source, numbered in an image and as choices, and their centres."""
+    def show_faces(self, video: str | None, request: gr.Request) -> tuple[dict, dict, list[Centre], dict, dict]:
+        """The faces of a new source, numbered in an image and as choices, and their centres; then updates of the
+        options for a second speaker."""
         session = self.session(request, video)
         if video is None:
-            return gr.update(value=None, visible=False), gr.update(value=None, visible=False), []
+            hidden = gr.update(value=None, visible=False)
+            return hidden, hidden, [], hidden, hidden
         with self.errors_as_lines():
             frame, boxes = find_faces(Path(video))
         image, scale = numbered_faces(frame, boxes)
         path = Path(tempfile.mkdtemp(dir=session.folder)) / "faces.jpg"
         cv2.imwrite(str(path), image[..., ::-1])
-        largest = int(np.argmax(boxes[:, 2] - boxes[:, 0]))
-        numbers = range(1, len(boxes) + 1)
+        largest, *others = (1 + np.argsort(boxes[:, 0] - boxes[:, 2])).tolist()
+        choices = [(f"Face {n}", n) for n in range(1, len(boxes) + 1)]
         several = len(boxes) > 1
         return (
             gr.update(value=path, visible=True, label="Faces: click one" if several else "Face"),
-            gr.update(choices=[(f"Face {n}", n) for n in numbers], value=largest + 1, visible=several),
+            gr.update(choices=choices, value=largest, visible=several),
             [(x * scale, y * scale, f"{x:.0f},{y:.0f}") for x, y in ((boxes[:, :2] + boxes[:, 2:]) / 2).tolist()],
+            gr.update(value=None, visible=several),
+            gr.update(choices=choices, value=others[0] if several else None, visible=several),
         )
 
     @staticmethod
@@ -171,7 +176,7 @@ class Page:
         return 1 + int(np.argmin([np.hypot(x - event.index[0], y - event.index[1]) for x, y, _ in centres]))
 
     def cancel(self, request: gr.Request) -> tuple:
-        """End the dub of a session at its next frame. Updates as of `dub`."""
+        """End the dub of a session soon. Updates as of `dub`."""
         self.session(request).cancelled.set()
         return status("Cancelled."), gr.update(visible=False), gr.update(visible=False), gr.update(visible=False)
 
@@ -185,23 +190,34 @@ class Page:
         when_short: str,
         minutes: float,
         soundtrack: str | None,
+        second_audio: str | None,
+        second_face: int | None,
         request: gr.Request,
         progress: gr.Progress = gr.Progress(),  # noqa: B008 (how gradio is asked for it)
     ) -> Iterator[tuple]:
         """Yield updates of status, preview, source and result: with a preview first, then with the result."""
-        session = self.session(request, video, audio, soundtrack)
-        session.cancelled.clear()
+        session = self.session(request, video, audio, soundtrack, second_audio)
+        session.cancelled = threading.Event()  # an earlier dub that ends keeps its own
         hidden = gr.update(value=None, visible=False)
-        with self.errors_as_lines(), recorded_messages({video, audio, soundtrack}) as messages:
+        with self.errors_as_lines(), recorded_messages({video, audio, soundtrack, second_audio}) as messages:
             if not video or not audio:
                 raise ParameterError("video" if not video else "speech", "drop a file first, or use the example")
+            audios, faces = [Path(audio)], [centres[face - 1][2] if face and len(centres) > 1 else "largest"]
+            if second_audio:
+                if not second_face or second_face == face:
+                    raise ParameterError("second face", "choose another than the first")
+                if minutes:
+                    raise ParameterError("adapt", "expected one speech, found 2; remove the second")
+                audios.append(Path(second_audio))
+                faces.append(centres[second_face - 1][2])
             settings = DubSettings(
-                faces=(centres[face - 1][2] if face and len(centres) > 1 else "largest",),
+                faces=tuple(faces),
                 texture=texture,
                 when_short=when_short,
                 soundtrack=soundtrack,
             )
-            self.check_length(Path(audio), media_duration_s(Path(audio)))
+            for path in audios:
+                self.check_length(path, media_duration_s(path))
             info = probe(Path(video))
             if when_short == "keep":
                 self.check_length(Path(video), info.duration_s)
@@ -217,7 +233,7 @@ class Page:
                 options = {"minutes": minutes, "device": self.device, "face": settings.faces[0]}
                 adapted = adapted_generator(Path(video), folder / "adapted.safetensors", **options, progress=report)
                 pipeline = DubbingPipeline(adapted, device=self.device)
-            mouth = preview_mouth(pipeline, Path(video), Path(audio), folder, settings)
+            mouth = preview_mouth(pipeline, Path(video), audios[0], folder, settings, partial(report, "preview"))
             preview = hidden
             if mouth is not None:
                 cv2.imwrite(str(folder / "preview.jpg"), mouth[..., ::-1])
@@ -225,11 +241,11 @@ class Page:
             yield status("Dubbing …"), preview, hidden, hidden
 
             def report_frame(done: int, expected: int) -> None:
-                self.check_length(Path(audio), expected / info.fps)  # recordings of browsers state no length
+                self.check_length(audios[0], expected / info.fps)  # recordings of browsers state no length
                 report("dubbing", done, expected)
 
             output = folder / f"{Path(video).stem}-dubbed.mp4"
-            result = pipeline.dub(video, audio, output, settings, report_frame)
+            result = pipeline.dub(video, audios, output, settings, report_frame)
             summary = f"{result.num_frames} frames in {result.total_s:.0f} s."
             if unchanged := result.num_frames - result.num_dubbed:
                 summary += f" {unchanged} frames without a face are unchanged."
@@ -344,6 +360,16 @@ def build(page: Page) -> gr.Blocks:
                         0, 10, 0, step=1, label="Adapt, minutes", info="First train on this speaker; 0: not at all."
                     )
                     soundtrack = gr.File(label="Soundtrack (replaces the speech in the output)", height=150)
+                    second_audio = gr.Audio(
+                        label="Second speech, for a second face (both are heard)",
+                        type="filepath",
+                        visible=False,
+                        buttons=[],
+                        elem_id="second_audio",
+                    )
+                    second_face = gr.Radio(
+                        label="Second face", info="The one that the second speech drives.", visible=False
+                    )
         with gr.Row():
             start = gr.Button("Dub", variant="primary")
             stop = gr.Button("Cancel")
@@ -359,13 +385,14 @@ def build(page: Page) -> gr.Blocks:
             )
         private = {"api_visibility": "private", "show_progress": "minimal"}
         quick = {**private, "show_progress": "hidden"}
-        video.change(page.show_faces, video, [faces, face, centres], concurrency_limit=1, **private)
+        found = [faces, face, centres, second_audio, second_face]
+        video.change(page.show_faces, video, found, concurrency_limit=1, **private)
         faces.select(page.click_face, centres, face, **quick)
         example.click(page.use_example, None, [video, audio], **quick)
         shown = [state, preview, source, result]
         dubbing = start.click(
             page.dub,
-            [video, audio, face, centres, texture, when_short, minutes, soundtrack],
+            [video, audio, face, centres, texture, when_short, minutes, soundtrack, second_audio, second_face],
             shown,
             concurrency_limit=1,
             show_progress_on=state,

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 gr = pytest.importorskip("gradio", reason="the extra app is not installed")
@@ -24,7 +25,7 @@ from data_processing.media.video_reader import read_frames  # noqa: E402
 from dubbing.pipeline import DubbingPipeline  # noqa: E402
 from tests.support.commands import run_command_line  # noqa: E402
 from tests.support.dubbing import small_and_large_face  # noqa: E402
-from tests.support.media import text_file  # noqa: E402
+from tests.support.media import speech_like_wav, text_file  # noqa: E402
 from utils.bundled import EXAMPLE_AUDIO, EXAMPLE_VIDEO  # noqa: E402
 from utils.errors import FileError, MediaError  # noqa: E402
 
@@ -47,14 +48,17 @@ def uploaded(page: app.Page, source: Path, name: str | None = None) -> str:
 
 def test_faces_are_shown_and_clicked(page, portrait_clip, tmp_path):
     video = uploaded(page, small_and_large_face(portrait_clip, tmp_path / "two.mp4"))
-    image, choice, centres = page.show_faces(video, request())
+    image, choice, centres, second_speech, second = page.show_faces(video, request())
     assert Path(image["value"]).parent.parent == page.session(request()).folder
     assert choice["choices"] == [("Face 1", 1), ("Face 2", 2)]
     assert (choice["value"], choice["visible"]) == (2, True)  # the larger one
+    assert (second["choices"], second["value"]) == (choice["choices"], 1)
+    assert second["visible"] and second_speech["visible"]
     assert page.click_face(centres, SimpleNamespace(index=[100, 200])) == 1
     assert page.click_face(centres, SimpleNamespace(index=[500, 20])) == 2
-    image, choice, centres = page.show_faces(None, request())
-    assert (image["visible"], choice["visible"], centres) == (False, False, [])
+    image, choice, centres, second_speech, second = page.show_faces(None, request())
+    assert centres == []
+    assert not any(update["visible"] for update in (image, choice, second_speech, second))
 
 
 def test_errors_are_lines_without_folders(page, tmp_path):
@@ -64,7 +68,7 @@ def test_errors_are_lines_without_folders(page, tmp_path):
         page.show_faces(video, request())
     assert caught.value.message.startswith("&lt;b&gt;.mp4: not a media file")
     with pytest.raises(gr.Error) as caught:
-        next(page.dub(None, None, None, [], True, "stop", 0, None, request(), None))
+        next(page.dub(None, None, None, [], True, "stop", 0, None, None, None, request(), None))
     assert caught.value.message == "video: drop a file first, or use the example"
 
 
@@ -153,7 +157,7 @@ def test_dub_and_cancel(page, portrait_clip, speech, checkpoint, monkeypatch):
     """With a generator adapted to the video, which is in the folder of the session."""
 
     def adapted_generator(video: Path, path: Path, minutes: float, device: str, face: str, progress) -> Path:
-        assert (str(video), minutes, device, face) == (inputs[0], 2, "cpu", "70,80")
+        assert (str(video), minutes, device, face) == (files[0], 2, "cpu", "70,80")
         assert page.session(request()).folder in path.parents
         progress("adapting", 1, 2)
         return checkpoint
@@ -161,23 +165,58 @@ def test_dub_and_cancel(page, portrait_clip, speech, checkpoint, monkeypatch):
     monkeypatch.setattr("training.adapt.adapted_generator", adapted_generator)
     page.device = "cpu"
     faces = [(35.0, 40.0, "70,80"), (90.0, 40.0, "180,80")]
-    inputs = (uploaded(page, portrait_clip), uploaded(page, speech), 1, faces, True, "stop", 2, None, request())
+    files = uploaded(page, portrait_clip), uploaded(page, speech)
+    inputs = (*files, 1, faces, True, "stop", 2, None, None, None, request())
     shown = []
-    updates = list(page.dub(*inputs, lambda steps, **_: shown.append(steps)))
-    assert shown == [(1, 2), *((done, 51) for done in range(1, 52))]
+    updates = list(page.dub(*inputs, lambda steps, desc, **_: shown.append((desc.split(",")[0], steps[0]))))
+    assert shown[0] == ("adapting", 1)
+    assert {done for stage, done in shown if stage == "dubbing"} - {0} == set(range(1, 52))
     line, preview, source, result = updates[-1]
-    assert "51 frames in" in line and preview["visible"] and source["value"] == inputs[0]
+    assert "51 frames in" in line and preview["visible"] and source["value"] == files[0]
     assert len(list(read_frames(result["value"]))) == 51
     assert result["value"].name == "portrait-dubbed.mp4"
 
-    def cancel_at_ten(steps: tuple[int, int], **_: object) -> None:
-        if steps[0] == 10:
+    def cancel_at_ten(steps: tuple[int, int], desc: str, **_: object) -> None:
+        if steps[0] == 10 and desc.startswith("dubbing"):
             page.cancel(request())
 
     with pytest.raises(gr.Error, match="Cancelled"):
         list(page.dub(*inputs, cancel_at_ten))
     assert not result["value"].exists()  # the earlier result went when the new dub began
     assert [path.name for path in page.session(request()).folder.rglob("*.mp4")] == ["preview.mp4"]
+
+
+@pytest.mark.slow
+def test_two_speakers(portrait_clip, checkpoint, tmp_path):
+    page = app.Page(DubbingPipeline(checkpoint, device="cpu"), tmp_path, max_minutes=10)
+    video = uploaded(page, small_and_large_face(portrait_clip, tmp_path / "two.mp4"))
+    first, second = (uploaded(page, speech_like_wav(tmp_path / f"{n}.wav", 0.4, n)) for n in (1, 2))
+    *_, choices, centres, _, _ = page.show_faces(video, request())
+    inputs = [video, first, choices["value"], centres, True, "stop", 0, None, second]
+    *_, (_, _, _, result) = page.dub(*inputs, 1, request(), lambda *_, **__: None)
+    source, dubbed = (next(read_frames(Path(path))).astype(int) for path in (video, result["value"]))
+    for side in (np.s_[:, :256], np.s_[:, 256:]):
+        assert np.abs(dubbed[side] - source[side]).mean() > 0.5
+    with pytest.raises(gr.Error, match="second face: choose another than the first"):
+        next(page.dub(*inputs, 2, request(), None))
+    inputs[6] = 5
+    with pytest.raises(gr.Error, match="adapt: expected one speech, found 2"):
+        next(page.dub(*inputs, 1, request(), None))
+
+
+@pytest.mark.slow
+def test_cancel_while_the_face_is_tracked(portrait_clip, speech, checkpoint, tmp_path, monkeypatch):
+    """Before the preview, and so before any frame."""
+
+    def never_finds(source, landmarks: str, select_face, cancelled: threading.Event) -> Iterator:
+        assert cancelled.wait(60), "not cancelled"
+        yield from ()
+
+    monkeypatch.setattr("dubbing.pipeline.track_face", never_finds)
+    page = app.Page(DubbingPipeline(checkpoint, device="cpu"), tmp_path, max_minutes=10)
+    inputs = [uploaded(page, portrait_clip), uploaded(page, speech), None, [], True, "stop", 0, None, None, None]
+    with pytest.raises(gr.Error, match="Cancelled"):
+        list(page.dub(*inputs, request(), lambda *_, **__: page.cancel(request())))
 
 
 # --- in a browser -----------------------------------------------------------------------------------------------
@@ -315,14 +354,28 @@ def test_cancel_and_bad_files(served, visit, tmp_path):
     assert str(page.cache) not in error.inner_text()
     tab.get_by_role("button", name="Use the example").click()
     tab.locator("#faces img").wait_for()
-    tab.get_by_role("button", name="Dub", exact=True).click()
-    tab.locator("#preview img").wait_for()
-    tab.get_by_role("button", name="Cancel").click()
-    tab.get_by_text("Cancelled.").wait_for()
+    for awaited in (tab.get_by_text("Looking for the face"), tab.locator("#preview img")):
+        tab.get_by_role("button", name="Dub", exact=True).click()
+        awaited.wait_for()
+        tab.get_by_role("button", name="Cancel").click()
+        tab.get_by_text("Cancelled.").wait_for()
     (session,) = page.sessions.values()
     names = lambda: sorted(path.name for path in session.folder.rglob("*portrait*.mp4"))  # noqa: E731
     wait_until(lambda: names() == ["portrait.mp4"], "no output is left")
     assert not tab.locator("#result video").is_visible()
+
+
+@pytest.mark.slow
+def test_two_faces_and_speeches(served, visit, portrait_clip, short_speech, tmp_path):
+    tab = visit()
+    upload(tab, small_and_large_face(portrait_clip, tmp_path / "two.mp4"), short_speech)
+    tab.locator("#faces img").wait_for()
+    assert tab.get_by_label("Face 2").first.is_checked()  # the larger one
+    tab.get_by_role("button", name="Options").click()
+    tab.locator("#second_audio input[type=file]").set_input_files(short_speech)
+    tab.get_by_role("button", name="Dub", exact=True).click()
+    tab.locator("#result video").wait_for()
+    assert "50 frames in" in tab.get_by_role("status").first.inner_text()
 
 
 @pytest.mark.slow
