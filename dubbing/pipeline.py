@@ -43,7 +43,7 @@ from dubbing.references import ReferenceCrop
 from dubbing.segments import SegmentedWriter, file_fingerprint
 from dubbing.settings import PRECISIONS, DubSettings, check_choice
 from dubbing.signing import DUBBED, SOURCE_TYPE, ContentSigner
-from dubbing.speaker import LIVE_CHUNK, LIVE_SECOND_LOOK_S, Speaker
+from dubbing.speaker import LIVE_CHUNK, LIVE_RESELECTION_S, Speaker
 from utils.bundled import BUNDLED_GENERATOR
 from utils.errors import LimitError, NoFaceError, ParameterError
 from utils.malloc import release_freed_memory
@@ -56,7 +56,7 @@ LEVEL_S = 120  # seconds of the driving audio from which its loudness is measure
 LOOK_AHEAD_S = 8  # seconds of a shot of a video file that are tracked before its first frame: enough for references
 # the same at the beginning of the file, and seconds of audio whose features are extracted, so that the first frame
 # comes soon
-FIRST_LOOK_S, FIRST_BLOCK_S = 0.5, 5
+FIRST_SELECTION_S, FIRST_BLOCK_S = 0.5, 5
 LIVE_BLOCK_S = 0.24  # seconds of live audio whose features are extracted at a time, 0.1 s of processor time each
 MAX_WAIT_S = 5  # of tracking for the first frame, which is not the first of the video when a dub is resumed
 logger = logging.getLogger(__name__)
@@ -239,7 +239,7 @@ class DubbingPipeline:
         speakers = []
         selectors = [face_selector(face, settings.limits) for face in settings.faces]
         ahead = round(LOOK_AHEAD_S * source.fps)
-        first = round((FIRST_LOOK_S + 1) * source.fps) + 1  # frames; to look at the first, a second more is read
+        first = round((FIRST_SELECTION_S + 1) * source.fps) + 1  # frames that the first selection needs
         tracks = []
         cancelled = Event()
 
@@ -266,7 +266,7 @@ class DubbingPipeline:
                     audio,
                     tracked,
                     LOOK_AHEAD_S,
-                    FIRST_LOOK_S,
+                    FIRST_SELECTION_S,
                     reference_crops=crops,
                     texture=settings.texture,
                     keep_covers=settings.keep_covers,
@@ -410,7 +410,7 @@ class DubbingPipeline:
             after_s=min(look_ahead_s, CONTEXT_S),
             live=True,
         )
-        source = LiveFrameSource(frames, fps, round(LIVE_SECOND_LOOK_S * fps))
+        source = LiveFrameSource(frames, fps, round(LIVE_RESELECTION_S * fps))
         tracked = track_face(source, self.landmarks, select_face, live=True)
         speaker = Speaker(self.generator, source, blocks, tracked, look_ahead_s, live=True)
         return (pair.dubbed.rgb() for pair in Compositor(source, [speaker], LIVE_CHUNK).frames())

@@ -17,9 +17,9 @@ class FacePlacement(NamedTuple):
 
     points: (68, 2) landmarks in source pixels.
     radius_px: radius of the face crop.
-    shot: number of the look at the shot, which selects the reference frames; NO_SHOT if no face is generated.
+    shot: number of the selection of reference frames; NO_SHOT if no face is generated.
     strength: opacity of the generated mouth, 0 to 1.
-    fade: share of the mouth that follows from the look before, 0 to 1.
+    fade: share of the mouth that follows from the selection before, 0 to 1.
     """
 
     points: np.ndarray

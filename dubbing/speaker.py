@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 CACHED_SHOTS = 8  # shots whose reference frames and texture stay in memory: about 10 MB each at 1080 lines
 NUM_EXAMINED = 30  # frames of a shot among which covered candidates for texture find a substitute
 LIVE_CHUNK = 2  # live frames whose placements are found at once
-LIVE_SECOND_LOOK_S = 1.6  # after which a live shot is looked at again, back to its beginning
-CROSSFADE_S = 0.5  # over which a mouth drawn after the first look at a shot turns into one after the second
+LIVE_RESELECTION_S = 1.6  # after which reference frames of a live shot are selected again, back to its beginning
+CROSSFADE_S = 0.5  # from the mouth that follows from the first selection of a shot to that of the second
 
 
 @dataclass(frozen=True)
@@ -114,18 +114,18 @@ class Speaker:
         audio: the driving audio.
         tracked: the face in them, from `track_face`.
         look_ahead_s: seconds of a shot that are tracked before its first frame is generated.
-        first_look_s: the same for the first shot, so that the first frame comes soon. After this time it is looked
-            at again, for as long as any other, and the mouths that follow from both looks are crossfaded. None to
-            look at it once.
+        first_selection_s: the same for the first shot, so that the first frame comes soon. After this time
+            reference frames are selected again, from as much as in other shots, and the mouths that follow from
+            both selections are crossfaded. None to select them once.
         reference_crops: N reference crops to use for all shots; chosen in each shot if None.
         texture: give the generated mouth the texture of frames of the shot.
         keep_covers: keep what covers the mouth as it is in the source frames.
         chosen_before_s: as in DubSettings.
         live: return every placement as soon as `look_ahead_s` after it is known. Each shot is looked at again after
-            LIVE_SECOND_LOOK_S, for which `source` keeps frames, and the mouths are crossfaded.
+            LIVE_RESELECTION_S, for which `source` keeps frames, and the mouths are crossfaded.
 
     Attributes:
-        references: (frame index, placement) of the N reference frames of every look at a shot so far.
+        references: (frame index, placement) of the N reference frames of every selection so far.
         candidates: the same of the frames that texture is taken from.
         cancelled: set it to end `placements` soon.
     """
@@ -137,7 +137,7 @@ class Speaker:
         audio: AudioStream,
         tracked: Iterable[TrackedFrame],
         look_ahead_s: float = 1.0,
-        first_look_s: float | None = None,
+        first_selection_s: float | None = None,
         reference_crops: list[ReferenceCrop] | None = None,
         texture: bool = True,
         keep_covers: bool = False,
@@ -147,15 +147,17 @@ class Speaker:
         self.generator, self.source, self.audio = generator, source, audio
         self._tracked = tracked
         self.look_ahead_frames = max(0 if live else 1, round(look_ahead_s * source.fps))
-        self._first_look_frames = None if first_look_s is None else max(1, round(first_look_s * source.fps))
+        self._first_selection_frames = (
+            None if first_selection_s is None else max(1, round(first_selection_s * source.fps))
+        )
         self.references: list[list[tuple[int, FacePlacement]]] = []
         self.candidates: list[list[tuple[int, FacePlacement]]] = []
         self.cancelled = threading.Event()
         self._fixed_crops = reference_crops
         self._texture, self._keep_covers = texture, keep_covers
         self._chosen_before = chosen_before_s * source.fps
-        self._second_look_frames = round(LIVE_SECOND_LOOK_S * source.fps) if live else None
-        # of every look: reference frames, candidates, and what is examined, as if the face were never covered
+        self._reselection_frames = round(LIVE_RESELECTION_S * source.fps) if live else None
+        # of every selection: reference frames, candidates, and what is examined, as if the face were never covered
         self._preferred: list[list[list[tuple[int, FacePlacement]]]] = []
         # brightness and contrast of the face in tracked frames, by frame index
         self._levels: dict[int, tuple[float, float]] = {}
@@ -169,11 +171,11 @@ class Speaker:
         radius = ShotRadius(self.source.fps)
         num_shots, fade_frames = 0, round(CROSSFADE_S * self.source.fps)
         tracked, fps, num_ahead = self._landmarks(), self.source.fps, self.look_ahead_frames
-        if self._second_look_frames is None:
-            chunks = track_chunks(tracked, fps, num_ahead, self._first_look_frames)
+        if self._reselection_frames is None:
+            chunks = track_chunks(tracked, fps, num_ahead, self._first_selection_frames)
         else:
-            chunks = track_chunks(tracked, fps, LIVE_CHUNK, ahead=num_ahead, history=self._second_look_frames)
-        second_look, looked_again = inf, -inf  # frames
+            chunks = track_chunks(tracked, fps, LIVE_CHUNK, ahead=num_ahead, history=self._reselection_frames)
+        reselection, reselected = inf, -inf  # frames
         for chunk_number, chunk in enumerate(chunks):
             self._levels = {frame: level for frame, level in self._levels.items() if frame >= chunk.offset}
             numbered = zip(range(chunk.start, chunk.stop), chunk.numbers, strict=True)
@@ -188,37 +190,37 @@ class Speaker:
                 if starts_shot:
                     radius = ShotRadius(self.source.fps)
                     num_shots += 1
-                    second_look, looked_again = frames[0] + (self._second_look_frames or inf), -inf
+                    reselection, reselected = frames[0] + (self._reselection_frames or inf), -inf
                 points = chunk.landmarks.points[first:last]
                 radii = radius.extend(points, start - first, start - first + len(frames))
                 # the first chunk was short
-                looks_again = self._first_look_frames is not None and chunk_number == 1 and not starts_shot
-                looks_again = looks_again and frames[0] < self._chosen_before
-                if frames[0] >= second_look:
-                    looks_again, second_look, begin = True, inf, first
-                if looks_again:
-                    looked_again = frames[0]
-                if starts_shot or looks_again:
+                selects_again = self._first_selection_frames is not None and chunk_number == 1 and not starts_shot
+                selects_again = selects_again and frames[0] < self._chosen_before
+                if frames[0] >= reselection:
+                    selects_again, reselection, begin = True, inf, first
+                if selects_again:
+                    reselected = frames[0]
+                if starts_shot or selects_again:
                     scales = face_scales(points)
                     earlier = radii[0] * scales[begin - first : start - first] / scales[start - first]
-                    self._look(chunk, begin, last, np.concatenate([earlier, radii]))
+                    self._select(chunk, begin, last, np.concatenate([earlier, radii]))
                 for frame, radius_px in zip(frames, radii, strict=False):
                     strength = float(chunk.strengths[frame - chunk.start])
-                    fade = max(0.0, 1 - (frame - looked_again + 1) / (fade_frames + 1))
+                    fade = max(0.0, 1 - (frame - reselected + 1) / (fade_frames + 1))
                     yield FacePlacement(
                         chunk.points(frame), float(radius_px), len(self.references) - 1, strength, fade
                     )
 
-    def _look(self, chunk: TrackChunk, start: int, last: int, radii: np.ndarray) -> None:
+    def _select(self, chunk: TrackChunk, start: int, last: int, radii: np.ndarray) -> None:
         """Choose reference frames and candidates among the rows [start, last) of a chunk, all of one shot, with
         radii from row `start` on."""
         end = int(min(last, max(start, self._chosen_before - chunk.offset)))
         if chunk.landmarks.found[start:end].any():
             last = end
         levels = np.array([self._levels.get(chunk.offset + row, (0, 0)) for row in range(start, last)])
-        look = len(self.references)
+        selection = len(self.references)
         placed = {
-            row: FacePlacement(chunk.landmarks.points[row], float(radii[row - start]), look, 1.0)
+            row: FacePlacement(chunk.landmarks.points[row], float(radii[row - start]), selection, 1.0)
             for row in range(start, last)
         }
         num_found = int(chunk.landmarks.found[start:last].sum())
@@ -229,15 +231,15 @@ class Speaker:
         self._preferred.append(preferred)
         self.references.append(preferred[0])
         self.candidates.append(preferred[1])
-        self._encoded(look)  # now, while live frames are still held
+        self._encoded(selection)  # now, while live frames are still held
 
     def generate(
-        self, look: int, times_s: list[float], placements: list[FacePlacement], frames: list[Frame]
+        self, selection: int, times_s: list[float], placements: list[FacePlacement], frames: list[Frame]
     ) -> list[list[Drawing]]:
         """Generate the mouth in frames of one shot.
 
         Args:
-            look: number of the look at the shot.
+            selection: number of the selection of reference frames.
             times_s: times in the driving audio.
             placements: of the face.
             frames: the source frames.
@@ -248,14 +250,14 @@ class Speaker:
         drawings: list[list[Drawing]] = [[] for _ in frames]
         if fading := [index for index, one in enumerate(placements) if one.fade > 0]:
             earlier = self.generate(
-                look - 1,
+                selection - 1,
                 [times_s[index] for index in fading],
                 [placements[index]._replace(fade=0.0) for index in fading],
                 [frames[index] for index in fading],
             )
             for index, drawing in zip(fading, earlier, strict=True):
                 drawings[index] += drawing
-        appearance = self._appearance(look)
+        appearance = self._appearance(selection)
         faces, changes, source_crops = [], [], []
         for frame, one in zip(frames, placements, strict=True):
             crop = self._crop(one)
@@ -266,7 +268,7 @@ class Speaker:
             source_crops.append(to_uint8(appearance.to_natural.apply(changes[-1].apply(image))))
             faces.append((frame, one, crop, bounds, part, image))
         windows = self.audio.windows(np.array(times_s))
-        generated = self.generator.generate(source_crops, self._encoded(look), windows)
+        generated = self.generator.generate(source_crops, self._encoded(selection), windows)
         for drawing, image, change, face in zip(drawings, generated, changes, faces, strict=True):
             drawing.append(Drawing(image, appearance, change, *face))
         return drawings

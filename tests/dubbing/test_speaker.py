@@ -77,7 +77,7 @@ def test_frames_are_chosen_before_a_time(pipeline: DubbingPipeline) -> None:
 
 
 class StripeGenerator:
-    """Draws vertical stripes after the first look at a shot, and horizontal ones after the second."""
+    """Draws vertical stripes after the first selection of a shot, and horizontal ones after the second."""
 
     model = SimpleNamespace(config=SimpleNamespace(num_references=5))
     mouth_size = 64
@@ -93,16 +93,16 @@ class StripeGenerator:
         return np.stack(len(crops) * [np.uint8(100 + 60 * np.dstack(3 * [stripes]))])
 
 
-def test_mouths_of_two_looks_are_crossfaded() -> None:
+def test_mouths_of_two_selections_are_crossfaded() -> None:
     portrait = next(portraits(np.zeros(1), (256, 256), speech_like(1)))
     source = LiveFrameSource(NUM_FRAMES * [portrait], Fraction(25))
     audio = SimpleNamespace(
         remaining_s=lambda time_s, at_most_s: at_most_s, windows=lambda times_s: np.zeros((len(times_s), 384, 5))
     )
-    speaker = Speaker(StripeGenerator(), source, audio, track_face(source), 4, first_look_s=0.4, texture=False)
+    speaker = Speaker(StripeGenerator(), source, audio, track_face(source), 4, first_selection_s=0.4, texture=False)
     lips = np.array([pair.dubbed.rgb()[LIPS] for pair in Compositor(source, [speaker]).frames()], float)
-    for look, first, last in ((0, 0, 10 + 24), (1, 10, NUM_FRAMES)):  # a second of frames after a look is known
-        indices = {index for index, _ in speaker.references[look] + speaker.candidates[look]}
+    for selection, first, last in ((0, 0, 10 + 24), (1, 10, NUM_FRAMES)):  # and a second after them
+        indices = {index for index, _ in speaker.references[selection] + speaker.candidates[selection]}
         assert first <= min(indices) and max(indices) < last
     change = lips[-1] - lips[0]
     assert np.abs(change).mean() > 20
@@ -110,8 +110,8 @@ def test_mouths_of_two_looks_are_crossfaded() -> None:
     np.testing.assert_allclose(shares, np.clip((np.arange(NUM_FRAMES) - 9) / 13, 0, 1), atol=0.03)
 
 
-def test_live_shot_is_looked_at_again() -> None:
-    """The second look comes 1.6 s after the first and goes back to the beginning."""
+def test_references_of_a_live_shot_are_selected_again() -> None:
+    """The second selection comes 1.6 s after the first and goes back to the beginning."""
     portrait = next(portraits(np.zeros(1), (256, 256), speech_like(1)))
     source = LiveFrameSource(70 * [portrait], 25, num_kept=40)
     audio = SimpleNamespace(
@@ -120,7 +120,7 @@ def test_live_shot_is_looked_at_again() -> None:
     tracked = track_face(source, live=True)
     speaker = Speaker(StripeGenerator(), source, audio, tracked, 0.32, texture=False, live=True)
     lips = np.array([pair.dubbed.rgb()[LIPS] for pair in Compositor(source, [speaker], 2).frames()], float)
-    indices = [{index for index, _ in look} for look in speaker.candidates]
+    indices = [{index for index, _ in selection} for selection in speaker.candidates]
     assert len(indices) == 2 and max(indices[0]) < 10
     assert min(indices[1]) < 10 and 40 <= max(indices[1]) < 50
     change = lips[-1] - lips[0]
