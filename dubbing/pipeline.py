@@ -6,8 +6,8 @@
     for frame in pipeline.stream(frames, audio_blocks, fps=30):  # live
         show(frame)
 
-Both hold a few seconds of frames and audio in memory. The first frame comes when the face has been tracked for some
-seconds. inference.py is the command line of `dub`.
+Both hold a few seconds of frames and audio in memory. inference.py is the command line of `dub`, examples/live.py that
+of `stream`.
 """
 
 import logging
@@ -378,7 +378,7 @@ class DubbingPipeline:
         look_ahead_s: float = 0.3,
         face: str | Path = "largest",
     ) -> Iterator[np.ndarray]:
-        """Dub live frames, `look_ahead_s` and 0.4 seconds behind them and the audio, and the time of computing.
+        """Dub live frames, `look_ahead_s` and a third of a second behind them, and the time of computing.
 
         What covers the mouth is not kept: too little of a shot is known to tell it from the face. Dissolves and
         wipes are not found.
@@ -387,8 +387,8 @@ class DubbingPipeline:
             frames: (H, W, 3) uint8 RGB, all of one size, each an array of its own, which is not written to later.
             audio: blocks (n,) float in [-1, 1], mono, 16 kHz; the first sample is at the time of the first frame.
             fps: constant frame rate.
-            look_ahead_s: seconds of frames and audio that are known after what is generated; docs/dubbing.md says
-                what more of them give.
+            look_ahead_s: seconds of frames and audio that are known after what is generated; with 0 the landmarks
+                tremble, and more than 0.3 gives little (docs/dubbing.md).
             face: which face to dub, as in `DubSettings.faces`.
 
         Yields:
@@ -404,15 +404,11 @@ class DubbingPipeline:
         if not isinstance(look_ahead_s, Real) or not 0 <= look_ahead_s < inf:
             raise ParameterError("look_ahead_s", f"expected a number from 0 on, found {look_ahead_s!r}")
         select_face = face_selector(str(face))
-        blocks = AudioStream(
-            *(_checked_blocks(audio), self.generator.audio_features),
-            block_s=LIVE_BLOCK_S,
-            after_s=min(look_ahead_s, CONTEXT_S),
-            live=True,
-        )
+        blocks, after_s = _checked_blocks(audio), min(look_ahead_s, CONTEXT_S)
+        audio_stream = AudioStream(blocks, self.generator.audio_features, LIVE_BLOCK_S, after_s, live=True)
         source = LiveFrameSource(frames, fps, round(LIVE_RESELECTION_S * fps))
         tracked = track_face(source, self.landmarks, select_face, live=True)
-        speaker = Speaker(self.generator, source, blocks, tracked, look_ahead_s, live=True)
+        speaker = Speaker(self.generator, source, audio_stream, tracked, look_ahead_s, live=True)
         return (pair.dubbed.rgb() for pair in Compositor(source, [speaker], LIVE_CHUNK).frames())
 
     def _reference_crops(
