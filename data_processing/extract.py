@@ -5,7 +5,6 @@ command does it before, on any number of machines.
 """
 
 import argparse
-import os
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,7 @@ from data_processing.audio.features import FEATURE_DIMS, extract_features
 from data_processing.media.audio_io import SAMPLE_RATE
 from data_processing.packed import extract_missing, manifest_lines
 from utils.command_line import run_command
+from utils.cores import num_cores
 from utils.errors import ParameterError
 
 
@@ -32,7 +32,7 @@ def main() -> None:
     add("data", type=Path, metavar="DATA", help="prepared dataset")
     add("--audio-features", choices=list(FEATURE_DIMS), required=True, help="kind of audio features")
     add("--scheduler", metavar="ADDRESS", help="use a Dask cluster (tcp://…) instead of --jobs")
-    add("--jobs", type=int, default=os.cpu_count(), help="clips at a time (default: number of cores)")
+    add("--jobs", type=int, default=num_cores(), help="clips at a time (default: number of cores)")
     run_command(parser, run)
 
 

@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from dubbing.segments import file_fingerprint
 from utils.bundled import ROOT
+from utils.cores import num_cores
 from utils.errors import FileError, ParameterError, error_reason
 from utils.files import write_atomically
 from utils.memory import available_bytes
@@ -242,7 +243,7 @@ def _in_processes(rows: Sequence[Row], num_processes: int) -> Iterator[tuple[Row
 def _dub(folder: Path, num_processes: int, is_cancelled: Callable[[], bool], row: Row) -> tuple[Row, Outcome]:
     """The row and its outcome, from a process of inference.py in `folder`, which is ended when it is cancelled."""
     begin = time.monotonic()
-    num_threads = max(1, (os.cpu_count() or 1) // num_processes)
+    num_threads = max(1, num_cores() // num_processes)
     environment = {"OMP_NUM_THREADS": str(num_threads), **os.environ, "TQDM_DISABLE": "1"}
     try:
         process = subprocess.Popen(

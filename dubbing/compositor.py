@@ -1,6 +1,5 @@
 """The output frames of a dub, in order: placements and source frames together, the mouths generated in batches."""
 
-import os
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +15,7 @@ from dubbing.light import visibility
 from dubbing.placements import NO_SHOT, FacePlacement, PlacementSpool, same_face
 from dubbing.prefetch import Prefetch
 from dubbing.speaker import Drawing, Speaker
+from utils.cores import num_cores
 
 BATCH_SIZE = 8
 FIRST_BATCH_SIZE = 2  # of the dub, so that its first frame comes soon
@@ -92,7 +92,7 @@ class Compositor:
         batches = self._batches(keep_rest, first)
         if isinstance(self.source, VideoFileSource):  # the generator does not wait for pasting
             batches = Prefetch(batches, 1, self.cancel)
-        with closing(batches), ThreadPoolExecutor(max(1, (os.cpu_count() or 1) // 4)) as pasters:
+        with closing(batches), ThreadPoolExecutor(max(1, num_cores() // 4)) as pasters:
             for batch in batches:
                 yield from pasters.map(_pasted, *batch)
 

@@ -1,6 +1,5 @@
 """Loading of batches, one ahead of the step, and the measured speed."""
 
-import os
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -9,6 +8,7 @@ import cv2
 import pytest
 import torch
 
+from training import loading
 from training.loading import DeviceBatches, load_batches
 from utils.errors import MediaError, UserError
 
@@ -66,7 +66,7 @@ class OpenCVThreads(Numbers):
 
 
 def test_opencv_has_no_threads_of_its_own_in_workers(monkeypatch):
-    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    monkeypatch.setattr(loading, "num_cores", lambda: 1)
     before = cv2.getNumThreads()
     cv2.setNumThreads(3)
     try:
