@@ -4,6 +4,7 @@ The prepared dataset is a folder:
 
     manifest.jsonl   one line per clip: id, source, person, split, num_frames, radius_px, A/V offset, …
     rejected.jsonl   one line per video without a usable clip, with the reason
+    prepare.lock     empty; locked while a process prepares videos into the folder
     dataset.json     the settings that all clips share
     identities.jsonl with --person-by identity: one line per video with its speaker and descriptor
     clips/ID.mp4     face crops at 25 fps with synchronised audio
@@ -13,7 +14,8 @@ With landmarks and radius of a frame, `FaceCrop.from_landmarks` finds its crop i
 
 A second run with the same folder continues where the first one stopped, by an interruption or an error that is not
 the fault of a video, such as a full disk. The bundled SyncNet measures the A/V offset of every video, which is then
-removed. Videos without A/V sync are rejected. If no video can be used, the exit code is 2.
+removed. Videos without A/V sync are rejected. If no video can be used, the exit code is 2. If some failed,
+for a reason that may not be their own, it is 1, and the same command tries them again.
 """
 
 import argparse
@@ -21,14 +23,17 @@ import errno
 import json
 import logging
 import os
+import sys
 from collections import Counter
-from contextlib import closing, suppress
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
 import cv2
 import numpy as np
+from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from data_processing.audio.features import FEATURE_DIMS, extract_features
@@ -40,6 +45,7 @@ from data_processing.media.video_reader import FPS
 from data_processing.sources import Source, assign_splits, find_sources, rename_speakers
 from data_processing.workers import in_workers
 from utils.command_line import run_command
+from utils.cores import num_cores
 from utils.errors import OutputError, ParameterError, UserError, WeightsError, error_reason
 from utils.files import output_errors, read_jsonl, remove_leftovers, write_atomically
 from utils.weights import weight_path
@@ -56,7 +62,7 @@ def prepare(
     jobs: int,
     scheduler: str | None = None,
     by_identity: bool = False,
-) -> None:
+) -> int:
     """Prepare the sources that `output` does not contain yet, and print a summary.
 
     Clips that `output` contains already get the speakers of the sources, too.
@@ -71,26 +77,65 @@ def prepare(
             the same folders.
         by_identity: name the speakers by face recognition instead (see `with_identities`).
 
+    Returns:
+        The number of videos that failed by an error that may not be due to them. The next call tries them again.
+
     Raises:
-        ParameterError: `output` cannot be created or was prepared with other settings, there is no scheduler, or no
-            video can be used.
+        ParameterError: `output` cannot be created, was prepared with other settings, or is in use by another
+            process; there is no scheduler; a worker was killed; or no video can be used.
         UserError: a file cannot be written, or the weights of a network are missing. No video is rejected for it.
     """
     _create_folder(output / "clips")
-    _check_settings(output, settings)
-    manifest, rejected = output / "manifest.jsonl", output / "rejected.jsonl"
-    done = {line["source"] for path in (manifest, rejected) for line in read_jsonl(path)}
-    num_todo = sum(str(source.path.resolve()) not in done for source in sources)
-    print(f"{len(sources)} videos: {len(sources) - num_todo} already prepared, {num_todo} to do")
-    if num_todo:  # without the weights every video would be rejected, and the next run would not try it again
-        extract_features(np.zeros(SAMPLE_RATE, np.float32), settings.audio_features)
-        check_available(settings.landmarks)
-    for path in (manifest, rejected):
-        _end_last_line(path)
-    if by_identity:
-        sources = with_identities(sources, output, jobs, scheduler)
-    todo = [source for source in sources if str(source.path.resolve()) not in done]
-    _warn_of_unnamed(todo, output)
+    with _locked(output):
+        _check_settings(output, settings)
+        manifest, rejected = output / "manifest.jsonl", output / "rejected.jsonl"
+        done = {line["source"] for path in (manifest, rejected) for line in read_jsonl(path)}
+        num_todo = sum(str(source.path.resolve()) not in done for source in sources)
+        print(f"{len(sources)} videos: {len(sources) - num_todo} already prepared, {num_todo} to do")
+        if num_todo:  # without the weights every video would be rejected, and the next run would not try it again
+            extract_features(np.zeros(SAMPLE_RATE, np.float32), settings.audio_features)
+            check_available(settings.landmarks)
+        for path in (manifest, rejected):
+            _end_last_line(path)
+        if by_identity:
+            sources = with_identities(sources, output, jobs, scheduler)
+        todo = [source for source in sources if str(source.path.resolve()) not in done]
+        _warn_of_unnamed(todo, output)
+        failures = _prepare_all(todo, output, settings, jobs, scheduler)
+        clips = read_jsonl(manifest)
+        named = {str(source.path.resolve()): source.speaker for source in sources if source.is_named}
+        if num_renamed := rename_speakers(clips, named):
+            print(f"{num_renamed} clips that were prepared before have another speaker now")
+        assign_splits(clips, val_percent)
+        write_atomically(manifest, lambda file: file.write(_to_jsonl(clips).encode()))
+        _print_summary(output, failures)
+        reasons = {line["source"]: line["reason"] for line in read_jsonl(rejected)}
+    _check_any_usable(sources, clips, failures | reasons)
+    return len(failures)
+
+
+@contextmanager
+def _locked(output: Path) -> Iterator[None]:
+    """Refuse a second process in the same folder, which would prepare the same videos.
+
+    The lock ends with the process, also if that is killed.
+    """
+    lock = FileLock(output / "prepare.lock")
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(lock.acquire(blocking=False))
+        except Timeout:
+            reason = f"another process is preparing {output}; wait until it has ended, or choose another folder"
+            raise ParameterError("output", reason) from None
+        except (OSError, NotImplementedError):  # no locks there, or not writable, which the next step reports
+            pass
+        yield
+
+
+def _prepare_all(
+    todo: list[Source], output: Path, settings: Settings, jobs: int, scheduler: str | None
+) -> dict[str, str]:
+    """Prepare videos, list their clips or why they were rejected, and return why others failed, by their paths."""
     failures = {}
     work = partial(_prepare_one, output=output.resolve(), settings=settings)
     results = in_workers(work, todo, jobs, scheduler, unit="video", description="preparing")
@@ -104,20 +149,13 @@ def prepare(
                     failures[source] = result.failure
                     tqdm.write(f"{result.source.path}: {result.failure}; the next run will try it again")
                 elif result.clips:
-                    _append(manifest, result.clips)
+                    _append(output / "manifest.jsonl", result.clips)
                 else:
                     reason = "; ".join(result.reasons) or "no usable shot"
-                    _append(rejected, [{"source": source, "reason": reason}])
+                    _append(output / "rejected.jsonl", [{"source": source, "reason": reason}])
     finally:
         remove_leftovers(output / "clips")
-    clips = read_jsonl(manifest)
-    named = {str(source.path.resolve()): source.speaker for source in sources if source.is_named}
-    if num_renamed := rename_speakers(clips, named):
-        print(f"{num_renamed} clips that were prepared before have another speaker now")
-    assign_splits(clips, val_percent)
-    write_atomically(manifest, lambda file: file.write(_to_jsonl(clips).encode()))
-    _print_summary(output)
-    _check_any_usable(sources, clips, failures | {line["source"]: line["reason"] for line in read_jsonl(rejected)})
+    return failures
 
 
 @dataclass
@@ -274,7 +312,7 @@ def _check_settings(output: Path, settings: Settings) -> None:
         write_atomically(path, lambda file: file.write((json.dumps(asdict(settings)) + "\n").encode()))
 
 
-def _print_summary(output: Path) -> None:
+def _print_summary(output: Path, failures: dict[str, str]) -> None:
     clips, rejected = read_jsonl(output / "manifest.jsonl"), read_jsonl(output / "rejected.jsonl")
     for split in ("train", "val"):
         part = [clip for clip in clips if clip["split"] == split]
@@ -282,9 +320,16 @@ def _print_summary(output: Path) -> None:
         minutes = sum(clip["num_frames"] for clip in part) / FPS / 60
         print(f"{split}: {len(part)} clips, {num_speakers} speakers, {minutes:.1f} minutes")
     print(f"rejected: {len(rejected)} videos" + (" (delete rejected.jsonl to try them again)" if rejected else ""))
-    for reason, count in Counter(line["reason"] for line in rejected).most_common():
-        print(f"  {count:4d}  {reason}")
+    _print_counts(line["reason"] for line in rejected)
+    if failures:
+        print(f"failed: {len(failures)} videos (the same command tries them again)")
+        _print_counts(failures.values())
     print(f"dataset: {output}")
+
+
+def _print_counts(reasons: Iterable[str]) -> None:
+    for reason, count in Counter(reasons).most_common():
+        print(f"  {count:4d}  {reason}")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -298,7 +343,8 @@ def run(args: argparse.Namespace) -> None:
     settings = Settings(args.mouth_size, args.landmarks, args.audio_features, min_confidence)
     by_identity = args.person_by == BY_IDENTITY
     sources = find_sources(args.inputs, args.output, args.person, None if by_identity else args.person_by)
-    prepare(sources, args.output, settings, args.val_percent, args.jobs, args.scheduler, by_identity)
+    if prepare(sources, args.output, settings, args.val_percent, args.jobs, args.scheduler, by_identity):
+        sys.exit(1)
 
 
 def main() -> None:
@@ -337,7 +383,7 @@ def main() -> None:
     )
     add("--no-sync", action="store_true", help="do not measure the A/V offset; remove only that in MANIFEST.tsv")
     add("--scheduler", metavar="ADDRESS", help="use a Dask cluster (tcp://…) instead of --jobs")
-    add("--jobs", type=int, default=os.cpu_count(), help="videos prepared at a time (default: number of cores)")
+    add("--jobs", type=int, default=num_cores(), help="videos prepared at a time (default: number of cores)")
     run_command(parser, run)
 
 

@@ -4,6 +4,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager
 from functools import partial
 from logging.handlers import QueueHandler
@@ -46,7 +47,7 @@ def in_workers(
         load: returns what `function` takes before the item, such as networks. Each worker calls it once.
 
     Raises:
-        ParameterError: there is no scheduler at this address.
+        ParameterError: there is no scheduler at this address, or a worker was killed.
         Exception: what `function` or `load` raises, in other processes any user error as UserError; the work ends.
     """
     if scheduler or jobs != 1:
@@ -76,11 +77,15 @@ def _from_workers(
     else:
         parallel = joblib.Parallel(jobs, return_as="generator_unordered")
         results = parallel(joblib.delayed(call)(item) for item in items)
-    with closing(results):
-        for result, records in results:
-            for record in records:
-                logging.getLogger(record.name).handle(record)
-            yield result
+    try:
+        with closing(results):
+            for result, records in results:
+                for record in records:
+                    logging.getLogger(record.name).handle(record)
+                yield result
+    except BrokenProcessPool:
+        reason = "a worker process was killed, probably for lack of memory; use fewer processes"
+        raise ParameterError("jobs", reason) from None
 
 
 def _call(
@@ -163,7 +168,7 @@ def cancelled() -> bool:
 
 
 def _on_cluster(function: Callable[[Item], Result], items: Sequence[Item], address: str) -> Iterator[Result]:
-    from distributed import Client, as_completed
+    from distributed import Client, KilledWorker, as_completed
 
     try:
         client = Client(address, timeout=10)
@@ -177,6 +182,9 @@ def _on_cluster(function: Callable[[Item], Result], items: Sequence[Item], addre
                 waiting.discard(future.key)
                 future.release()
                 yield result
+        except KilledWorker:
+            reason = "workers were killed, probably for lack of memory; give each one more of it, or start fewer"
+            raise ParameterError("scheduler", reason) from None
         finally:
             client.cancel(futures)
             if waiting:

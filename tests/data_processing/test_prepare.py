@@ -6,6 +6,8 @@ import os
 import pickle
 import resource
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -50,7 +52,7 @@ def test_prepared_dataset(prepared_dataset, portrait_clip):
     lines = {line["person"]: line for line in read_jsonl(prepared_dataset / "manifest.jsonl")}
     assert {speaker: line["split"] for speaker, line in lines.items()} == {"Bob": "train", "Joe": "val"}
     assert read_jsonl(prepared_dataset / "rejected.jsonl") == []
-    names = {"manifest.jsonl", "rejected.jsonl", "dataset.json"}
+    names = {"manifest.jsonl", "rejected.jsonl", "dataset.json", "prepare.lock"}
     for speaker, line in lines.items():
         assert Path(line["source"]) == prepared_dataset.parent / "videos" / f"{speaker.lower()}.mp4"
         assert (line["start_frame"], line["num_frames"], line["found"]) == (0, 40, 1.0)
@@ -200,6 +202,30 @@ def test_error_not_due_to_the_video_is_printed_and_the_video_tried_again(
     assert [clip["person"] for clip in read_jsonl(tmp_path / "out" / "manifest.jsonl")] == ["Bob"]
 
 
+def test_failed_videos_are_counted_and_the_exit_code_is_not_that_of_success(tmp_path, monkeypatch, capsys):
+    for name in "abcd":
+        text_file(tmp_path / f"{name}.mp4")
+
+    def prepare_or_fail(source, *args):
+        if source.path.stem == "a":
+            return [{"source": str(source.path), "person": "a", "start_frame": 0, "num_frames": 40}], []
+        if source.path.stem == "b":
+            raise MediaError(source.path, "no audio track")
+        raise MemoryError("out of memory")
+
+    monkeypatch.setattr(prepare, "prepare_video", prepare_or_fail)
+    monkeypatch.setattr(prepare, "extract_features", lambda *args: None)
+    arguments = (tmp_path, "--output", tmp_path / "out", "--jobs", 1)
+    assert run_main(*arguments) == 1
+    out = capsys.readouterr().out
+    assert "rejected: 1 videos" in out
+    assert "failed: 2 videos (the same command tries them again)\n     2  MemoryError: out of memory\n" in out
+    monkeypatch.setattr(prepare, "prepare_video", lambda *args: ([], ["too short"]))
+    assert run_main(*arguments) == 0
+    out = capsys.readouterr().out
+    assert "4 videos: 2 already prepared, 2 to do" in out and "rejected: 3 videos" in out and "failed: " not in out
+
+
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
@@ -277,6 +303,46 @@ def test_missing_weights_reject_no_video(tmp_path, portrait_clip, monkeypatch):
     with pytest.raises(WeightsError, match="cannot be downloaded"):
         prepare.prepare([Source(portrait_clip, "Bob", 0)], tmp_path / "out", SETTINGS, 10, jobs=1)
     assert read_jsonl(tmp_path / "out" / "rejected.jsonl") == []
+
+
+# --- two processes in one folder ----------------------------------------------------------------------------
+
+
+OTHER_PROCESS = """
+import sys
+from filelock import FileLock
+with FileLock(sys.argv[1]):
+    print(flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_second_process_in_a_folder_is_refused_until_the_first_is_killed(tmp_path, monkeypatch, capsys):
+    output = tmp_path / "out"
+    (output / "clips").mkdir(parents=True)
+    text_file(tmp_path / "a.mp4")
+    monkeypatch.setattr(prepare, "extract_features", lambda *args: None)
+    monkeypatch.setattr(prepare, "prepare_video", lambda *args: ([], ["too short"]))
+    command = [sys.executable, "-c", OTHER_PROCESS, output / "prepare.lock"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        process.stdout.readline()
+        assert run_main(tmp_path, "--output", output, "--jobs", 1) == 2
+        message = f"error: --output: another process is preparing {output}; wait until it has ended, or choose"
+        assert capsys.readouterr().err.startswith(message)
+        assert not (output / "dataset.json").exists()
+        process.kill()
+    assert run_main(tmp_path, "--output", output, "--jobs", 1) == 2
+    assert "none of 1 videos can be used: 1 × too short" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOLCK, "No locks available"), NotImplementedError("flock")])
+def test_file_system_without_locks(tmp_path, monkeypatch, error):
+    def no_locks(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(prepare.FileLock, "acquire", no_locks)
+    with prepare._locked(tmp_path):
+        (tmp_path / "dataset.json").touch()
 
 
 # --- Dask ---------------------------------------------------------------------------------------------------

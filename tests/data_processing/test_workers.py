@@ -2,17 +2,19 @@
 
 import logging
 import os
+import signal
 import time
 from functools import partial
 from pathlib import Path
 from threading import Barrier, Thread
+from types import SimpleNamespace
 
 import pytest
-from distributed import Client, Event, LocalCluster
+from distributed import Client, Event, KilledWorker, LocalCluster
 
 from data_processing import workers
 from data_processing.workers import cancelled, in_workers
-from utils.errors import MediaError, UserError
+from utils.errors import MediaError, ParameterError, UserError
 
 PROGRESS = {"unit": "number", "description": "squares"}
 
@@ -46,6 +48,28 @@ def test_results_progress_and_errors(scheduler, capsys, on_cluster):
     next(results)
     results.close()
     assert list(in_workers(square, [], 1, address, **PROGRESS)) == []
+
+
+def kill_this_process(number: int) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there is no SIGKILL")
+def test_killed_process_is_one_line():
+    with pytest.raises(ParameterError, match="a worker process was killed, probably for lack of memory") as caught:
+        list(in_workers(kill_this_process, [1, 2], 2, None, **PROGRESS))
+    assert caught.value.parameter == "jobs"
+
+
+def killed(number: int) -> None:
+    worker = SimpleNamespace(address="tcp://127.0.0.1:9")
+    raise KilledWorker("killed-1", worker, 3)  # what the scheduler says when four workers have died
+
+
+def test_killed_workers_of_a_cluster_are_one_line(scheduler):
+    with pytest.raises(ParameterError, match="workers were killed, probably for lack of memory") as caught:
+        list(in_workers(killed, [1], 1, scheduler, **PROGRESS))
+    assert caught.value.parameter == "scheduler"
 
 
 def load(folder: Path, name: str) -> str:
