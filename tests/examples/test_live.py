@@ -14,7 +14,7 @@ import pytest
 
 from data_processing.media.audio_io import load_audio
 from data_processing.media.video_reader import read_frames
-from examples.live import Recorder, main, summary
+from examples.live import Recorder, main, summary, window
 from tests.support.commands import run_command_line
 from tests.support.dubbing import lips_change
 from utils.bundled import ROOT
@@ -144,6 +144,24 @@ def test_errors_are_one_line(flags, message, portrait_clip, speech, checkpoint, 
     assert caught.value.code == 2
     (line,) = capfd.readouterr().err.splitlines()
     assert line.startswith(message)
+
+
+def test_window_shows_frames_until_it_is_closed() -> None:
+    tkinter = pytest.importorskip("tkinter")
+    try:
+        tkinter.Tk().destroy()
+    except tkinter.TclError as error:
+        pytest.skip(f"no screen: {error}")
+    frame = np.zeros((48, 64, 3), np.uint8)
+    frame[4, 3] = 255, 128, 7
+    with window(64, 48) as show:
+        assert show(frame, np.zeros(0))
+        root = tkinter._default_root
+        (label,) = root.winfo_children()
+        assert (label.winfo_reqwidth(), label.winfo_reqheight()) >= (64, 48)
+        assert root.tk.splitlist(root.tk.call(label.cget("image"), "get", 3, 4)) == (255, 128, 7)
+        root.tk.call(root.protocol("WM_DELETE_WINDOW"))
+        assert not show(frame, np.zeros(0))
 
 
 @pytest.mark.slow
