@@ -4,6 +4,7 @@ A batch is a pure function of (seed, step), so a resumed run sees the batches th
 seen. With several processes each one loads only its shard of every batch.
 """
 
+import logging
 from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -16,10 +17,13 @@ from data_processing.audio.framing import WINDOW_RADIUS, audio_windows
 from data_processing.dataset import Clip
 from models.crop_layout import mouth_box, mouth_size_of
 from models.syncnet import CLIP_LENGTH, SYNC_WINDOW
+from utils.errors import ParameterError
 
 SYNC_RADIUS = SYNC_WINDOW // 2  # rows of audio features on either side of the middle of SyncNet's five frames
 SYNC_HALF = CLIP_LENGTH // 2  # frames on either side of the middle of SyncNet's five frames
 REFERENCE_GAP = 5  # frames; a reference nearer to the target frame would show the target's mouth
+
+logger = logging.getLogger(__name__)
 
 # One sample: clip, index or indices of its T target frames, indices of its reference frames (N,) or (T, N), gain,
 # bias, mirrored.
@@ -64,13 +68,16 @@ class TrainingBatches(torch.utils.data.Dataset):
     speaker_sampling_exponent: a speaker with n frames is sampled with probability ∝ n ** exponent. With 1 all
         frames are equally probable. A higher exponent favours long recordings of few speakers, from which the
         mapping from audio to lips is learned sooner. A lower one favours many different faces.
-    clip_length: T, consecutive target frames per sample.
+    clip_length: T, consecutive target frames per sample. Shorter clips are not sampled.
     references_per_frame: whether each target frame of a sample has its own reference frames.
     augment: whether brightness and contrast of every sample are changed slightly, and half of the samples mirrored:
         new speakers and lighting differ more than those of the dataset.
     crop_scale_jitter: the targets and each reference frame show up to this fraction more of the scene than the
         prepared crops; what lies outside of these is filled by reflection.
     shard: numbers of the samples of every batch that this process trains on; None for all.
+
+    Raises:
+        ParameterError: all clips are shorter than `clip_length`.
     """
 
     def __init__(
@@ -97,7 +104,7 @@ class TrainingBatches(torch.utils.data.Dataset):
         self.augment = augment
         self.crop_scale_jitter = crop_scale_jitter
         self.shard = range(batch_size) if shard is None else shard
-        self.cumulative = np.cumsum(clip_probabilities(clips, speaker_sampling_exponent))
+        self.cumulative = np.cumsum(clip_probabilities(clips, speaker_sampling_exponent, clip_length))
 
     def __len__(self) -> int:
         return self.num_steps
@@ -127,7 +134,7 @@ class SyncBatches(torch.utils.data.Dataset):
     On average half of the negatives come from the same clip, `negative_gap` frames or more away, and teach the
     timing. The others come from other speakers and teach that the voice does not depend on the face. Mouths are
     augmented as in TrainingBatches and also shifted by up to S/16 pixels; `speaker_sampling_exponent` and `shard`
-    are as there.
+    are as there, as is what becomes of clips that are too short.
     """
 
     def __init__(
@@ -148,7 +155,7 @@ class SyncBatches(torch.utils.data.Dataset):
         self.num_negatives = num_negatives
         self.negative_gap = negative_gap
         self.shard = range(batch_size) if shard is None else shard
-        self.probabilities = clip_probabilities(clips, speaker_sampling_exponent)
+        self.probabilities = clip_probabilities(clips, speaker_sampling_exponent, CLIP_LENGTH)
         self.cumulative = np.cumsum(self.probabilities)
         _, self.speakers = np.unique([clip.speaker for clip in clips], return_inverse=True)
 
@@ -192,17 +199,32 @@ class SyncBatches(torch.utils.data.Dataset):
         return negatives
 
 
-def clip_probabilities(clips: Sequence[Clip], speaker_sampling_exponent: float) -> np.ndarray:
+def clip_probabilities(clips: Sequence[Clip], speaker_sampling_exponent: float, clip_length: int = 1) -> np.ndarray:
     """Sampling probabilities of clips, (number of clips,).
 
     A speaker with n frames gets a probability ∝ n ** speaker_sampling_exponent, divided among the speaker's clips
-    in proportion to their frames.
+    in proportion to their frames. Clips shorter than `clip_length` do not count; a warning tells how many.
+
+    Raises:
+        ParameterError: all clips are shorter.
     """
+    lengths = [len(clip.frames) for clip in clips]
+    if max(lengths) < clip_length:
+        reason = f"expected at most {max(lengths)}, the frames of the longest clip, found {clip_length}"
+        raise ParameterError("clip_length", reason)
+    if num_short := sum(length < clip_length for length in lengths):
+        message = "%d of %d clips have fewer than %d frames and are not trained on; the shortest has %d"
+        counts = (num_short, len(clips), clip_length, min(lengths))
+        logger.warning(message, *counts, extra={"parameter": "clip_length"})
+    counted = [length if length >= clip_length else 0 for length in lengths]
     num_frames: Counter[str] = Counter()
-    for clip in clips:
-        num_frames[clip.speaker] += len(clip.frames)
+    for clip, count in zip(clips, counted, strict=True):
+        num_frames[clip.speaker] += count
     weights = np.array(
-        [len(clip.frames) * num_frames[clip.speaker] ** (speaker_sampling_exponent - 1) for clip in clips]
+        [
+            count and count * num_frames[clip.speaker] ** (speaker_sampling_exponent - 1)
+            for clip, count in zip(clips, counted, strict=True)
+        ]
     )
     return weights / weights.sum()
 

@@ -27,7 +27,7 @@ from data_processing.batches import (
 from data_processing.dataset import Clip, thin
 from data_processing.face.lips import LIP_FEATURES, lip_features
 from models.checkpoint import SYNCNET, load_model, save_model
-from models.syncnet import SyncNet
+from models.syncnet import CLIP_LENGTH, SyncNet
 from training import distributed
 from training.schedule import cosine_decay, learning_rate
 from training.steps import autocast, check_finite, micro_batches, optimizer_step
@@ -161,7 +161,7 @@ def warm_up_shapes(trainer: Trainer, clips: Sequence[Clip]) -> None:
     torch.manual_seed(config.seed)
     rng = np.random.default_rng(config.seed)
     clips = thin(clips)
-    cumulative = np.cumsum(clip_probabilities(clips, config.speaker_sampling_exponent))
+    cumulative = np.cumsum(clip_probabilities(clips, config.speaker_sampling_exponent, CLIP_LENGTH))
     lips = [lip_features(clip.landmarks) for clip in clips]
     head = nn.Linear(128, LIP_FEATURES).to(trainer.device)
     optimizer = torch.optim.AdamW([*trainer.syncnet.parameters(), *head.parameters()])

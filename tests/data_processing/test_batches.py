@@ -19,6 +19,7 @@ from data_processing.batches import (
     zoom_out,
 )
 from data_processing.dataset import Clip
+from utils.errors import ParameterError
 
 
 def numbered_clip(number: int, num_frames: int) -> Clip:
@@ -159,6 +160,22 @@ def test_consecutive_frames_stay_within_their_clip():
     middles = torch.cat([batches[step].audio_window[:, 0, 2] / 10 for step in range(60)]).reshape(-1, 5)
     assert torch.equal(middles - middles[:, :1], torch.arange(5.0).expand(240, 5))
     assert (middles.min(), middles.max()) == (0, 23)
+
+
+@pytest.mark.parametrize("exponent", [0.0, 1.0, 2.0])
+def test_clips_that_are_too_short_are_counted_and_not_sampled(caplog, exponent):
+    """Batches are those of a dataset without them."""
+    clips = [numbered_clip(0, 4), numbered_clip(1, 10), replace(numbered_clip(2, 2), speaker="person1"), CLIPS[0]]
+    options = {"clip_length": 5, "speaker_sampling_exponent": exponent}
+    batches, without = (TrainingBatches(part, 4, 1, 20, 0, **options) for part in (clips, [clips[1], clips[3]]))
+    assert all(equal(batches[step], without[step]) for step in range(20))
+    (record,) = caplog.records
+    message = "2 of 4 clips have fewer than 5 frames and are not trained on; the shortest has 2"
+    assert (record.getMessage(), record.parameter, record.levelname) == (message, "clip_length", "WARNING")
+    sync = SyncBatches(clips, 4, 20, 0, num_negatives=2, negative_gap=2, speaker_sampling_exponent=exponent)
+    assert {name for step in range(20) for name in sync[step].clip_ids} <= {"clip1", "clip0"}
+    with pytest.raises(ParameterError, match=r"^expected at most 100, the frames of the longest clip, found 101$"):
+        TrainingBatches(clips, 4, 1, 20, 0, clip_length=101)
 
 
 def test_mouth_stack():
