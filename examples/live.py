@@ -127,6 +127,7 @@ class Recorder(threading.Thread):
         recorded: when each frame was complete (time.monotonic), and its samples; of those neither dropped nor taken
             from here.
         num_dropped: frames.
+        error: what ended the recording; None if nothing did.
     """
 
     def __init__(
@@ -139,10 +140,11 @@ class Recorder(threading.Thread):
         super().__init__(daemon=True)
         self.recorded: deque[tuple[float, np.ndarray]] = deque()
         self.num_dropped = 0
+        self.error: Exception | None = None
         self._sources, self._fps, self._paced = (frames, read_samples), fps, paced
         self._frames: Queue[np.ndarray | None] = Queue()
         self._blocks: Queue[np.ndarray | None] = Queue()
-        self._stopped, self._error = threading.Event(), None
+        self._stopped = threading.Event()
 
     def frames(self) -> Iterator[np.ndarray]:
         """The frames that are not dropped, as they come."""
@@ -153,8 +155,6 @@ class Recorder(threading.Thread):
         """Their audio."""
         while (block := self._blocks.get()) is not None:
             yield block
-        if self._error:
-            raise self._error
 
     def stop(self) -> None:
         self._stopped.set()
@@ -163,8 +163,8 @@ class Recorder(threading.Thread):
     def run(self) -> None:
         try:
             self._record()
-        except Exception as error:  # raised by `blocks`
-            self._error = error
+        except Exception as error:
+            self.error = error
         for queue in (self._frames, self._blocks):
             queue.put(None)
 
@@ -305,6 +305,9 @@ def open_output(args: argparse.Namespace, width: int, height: int, fps: Fraction
         output = nullcontext(lambda frame, samples: True)
     else:
         check_writable(args.output)
+        inputs = [path for path in (args.video, args.audio) if isinstance(path, Path)]
+        if args.output.exists() and any(map(args.output.samefile, inputs)):
+            raise ParameterError("output", f"{args.output} is also an input; choose another name")
         output = video_file(args.output, width, height, fps)
     show = stack.enter_context(output)
     return stack.enter_context(speakers(show)) if args.play else show
@@ -322,30 +325,34 @@ def summary(delays: list[float], num_dropped: int, total_s: float) -> str:
 
 def run(args: argparse.Namespace) -> None:
     delays: list[float] = []
-    with ExitStack() as stack:
-        recorder, width, height, fps = open_inputs(args, stack)
-        show = open_output(args, width, height, fps, stack)
-        pipeline = DubbingPipeline(args.checkpoint, device=args.device)
-        inputs = recorder.frames(), recorder.blocks()
-        dubbed = stack.enter_context(closing(pipeline.stream(*inputs, fps, args.look_ahead_s, args.face)))
-        # loads all that the first frames would wait for
-        deque(pipeline.stream(read_frames(EXAMPLE_VIDEO, 0, 4), [np.zeros(SAMPLE_RATE // 4)], look_ahead_s=0), 0)
-        print("live; Ctrl-C ends", flush=True)
-        stack.callback(recorder.stop)
-        recorder.start()
-        started = shown_s = time.monotonic()
-        try:
-            for frame in dubbed:
-                recorded_s, samples = recorder.recorded.popleft()
-                time.sleep(max(0.0, shown_s + MIN_PERIOD / float(fps) - time.monotonic()))
-                is_open = show(frame, samples)
-                shown_s = time.monotonic()
-                delays.append(shown_s - recorded_s)
-                if not is_open:
-                    break
-        except KeyboardInterrupt:
-            pass  # the usual end
-    print(summary(delays, recorder.num_dropped, shown_s - started))
+    with ExitStack() as devices:
+        recorder, width, height, fps = open_inputs(args, devices)
+        with ExitStack() as stack:
+            show = open_output(args, width, height, fps, stack)
+            pipeline = DubbingPipeline(args.checkpoint, device=args.device)
+            inputs = recorder.frames(), recorder.blocks()
+            dubbed = stack.enter_context(closing(pipeline.stream(*inputs, fps, args.look_ahead_s, args.face)))
+            # loads all that the first frames would wait for
+            example = read_frames(EXAMPLE_VIDEO, 0, 4), [np.zeros(SAMPLE_RATE // 4)]
+            deque(pipeline.stream(*example, look_ahead_s=0), 0)
+            print("live; Ctrl-C ends", flush=True)
+            stack.callback(recorder.stop)
+            recorder.start()
+            started = shown_s = time.monotonic()
+            try:
+                for frame in dubbed:
+                    recorded_s, samples = recorder.recorded.popleft()
+                    time.sleep(max(0.0, shown_s + MIN_PERIOD / float(fps) - time.monotonic()))
+                    is_open = show(frame, samples)
+                    shown_s = time.monotonic()
+                    delays.append(shown_s - recorded_s)
+                    if not is_open:
+                        break
+            except KeyboardInterrupt:
+                pass  # the usual end
+        print(summary(delays, recorder.num_dropped, shown_s - started))
+        if recorder.error:
+            raise recorder.error
 
 
 def build_parser() -> argparse.ArgumentParser:

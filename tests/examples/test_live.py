@@ -7,6 +7,8 @@ import sys
 import time
 from collections.abc import Iterator
 from fractions import Fraction
+from itertools import islice
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -65,16 +67,24 @@ def test_audio_of_frames_at_a_fractional_rate_is_complete() -> None:
     assert set(lengths[:120]) == {533, 534} and sum(lengths[:120]) == round(16000 * 120 * 1001 / 30000)
 
 
-def test_error_of_the_camera_is_raised_where_its_audio_is_read() -> None:
-    def frames() -> Iterator[np.ndarray]:
-        yield from numbered_frames(3)
-        raise MediaError("camera", "is gone")
+@pytest.mark.slow
+def test_what_was_recorded_before_an_error_is_kept(
+    portrait_clip, speech, checkpoint, tmp_path, monkeypatch, capsys
+) -> None:
+    def broken(path: Path, *args: object, **options: object) -> Iterator[np.ndarray]:
+        frames = read_frames(path, *args, **options)
+        yield from islice(frames, 30)
+        if path == portrait_clip:
+            raise MediaError(path, "damaged")
 
-    recorder = Recorder(frames(), lambda length: np.zeros(length, np.float32), Fraction(100))
-    recorder.start()
-    assert len(list(recorder.frames())) == 3
-    with pytest.raises(MediaError, match="is gone"):
-        list(recorder.blocks())
+    monkeypatch.setattr("examples.live.read_frames", broken)
+    output = tmp_path / "dubbed.mp4"
+    flags = ("--video", portrait_clip, "--audio", speech, "--checkpoint", checkpoint, "--device", "cpu")
+    with pytest.raises(SystemExit) as caught:
+        run_command_line(main, *flags, "--output", output)
+    printed = capsys.readouterr()
+    assert caught.value.code == 2 and printed.err == f"error: --video: {portrait_clip}: damaged\n"
+    assert len(list(read_frames(output))) == int(printed.out.splitlines()[-1].split()[0]) > 0
 
 
 def test_summary() -> None:
@@ -144,6 +154,12 @@ def test_errors_are_one_line(flags, message, portrait_clip, speech, checkpoint, 
     assert caught.value.code == 2
     (line,) = capfd.readouterr().err.splitlines()
     assert line.startswith(message)
+
+
+def test_output_onto_an_input_is_refused(portrait_clip, speech, capsys) -> None:
+    with pytest.raises(SystemExit):
+        run_command_line(main, "--video", portrait_clip, "--audio", speech, "--output", portrait_clip)
+    assert capsys.readouterr().err.endswith("portrait.mp4 is also an input; choose another name\n")
 
 
 def test_window_shows_frames_until_it_is_closed() -> None:
