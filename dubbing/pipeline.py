@@ -6,8 +6,8 @@
     for frame in pipeline.stream(frames, audio_blocks, fps=30):  # live
         show(frame)
 
-Both hold a few seconds of frames and audio in memory. inference.py is the command line of `dub`, examples/live.py that
-of `stream`.
+Both hold a few seconds of frames and audio in memory. inference.py is the command line of `dub`, examples/live.py
+that of `stream`.
 """
 
 import logging

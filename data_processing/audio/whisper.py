@@ -24,8 +24,8 @@ WINDOW, HOP = 400, 160  # samples, of the log-mel spectrogram
 # in four overlapping chunks of ten seconds, at four positions, and averaged, to reduce this dependence.
 CHUNK_ROWS = 500
 CHUNK_HOP_ROWS = 125
-# Of live audio, in one chunk of a few seconds at these positions, in a sixth of the time. With one position only, the
-# features differ twice as much from those of a file.
+# Of live audio, in one chunk of a few seconds at these positions, in a sixth of the time. With one position only,
+# the features differ twice as much from those of a file.
 LIVE_STARTS = (0, CHUNK_HOP_ROWS, 2 * CHUNK_HOP_ROWS)
 
 
