@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
@@ -27,7 +27,7 @@ def numbered_frames(num_frames: int) -> Iterator[np.ndarray]:
     return (np.full((2, 2, 3), number, np.uint8) for number in range(num_frames))
 
 
-def numbered_samples(num_samples: int, per_frame: int):
+def numbered_samples(num_samples: int, per_frame: int) -> Callable[[int], np.ndarray]:
     """A reader of samples that are the number of their frame."""
     left = np.arange(num_samples, dtype=np.float32) // per_frame
 
@@ -40,18 +40,18 @@ def numbered_samples(num_samples: int, per_frame: int):
 
 
 def test_frames_are_dropped_with_their_audio() -> None:
-    """At 100 fps with 160 samples each, nothing is dubbed for 1.2 s: half a second of frames may wait."""
-    recorder = Recorder(numbered_frames(150), numbered_samples(120 * 160, 160), Fraction(100))
+    """At 200 fps with 80 samples each, nothing is dubbed for 0.6 s: half a second of frames may wait."""
+    recorder = Recorder(numbered_frames(150), numbered_samples(120 * 80, 80), Fraction(200))
     started = time.monotonic()
     recorder.start()
     recorder.join()
-    assert time.monotonic() - started >= 1.2  # the samples end first
+    assert time.monotonic() - started >= 0.6  # the samples end first
     frames, blocks = list(recorder.frames()), list(recorder.blocks())
-    assert [frame[0, 0, 0] for frame in frames] == list(range(50)) and recorder.num_dropped == 70
-    assert [set(block) for block in blocks] == [{number} for number in range(50)]
+    assert [frame[0, 0, 0] for frame in frames] == list(range(100)) and recorder.num_dropped == 20
+    assert [set(block) for block in blocks] == [{number} for number in range(100)]
     times_s, samples = zip(*recorder.recorded, strict=True)
     assert all(map(np.array_equal, samples, blocks))
-    np.testing.assert_allclose(np.diff(times_s), 0.01, atol=0.5)  # a loaded machine is late now and then
+    assert times_s[-1] - times_s[0] > 0.4  # not at once
 
 
 def test_audio_of_frames_at_a_fractional_rate_is_complete() -> None:
