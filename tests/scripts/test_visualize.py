@@ -18,7 +18,10 @@ from tests.support.commands import run_command_line
 
 
 @pytest.mark.slow
-def test_figure_of_a_generator(tmp_path: Path, portrait_clip: Path, capsys: pytest.CaptureFixture) -> None:
+def test_figure_of_a_generator(
+    tmp_path: Path, portrait_clip: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(visualize, "NUM_CHANNELS", 2)  # Matplotlib takes seconds for all
     torch.manual_seed(0)
     model = DINet(DINetConfig(audio_dim=29, num_references=2))
     save_model(tmp_path / "model", model, audio_features="phoneme", mouth_size=32, info={})

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data_processing.face import identities
 from data_processing.face.identities import assign_identities, mean_descriptor
 from tests.support.media import no_face_video, text_file
 
@@ -52,7 +53,8 @@ def test_mean_descriptor(portrait_clip: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not MEDIA.is_dir(), reason=f"needs {MEDIA}")
-def test_real_videos_of_known_people() -> None:
+def test_real_videos_of_known_people(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(identities, "NUM_FRAMES", 3)
     with (MEDIA / "MANIFEST.tsv").open(newline="") as file:
         people = {row["file"]: row["person"] for row in csv.DictReader(file, delimiter="\t")}
     chosen = ("Barack Obama", "Fei-Fei Li", "MEAD M0", "Andrew Ng")
