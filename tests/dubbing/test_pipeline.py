@@ -132,24 +132,14 @@ def test_lost_face_fades_out(pipeline, portrait_clip, tmp_path) -> None:
     )
 
 
-def test_stream_returns_frames_as_they_arrive(pipeline, portrait_clip) -> None:
-    frames, waveform = list(read_frames(portrait_clip)) * 3, speech_like(4.8, 1).astype(np.float32)
-    taken = []
-
-    def camera() -> Iterator[np.ndarray]:
-        for index, frame in enumerate(frames):
-            taken.append(index)
-            yield frame
-
-    def microphone() -> Iterator[np.ndarray]:
-        yield from np.split(waveform, 48)
-
-    found = []
-    for dubbed in pipeline.stream(camera(), microphone(), look_ahead_s=0.8):
-        found.append(dubbed)
-        assert len(taken) - len(found) <= 0.8 * 25 + 4 + 1  # look-ahead, cuts and detection, two frames at once
-    assert len(found) == len(frames) == 120
-    for index in (0, 20, 119):
+@pytest.mark.parametrize(("fps", "delay_s"), [(10, 0.76), (24, 0.72), (25, 0.64), (30, 0.71), (60, 0.67)])
+def test_stream_returns_frames_as_they_arrive(fps, delay_s, pipeline, portrait_clip) -> None:
+    frames = list(read_frames(portrait_clip)) * 2
+    waveform = speech_like(80 / fps, 1).astype(np.float32)
+    found, delays = stream_with_delays(lambda *inputs: pipeline.stream(*inputs, fps), frames, waveform, fps)
+    assert max(delays) == pytest.approx(delay_s, abs=0.006)
+    assert len(found) == len(frames) == 80
+    for index in (0, 20, 79):
         assert lips_change(found[index], frames[index]) > 15
         assert np.array_equal(found[index][:60], frames[index][:60])
 

@@ -41,13 +41,15 @@ def stream_with_delays(
     stream: Callable[[Iterator[np.ndarray], Iterator[np.ndarray]], Iterable[np.ndarray]],
     frames: list[np.ndarray],
     waveform: np.ndarray,
+    fps: float = FPS,
 ) -> tuple[list[np.ndarray], np.ndarray]:
-    """The output frames of a stream at 25 fps, and the delay of each in seconds.
+    """The output frames of a stream, and the delay of each in seconds.
 
     Args:
         stream: takes frames and audio blocks.
         frames: (H, W, 3) uint8 each.
         waveform: (N,) float, 16 kHz.
+        fps: frame rate.
     """
     num_frames = num_samples = 0
 
@@ -67,7 +69,7 @@ def stream_with_delays(
     outputs, delays = [], []
     for index, output in enumerate(stream(camera(), microphone())):
         outputs.append(output)
-        delays.append(max((num_frames - 1) / FPS, num_samples / SAMPLE_RATE) - index / FPS)
+        delays.append(max((num_frames - 1) / fps, num_samples / SAMPLE_RATE) - index / fps)
     return outputs, np.array(delays)
 
 
