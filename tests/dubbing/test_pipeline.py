@@ -34,6 +34,7 @@ from tests.support.media import (
     video_without_audio,
     write_video,
 )
+from tests.tools.delay_table import stream_with_delays
 from utils.errors import LimitError, MediaError, NoFaceError, OutputError, ParameterError
 from utils.limits import DEFAULT_LIMITS
 
