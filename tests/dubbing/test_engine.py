@@ -90,9 +90,10 @@ def test_engine_equals_the_generator(options: dict) -> None:
             assert error.abs().max() < tolerance
             assert error.square().mean().sqrt() < tolerance / 6
             assert torch.equal(output[:, :, :first_row], source[:, :, :first_row])
-            if options.get("deformation") != "adain":  # AdaIN uses the references only through a code
+            # AdaIN uses the references only through a code
+            if dtype == torch.float32 and options.get("deformation") != "adain":
                 other = engine.generate(source, engine.encode_references(references.flip(1)), windows)
-                assert (other - expected).abs().max() > 2 * tolerance
+                assert (other - expected).abs().max() > 2 * 0.02  # more than any of these tolerances
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
 

@@ -153,13 +153,14 @@ def test_no_face(pipeline, speech, tmp_path) -> None:
 
 
 @pytest.mark.parametrize(("suffix", "resume"), [(".mp4", False), (".mov", True), (".mkv", False)])
-def test_soundtrack_and_metadata(suffix, resume, pipeline, portrait_clip, speech, tmp_path) -> None:
+def test_soundtrack_and_metadata(suffix, resume, pipeline, portrait_clip, tmp_path) -> None:
     """What is heard is not what drives the lips; the file says that it is dubbed, and by what."""
-    other = speech_like_wav(tmp_path / "other.wav", 3, seed=8)
+    speech = speech_like_wav(tmp_path / "speech.wav", 0.6, seed=3)
+    other = speech_like_wav(tmp_path / "other.wav", 1, seed=8)
     plain, output = tmp_path / "plain.mkv", tmp_path / f"dubbed{suffix}"
     pipeline.dub(portrait_clip, speech, plain, DubSettings(crf=0))
     pipeline.dub(portrait_clip, speech, output, DubSettings(crf=0, soundtrack=other, resume=resume))
-    expected, found = load_audio(other)[: round(SECONDS * 16000)], load_audio(output)[: round(SECONDS * 16000)]
+    expected, found = load_audio(other)[:9600], load_audio(output)[:9600]
     assert np.corrcoef(expected, found)[0, 1] > 0.95
     for first, second in zip(read_frames(plain), read_frames(output), strict=True):
         assert np.array_equal(first, second)
