@@ -46,6 +46,7 @@ except ImportError:
 PASSWORD = "DINET_PASSWORD"  # the environment variable
 DELETED_AFTER_S = 24 * 3600  # files of visitors whose leaving went unnoticed
 MAX_WAITING = 20  # dubs in the queue
+ENDS_IN_S = 30  # a dub that is cancelled; usually in one or two
 PLAYED, SUFFIXES = ("h264", "vp8", "vp9", "av1"), (".mp4", ".m4v", ".mov", ".webm")  # by browsers
 INTRODUCTION = """# Dub a video
 
@@ -93,12 +94,14 @@ class Session:
     folder: of the images and results that are shown.
     uploads: files that the browser sent.
     cancelled: set to end the dub.
+    running: held by the dub.
     used_s: time.monotonic() of the last request.
     """
 
     folder: Path
     uploads: set[Path] = field(default_factory=set)
     cancelled: threading.Event = field(default_factory=threading.Event)
+    running: threading.Lock = field(default_factory=threading.Lock)
     used_s: float = 0.0
 
 
@@ -176,8 +179,11 @@ class Page:
         return 1 + int(np.argmin([np.hypot(x - event.index[0], y - event.index[1]) for x, y, _ in centres]))
 
     def cancel(self, request: gr.Request) -> tuple:
-        """End the dub of a session soon. Updates as of `dub`."""
-        self.session(request).cancelled.set()
+        """End the dub of a session, and wait for its end. Updates as of `dub`."""
+        session = self.session(request)
+        session.cancelled.set()
+        if session.running.acquire(timeout=ENDS_IN_S):
+            session.running.release()
         return status("Cancelled."), gr.update(visible=False), gr.update(visible=False), gr.update(visible=False)
 
     def dub(
@@ -196,10 +202,11 @@ class Page:
         progress: gr.Progress = gr.Progress(),  # noqa: B008 (how gradio is asked for it)
     ) -> Iterator[tuple]:
         """Yield updates of status, preview, source and result: with a preview first, then with the result."""
-        session = self.session(request, video, audio, soundtrack, second_audio)
-        session.cancelled = threading.Event()  # an earlier dub that ends keeps its own
+        files = {video, audio, soundtrack, second_audio}
+        session = self.session(request, *files)
         hidden = gr.update(value=None, visible=False)
-        with self.errors_as_lines(), recorded_messages({video, audio, soundtrack, second_audio}) as messages:
+        with self.errors_as_lines(), session.running, recorded_messages(files) as messages:
+            session.cancelled = threading.Event()
             if not video or not audio:
                 raise ParameterError("video" if not video else "speech", "drop a file first, or use the example")
             audios, faces = [Path(audio)], [centres[face - 1][2] if face and len(centres) > 1 else "largest"]
@@ -398,7 +405,8 @@ def build(page: Page) -> gr.Blocks:
             show_progress_on=state,
             api_name="dub",
         )
-        stop.click(page.cancel, None, shown, cancels=[dubbing], queue=False, **quick)
+        stopping = stop.click(lambda: status("Cancelling …"), None, state, queue=False, **quick)
+        stopping.then(page.cancel, None, shown, cancels=[dubbing], queue=False, **quick)
         demo.unload(page.leave)
     return demo.queue(max_size=MAX_WAITING, default_concurrency_limit=4)
 

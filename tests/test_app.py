@@ -5,6 +5,7 @@ SCREENSHOTS=docs keeps the screenshots of docs/app.md.
 """
 
 import os
+import re
 import shutil
 import threading
 import time
@@ -22,6 +23,7 @@ gr = pytest.importorskip("gradio", reason="the extra app is not installed")
 import app  # noqa: E402 (needs gradio)
 from data_processing.media.audio_io import load_audio, save_wav  # noqa: E402
 from data_processing.media.video_reader import read_frames  # noqa: E402
+from dubbing.face_track import track_face  # noqa: E402
 from dubbing.pipeline import DubbingPipeline  # noqa: E402
 from tests.support.commands import run_command_line  # noqa: E402
 from tests.support.dubbing import small_and_large_face  # noqa: E402
@@ -178,7 +180,7 @@ def test_dub_and_cancel(page, portrait_clip, speech, checkpoint, monkeypatch):
 
     def cancel_at_ten(steps: tuple[int, int], desc: str, **_: object) -> None:
         if steps[0] == 10 and desc.startswith("dubbing"):
-            page.cancel(request())
+            page.session(request()).cancelled.set()
 
     with pytest.raises(gr.Error, match="Cancelled"):
         list(page.dub(*inputs, cancel_at_ten))
@@ -208,15 +210,23 @@ def test_two_speakers(portrait_clip, checkpoint, tmp_path):
 def test_cancel_while_the_face_is_tracked(portrait_clip, speech, checkpoint, tmp_path, monkeypatch):
     """Before the preview, and so before any frame."""
 
-    def never_finds(source, landmarks: str, select_face, cancelled: threading.Event) -> Iterator:
-        assert cancelled.wait(60), "not cancelled"
-        yield from ()
+    def slowly(*args: object) -> Iterator:
+        for frame in track_face(*args):
+            time.sleep(0.2)
+            yield frame
 
-    monkeypatch.setattr("dubbing.pipeline.track_face", never_finds)
+    monkeypatch.setattr("dubbing.pipeline.track_face", slowly)
     page = app.Page(DubbingPipeline(checkpoint, device="cpu"), tmp_path, max_minutes=10)
     inputs = [uploaded(page, portrait_clip), uploaded(page, speech), None, [], True, "stop", 0, None, None, None]
+    shown = []
+
+    def cancel(steps: tuple[int, int], desc: str, **_: object) -> None:
+        shown.append((desc, steps[0]))
+        page.session(request()).cancelled.set()
+
     with pytest.raises(gr.Error, match="Cancelled"):
-        list(page.dub(*inputs, request(), lambda *_, **__: page.cancel(request())))
+        list(page.dub(*inputs, request(), cancel))
+    assert shown == [("preview", 0)]
 
 
 # --- in a browser -----------------------------------------------------------------------------------------------
@@ -305,8 +315,8 @@ def test_from_upload_to_a_playable_result(served, visit, short_speech, tmp_path)
         tab.get_by_label(label).first.wait_for()
     tab.get_by_role("button", name="Options").press("Enter")
     tab.get_by_role("button", name="Dub", exact=True).press("Enter")
-    tab.get_by_text("left").first.wait_for()  # the time
     tab.locator("#preview img").wait_for()
+    tab.get_by_text(re.compile(r"dubbing, 0:\d\d left")).first.wait_for()
     tab.screenshot(path=shots / "app_progress.jpg", type="jpeg", quality=60, full_page=True)
     tab.locator("#result video").wait_for()
     assert "50 frames in" in tab.get_by_role("status").first.inner_text()
@@ -358,7 +368,9 @@ def test_cancel_and_bad_files(served, visit, tmp_path):
         tab.get_by_role("button", name="Dub", exact=True).click()
         awaited.wait_for()
         tab.get_by_role("button", name="Cancel").click()
-        tab.get_by_text("Cancelled.").wait_for()
+        tab.get_by_role("status").get_by_text("Cancelled.").wait_for()
+        tab.wait_for_timeout(500)
+        assert tab.locator("#status").inner_text() == "Cancelled."
     (session,) = page.sessions.values()
     names = lambda: sorted(path.name for path in session.folder.rglob("*portrait*.mp4"))  # noqa: E731
     wait_until(lambda: names() == ["portrait.mp4"], "no output is left")
