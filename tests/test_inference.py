@@ -190,7 +190,7 @@ def refuse(portrait_clip, speech, checkpoint, tmp_path, capfd) -> Callable[..., 
     return run
 
 
-def test_adapted_generator_is_made_once(portrait_clip, speech, checkpoint, tmp_path, monkeypatch, capfd):
+def test_adapted_generator_is_made_once(portrait_clip, checkpoint, tmp_path, monkeypatch, capfd):
     """The dub is that of the adapted file; a second dub does not adapt again."""
     adapted_to: list[dict] = []
 
@@ -205,6 +205,7 @@ def test_adapted_generator_is_made_once(portrait_clip, speech, checkpoint, tmp_p
 
     monkeypatch.setattr(adapt, "adapt", stand_in)
     adapted, output = tmp_path / "adapted.safetensors", tmp_path / "dubbed.mp4"
+    speech = speech_like_wav(tmp_path / "short.wav", 0.4)
     flags = ("--video", portrait_clip, "--audio", speech, "--checkpoint", checkpoint, "--output", output)
     checkpoints = []
     original = generator.load_audio_driven_generator
@@ -449,13 +450,11 @@ def test_interrupted_dub_keeps_the_previous_output(portrait_clip, speech, checkp
     assert list(tmp_path.iterdir()) == [output]
 
 
-def test_resumed_dub(portrait_clip, speech, checkpoint, tmp_path, monkeypatch, capfd):
+def test_resumed_dub(dubbed, portrait_clip, speech, checkpoint, tmp_path, monkeypatch, capfd):
     """51 frames in segments of 16, interrupted after 37: the first 32 are not generated again."""
     monkeypatch.setattr("dubbing.segments.SEGMENT_FRAMES", 16)
-    whole, output = tmp_path / "whole.mp4", tmp_path / "dubbed.mp4"
+    output = tmp_path / "dubbed.mp4"
     given = ("--video", portrait_clip, "--audio", speech, "--checkpoint", checkpoint, "--resume")
-    dub(*given, "--output", whole)
-
     stopping, writing = 37, SegmentedWriter.write
 
     def interrupted(self: SegmentedWriter, frame: np.ndarray) -> None:
@@ -487,6 +486,6 @@ def test_resumed_dub(portrait_clip, speech, checkpoint, tmp_path, monkeypatch, c
     )
     dub(*given, "--output", output)
     assert not folder.exists()
-    for found, expected in zip(read_frames(output), read_frames(whole), strict=True):
+    for found, expected in zip(read_frames(output), read_frames(dubbed), strict=True):
         assert np.abs(found.astype(int) - expected).mean() < 0.5  # x264 is not deterministic for such small frames
     assert sum(batch_sizes) < 51 - 32 + 2 * 8 + 8  # and the batch with frame 32
