@@ -366,16 +366,16 @@ def build(page: Page) -> gr.Blocks:
                     minutes = gr.Slider(
                         0, 10, 0, step=1, label="Adapt, minutes", info="First train on this speaker; 0: not at all."
                     )
-                    soundtrack = gr.File(label="Soundtrack (replaces the speech in the output)", height=150)
+                    soundtrack = gr.File(label="Soundtrack, instead of the speech", height=150)
                     second_audio = gr.Audio(
-                        label="Second speech, for a second face (both are heard)",
+                        label="Second speech, for another face",
                         type="filepath",
                         visible=False,
                         buttons=[],
                         elem_id="second_audio",
                     )
                     second_face = gr.Radio(
-                        label="Second face", info="The one that the second speech drives.", visible=False
+                        label="Second face", info="The second speech drives it; both are heard.", visible=False
                     )
         with gr.Row():
             start = gr.Button("Dub", variant="primary")
