@@ -32,7 +32,7 @@ def syncnet() -> SyncNet:
     }
     config = load_config(Path("configs/stages/syncnet_32.yaml"), overrides, SyncNetConfig)
     trainer = Trainer.create(config, torch.device("cpu"))
-    batches = SyncBatches([speaking_clip(k, 120) for k in range(4)], 16, STEPS, 0, num_negatives=2, negative_gap=8)
+    batches = SyncBatches([speaking_clip(k, 120) for k in range(4)], 12, STEPS, 0, num_negatives=2, negative_gap=8)
     trainer.syncnet.calibrate(to_float(batches[0].mouths), batches[0].audio[:, 0])
     for step in range(STEPS):
         train_step(trainer, batches[step])
