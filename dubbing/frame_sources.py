@@ -112,7 +112,7 @@ class VideoFileSource:
             if self._num_bytes + frame.num_bytes > HELD_BYTES:
                 self._holds = False
             else:
-                self._held[self._num_held] = frame
+                self._held[self._num_held] = frame.copy()  # a decoder keeps its memory until it is closed
                 self._num_bytes += frame.num_bytes
                 self._num_held += 1
             self._changed.notify_all()

@@ -113,6 +113,10 @@ class Frame(ABC):
     def num_bytes(self) -> int:
         """Memory that its samples take."""
 
+    @abstractmethod
+    def copy(self) -> "Frame":
+        """The same image, which holds no memory of the decoder."""
+
     @property
     @abstractmethod
     def luma(self) -> np.ndarray:
@@ -152,6 +156,9 @@ class RgbFrame(Frame):
     @property
     def num_bytes(self) -> int:
         return self.pixels.nbytes
+
+    def copy(self) -> "RgbFrame":
+        return RgbFrame(self.pixels.copy())
 
     @cached_property
     def luma(self) -> np.ndarray:
@@ -194,6 +201,12 @@ class PlanarFrame(Frame):
     def num_bytes(self) -> int:
         return sum(plane.nbytes for plane in self.planes)
 
+    def copy(self) -> "PlanarFrame":
+        image, planes = new_image(self.layout.pix_fmt, self.width, self.height)
+        for plane, own in zip(planes, self.planes, strict=True):
+            np.copyto(plane, own)
+        return PlanarFrame(image, self.layout, is_own=True)
+
     @cached_property
     def luma(self) -> np.ndarray:
         luma = self.planes[0]
@@ -221,9 +234,8 @@ class PlanarFrame(Frame):
         return cv2.transform(cv2.merge(planes), _to_rgb(self.layout)).clip(0, 255)
 
     def changed(self, x0: int, y0: int, change: np.ndarray) -> "PlanarFrame":
-        image, planes = new_image(self.layout.pix_fmt, self.width, self.height)
-        for plane, own in zip(planes, self.planes, strict=True):
-            np.copyto(plane, own)
+        changed = self.copy()
+        planes = planes_of(changed.image)
         height, width = change.shape[:2]
         luma, *chroma = cv2.split(cv2.transform(change, _from_rgb(self.layout)))
         _add(planes[0][y0 : y0 + height, x0 : x0 + width], luma, self.layout.bits)
@@ -244,7 +256,7 @@ class PlanarFrame(Frame):
             part = _halved(part, siting_x) if step_x == 2 else part
             part = _halved(part.T, siting_y).T if step_y == 2 else part
             _add(plane[top:bottom, left:right], part[1:-1, 1:-1], self.layout.bits)
-        return PlanarFrame(image, self.layout, is_own=True)
+        return changed
 
 
 class FrameConverter:
