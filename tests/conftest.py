@@ -1,11 +1,17 @@
 """Session fixtures that several test files share."""
 
+import hashlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+from data_processing.audio import whisper
 from data_processing.clips import Settings
+from data_processing.face import detectors
 from data_processing.prepare import prepare
 from data_processing.sources import find_sources
 from models.checkpoint import save_model
@@ -54,3 +60,33 @@ def checkpoint(tmp_path_factory) -> Path:
 def speech(tmp_path_factory) -> Path:
     """Speech-like audio of SECONDS."""
     return speech_like_wav(tmp_path_factory.mktemp("speech") / "speech.wav", SECONDS, seed=3)
+
+
+class Remembered:
+    """A function of an array and other values, which is called once for the same ones."""
+
+    def __init__(self, function: Callable[..., Any], max_results: int) -> None:
+        self.function, self.max_results = function, max_results
+        self.results: dict[tuple, Any] = {}
+
+    def __call__(self, array: np.ndarray, *others: object) -> Any:
+        key = (hashlib.blake2b(np.ascontiguousarray(array)).digest(), array.shape, *map(str, others))
+        if key not in self.results:
+            if len(self.results) >= self.max_results:
+                self.results.clear()
+            self.results[key] = self.function(array, *others)
+        return self.results[key]
+
+
+@pytest.fixture(scope="session")
+def remembered_functions() -> list[Remembered]:
+    """dlib's detector and landmark predictor, and Whisper's encoder."""
+    return [*(Remembered(model, 20_000) for model in detectors._dlib_models()), Remembered(whisper._encode, 100)]
+
+
+@pytest.fixture
+def remembered_networks(remembered_functions, monkeypatch) -> None:
+    """dlib and Whisper look at the same input once: most dubs of the tests are of the same frames and audio."""
+    *dlib_models, encode = remembered_functions
+    monkeypatch.setattr(detectors, "_dlib_models", lambda: dlib_models)
+    monkeypatch.setattr(whisper, "_encode", lambda *args: encode(*args).clone())

@@ -45,7 +45,7 @@ from training.adaptation import AdaptResult, describe_origin
 from utils.limits import DEFAULT_LIMITS, Limits
 from utils.weights import weight_path
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("remembered_networks")]
 
 ROOT = Path(__file__).resolve().parents[1]
 
