@@ -20,6 +20,7 @@ LOUD_PERCENTILE = 95  # of the frame levels: the level of the loud frames
 FLOOR_DB = -67.0  # RMS relative to full scale
 FLOOR = 10 ** (FLOOR_DB / 20)
 FLOOR_REACH = 25  # frames: all of those within this distance of a silent frame are below the floor
+NO_SPEECH = -1.0  # score of SPEECH_DETECTOR above which nobody speaks; at 0, more pauses in music are missed
 HUM_HZ = 200  # what is below it is attenuated: mains hum is no speech however loud
 MIN_SILENCE = 5  # frames: a shorter pause is not silence
 SPEECH_MARGIN = 2  # frames of silence beside speech that keep their features: they are in audio windows of speech
@@ -91,7 +92,7 @@ def silent_frames(
 def _without_speech(features: np.ndarray) -> np.ndarray:
     """Frames in which nobody speaks, whatever else is heard: Whisper features (T, 384) -> (T,) bool."""
     detector = np.load(SPEECH_DETECTOR)
-    return features @ detector[:-1] + detector[-1] > 0
+    return features @ detector[:-1] + detector[-1] > NO_SPEECH
 
 
 def closure_weight(silent: np.ndarray) -> np.ndarray:

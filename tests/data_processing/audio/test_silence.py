@@ -11,7 +11,7 @@ from data_processing.audio.silence import (
     with_noise_floor,
 )
 from tests.support.media import speech_like
-from utils.bundled import CLOSED_LIPS
+from utils.bundled import CLOSED_LIPS, SPEECH_DETECTOR
 
 
 def noise(*parts: tuple[float, float]) -> np.ndarray:
@@ -24,6 +24,16 @@ def test_silence_is_quiet_for_a_minimum_time() -> None:
     silent = silent_frames(noise((1, 0), (0.2, -60), (1, 0), (0.16, -60), (1, -25), (0.4, -40)))
     assert np.flatnonzero(silent).tolist() == [*range(25, 30), *range(84, 94)]
     assert silent_frames(np.zeros(10)).shape == (0,)
+
+
+def test_frames_without_speech_are_silent_however_loud() -> None:
+    *direction, constant = np.load(SPEECH_DETECTOR)
+    features = np.zeros((76, 384), np.float32)  # one more than complete frames, as of an incomplete one
+    no_speech = -2 * constant * np.array(direction) / np.square(direction).sum()
+    features[30:40] = features[60:64] = no_speech  # the second is too short
+    waveform = noise((3.01, 0))
+    assert np.flatnonzero(silent_frames(waveform, features=features)).tolist() == [*range(30, 40)]
+    assert not silent_frames(waveform).any()
 
 
 @pytest.mark.parametrize("loud", [None, 0.0])
