@@ -29,6 +29,7 @@ val_frames: 2
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("remembered_networks")
 def test_prepare_train_evaluate_dub(tmp_path: Path):
     videos = tmp_path / "videos"
     (videos / "Ann").mkdir(parents=True)

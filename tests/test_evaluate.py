@@ -130,6 +130,7 @@ def test_errors_on_clips(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("remembered_networks")
 def test_a_checkpoint_on_videos(
     portrait_clip: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:

@@ -21,7 +21,7 @@ from data_processing.sources import Source
 from tests.support.golden import DATA
 from utils.errors import MediaError
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("remembered_networks")]
 
 SETTINGS = Settings(mouth_size=64, landmarks="dlib", audio_features="whisper")
 

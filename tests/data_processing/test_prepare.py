@@ -38,7 +38,7 @@ from tests.support.media import (
 from utils.errors import MediaError, OutputError, ParameterError, UserError, WeightsError
 from utils.files import read_jsonl
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("remembered_networks")]
 
 NOWHERE = Path("nowhere")  # an output folder that contains none of the inputs
 SETTINGS = Settings(mouth_size=64, landmarks="dlib", audio_features="whisper")

@@ -26,6 +26,7 @@ def networks() -> videos.MetricNetworks:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("remembered_networks")
 @pytest.mark.parametrize("size", [128, 256])
 def test_talking_heads_in_another_framing(
     size: int, portrait_clip: Path, networks: videos.MetricNetworks, tmp_path: Path
@@ -55,6 +56,7 @@ def test_talking_heads_in_another_framing(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("remembered_networks")
 def test_second_half(portrait_clip: Path, networks: videos.MetricNetworks, tmp_path: Path) -> None:
     """A video that differs in its first half only, by noise, is as good as the ground truth in the second half."""
     frames = list(read_frames(portrait_clip))
