@@ -6,7 +6,6 @@ processes that run at the same time share the cores equally. Prints a table in M
 """
 
 import argparse
-import os
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ from distributed import LocalCluster
 from data_processing.media.audio_io import SAMPLE_RATE, load_audio, save_wav
 from utils.bundled import EXAMPLE_AUDIO, EXAMPLE_VIDEO, ROOT
 from utils.command_line import print_result, run_command
+from utils.cores import num_cores
 
 
 def write_jobs(folder: Path, num_dubs: int, seconds: float) -> Path:
@@ -37,7 +37,7 @@ def batch_seconds(num_dubs: int, seconds: float, num_processes: int, on_cluster:
         jobs = write_jobs(Path(stack.enter_context(TemporaryDirectory())), num_dubs, seconds)
         flags = ["--jobs", str(num_processes)]
         if on_cluster:
-            environment = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // num_processes))}
+            environment = {"OMP_NUM_THREADS": str(max(1, num_cores() // num_processes))}
             options = {"n_workers": num_processes, "threads_per_worker": 1, "env": environment}
             cluster = stack.enter_context(LocalCluster(**options, dashboard_address=None))
             flags = ["--scheduler", cluster.scheduler_address]
@@ -48,7 +48,7 @@ def batch_seconds(num_dubs: int, seconds: float, num_processes: int, on_cluster:
 
 
 def run(args: argparse.Namespace) -> None:
-    print_result(f"{args.dubs} dubs of {args.seconds:g} s, {os.cpu_count()} cores\n")
+    print_result(f"{args.dubs} dubs of {args.seconds:g} s, {num_cores()} cores\n")
     print_result("| | seconds | dubs/minute | speed |\n|---|---|---|---|")
     first_s = None
     for on_cluster in (False, True):
