@@ -23,6 +23,7 @@ from tests.support.commands import run_command_line
 from tests.support.training import SmallGenerator
 from training import dinet_trainer, distributed, syncnet_trainer
 from training.run import process_samples
+from utils.errors import ParameterError
 from utils.files import read_jsonl
 
 pytestmark = pytest.mark.slow
@@ -265,6 +266,15 @@ def test_replaced_batch_norms_have_the_parameters_that_the_optimizer_trains():
     assert isinstance(network.norm, distributed.CpuSyncBatchNorm)
     assert all(new is old for new, old in zip(network.parameters(), parameters, strict=True))
     assert [*network.state_dict()] == names
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch):
+    for name, value in (("WORLD_SIZE", "3"), ("RANK", "2"), ("LOCAL_RANK", "2")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(ParameterError, match="2 GPUs on this machine; start at most as many processes") as caught:
+        distributed.init(torch.device("cuda"), 8)
+    assert caught.value.parameter == "device"
 
 
 def test_shares_are_disjoint_and_complete(monkeypatch):
