@@ -195,16 +195,28 @@ def run_dub(video: Path, checkpoint: Path, output: Path, device: str, precision:
     command = [sys.executable, ROOT / "inference.py", *files, "--device", device, "--precision", precision]
     start = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    printed = process.stdout.read()
-    _, status, usage = os.wait4(process.pid, 0)
+    ended = memory_mb = 0
+    while not ended:
+        # not that of `usage`, which starts from the memory of this process
+        memory_mb = max(memory_mb, peak_memory_mb(process.pid))
+        time.sleep(0.1)
+        ended, status, usage = os.wait4(process.pid, os.WNOHANG)
     wall_s = time.perf_counter() - start
+    printed = process.stdout.read()
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise UserError(f"{' '.join(map(str, command))}: failed with exit code {process.returncode}")
     total_s, first_s = map(float, SUMMARY.search(printed).groups())
     # what precedes the call of `dub`, the start of Python and imports, counts too
     first_frame_s = wall_s - total_s + first_s
-    return Cost(wall_s, usage.ru_utime + usage.ru_stime, first_frame_s, usage.ru_maxrss / 1000)
+    return Cost(wall_s, usage.ru_utime + usage.ru_stime, first_frame_s, memory_mb)
+
+
+def peak_memory_mb(process: int) -> float:
+    """Largest memory of a running process so far, in MB; 0 once it has ended."""
+    status = (Path("/proc") / str(process) / "status").read_text()
+    found = re.search(r"VmHWM:\s*(\d+) kB", status)
+    return int(found[1]) * 1024 / 1e6 if found else 0.0
 
 
 def benchmark_dub(
