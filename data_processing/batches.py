@@ -210,12 +210,12 @@ def clip_probabilities(clips: Sequence[Clip], speaker_sampling_exponent: float, 
     """
     lengths = [len(clip.frames) for clip in clips]
     if max(lengths) < clip_length:
-        reason = f"expected at most {max(lengths)}, the frames of the longest clip, found {clip_length}"
-        raise ParameterError("clip_length", reason)
+        reason = f"a sample needs clips of {clip_length} frames or more, the longest has {max(lengths)}"
+        raise ParameterError("data", reason)
     if num_short := sum(length < clip_length for length in lengths):
         message = "%d of %d clips have fewer than %d frames and are not trained on; the shortest has %d"
         counts = (num_short, len(clips), clip_length, min(lengths))
-        logger.warning(message, *counts, extra={"parameter": "clip_length"})
+        logger.warning(message, *counts, extra={"parameter": "data"})
     counted = [length if length >= clip_length else 0 for length in lengths]
     num_frames: Counter[str] = Counter()
     for clip, count in zip(clips, counted, strict=True):

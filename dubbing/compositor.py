@@ -58,6 +58,7 @@ class Compositor:
         source: the source frames.
         speakers: the faces in them, each with its driving audio.
         batch_size: frames that are generated at once. Live frames wait for the last of their batch.
+        on_cancel: called by `cancel`; it should end what the speakers' placements wait for.
 
     Attributes:
         num_source_frames: source frames read so far.
@@ -66,8 +67,14 @@ class Compositor:
         num_conflicts: how often a speaker was left out of a frame because an earlier one has the same face.
     """
 
-    def __init__(self, source: FrameSource, speakers: list[Speaker], batch_size: int = BATCH_SIZE) -> None:
-        self.source, self.speakers, self._batch_size = source, speakers, batch_size
+    def __init__(
+        self,
+        source: FrameSource,
+        speakers: list[Speaker],
+        batch_size: int = BATCH_SIZE,
+        on_cancel: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.source, self.speakers, self._batch_size, self._on_cancel = source, speakers, batch_size, on_cancel
         self.num_source_frames = 0
         self.num_dubbed = 0
         self.num_dubbed_of = [0] * len(speakers)
@@ -77,6 +84,7 @@ class Compositor:
     def cancel(self) -> None:
         """Make `frames`, and what is prefetched for it, end soon."""
         self._cancelled.set()
+        self._on_cancel()
         for speaker in self.speakers:
             speaker.cancelled.set()
 

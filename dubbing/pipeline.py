@@ -273,7 +273,7 @@ class DubbingPipeline:
                     chosen_before_s=settings.chosen_before_s,
                 )
             )
-        return Compositor(source, speakers)
+        return Compositor(source, speakers, on_cancel=cancel)
 
     def _run(
         self,

@@ -58,6 +58,7 @@ class ContentSigner:
             raise ParameterError("sign", reason) from None
         algorithm, chain, private_key = _read_credentials(Path(certificates), Path(key))
         self._c2pa, self._title = c2pa, output.name
+        self._version = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["version"]
         self._context = c2pa.Context(settings=c2pa.Settings.from_dict(SETTINGS))
         try:
             self._signer: Signer = c2pa.Signer.from_info(
@@ -83,8 +84,7 @@ class ContentSigner:
             ParameterError: it cannot be signed.
             OSError: it cannot be written, or a source cannot be read.
         """
-        version = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["version"]
-        tool = {"name": "DINet dubbing", "version": version}
+        tool = {"name": "DINet dubbing", "version": self._version}
         actions = [  # after c2pa.opened, which the library adds for the source video
             {
                 "action": "c2pa.edited",

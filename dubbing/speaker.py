@@ -121,8 +121,9 @@ class Speaker:
         texture: give the generated mouth the texture of frames of the shot.
         keep_covers: keep what covers the mouth as it is in the source frames.
         chosen_before_s: as in DubSettings.
-        live: return every placement as soon as `look_ahead_s` after it is known. Each shot is looked at again after
-            LIVE_RESELECTION_S, for which `source` keeps frames, and the mouths are crossfaded.
+        live: return every placement as soon as `look_ahead_s` after it is known. Reference frames of
+            each shot are selected again after LIVE_RESELECTION_S, for which `source` keeps frames, and the mouths
+            are crossfaded.
 
     Attributes:
         references: (frame index, placement) of the N reference frames of every selection so far.
@@ -163,7 +164,7 @@ class Speaker:
         self._levels: dict[int, tuple[float, float]] = {}
         self._appearance = lru_cache(CACHED_SHOTS)(self._measure_appearance)
         self._encoded = lru_cache(CACHED_SHOTS)(
-            lambda shot: generator.encode_references(self._appearance(shot).crops)
+            lambda selection: generator.encode_references(self._appearance(selection).crops)
         )
 
     def placements(self) -> Iterator[FacePlacement]:
@@ -276,9 +277,9 @@ class Speaker:
     def _crop(self, placement: FacePlacement) -> FaceCrop:
         return FaceCrop.from_landmarks(placement.points, placement.radius_px, self.generator.mouth_size)
 
-    def _measure_appearance(self, shot: int) -> _Appearance:
-        """Look at some frames of a shot. Covered ones in `references` and `candidates` give way to others."""
-        preferred_references, preferred_candidates, examined = self._preferred[shot]
+    def _measure_appearance(self, selection: int) -> _Appearance:
+        """Examine some frames of a shot. Covered ones in `references` and `candidates` give way to others."""
+        preferred_references, preferred_candidates, examined = self._preferred[selection]
         placements = dict(preferred_references + preferred_candidates + examined)
         indices = sorted(placements)
         face_crops = {index: self._crop(placements[index]) for index in indices}
@@ -303,9 +304,9 @@ class Speaker:
         clear = list(compress(indices, uncovered(list(map(to_uint8, images)), faces)))
         for chosen, preferred in (self.references, preferred_references), (self.candidates, preferred_candidates):
             own = {index: one for index, one in preferred + examined if index in clear} or dict(preferred)
-            chosen[shot] = list(islice(cycle(own.items()), len(preferred)))
+            chosen[selection] = list(islice(cycle(own.items()), len(preferred)))
 
-        references = self._fixed_crops or [crops[index] for index, _ in self.references[shot]]
+        references = self._fixed_crops or [crops[index] for index, _ in self.references[selection]]
         reference_lights = [FaceLight.of(*reference) for reference in references]
         median = FaceLight.median(reference_lights)
         changed = [
@@ -316,11 +317,11 @@ class Speaker:
         reference_crops = [to_uint8(to_natural.apply(image)) for image in changed]
         natural = {
             index: candidates[index].in_light(LightChange.between(lights[index], median), to_natural)
-            for index in dict.fromkeys([*clear, *dict(self.candidates[shot])])
+            for index in dict.fromkeys([*clear, *dict(self.candidates[selection])])
         }
         texture = covers = None
         if self._texture:
-            texture = ShotTexture([natural[index] for index in sorted(dict(self.candidates[shot]))])
+            texture = ShotTexture([natural[index] for index in sorted(dict(self.candidates[selection]))])
         if self._keep_covers:
             covers = CoverFinder([one.image for one in natural.values()], still)
         return _Appearance(median, to_natural, Tint.of(changed), reference_crops, texture, covers)

@@ -4,8 +4,9 @@
     python -m examples.live --video 0 --audio speech.wav --output camera
     python -m examples.live --video speaker.mp4 --audio speech.wav --output dubbed.mp4
 
-It ends with the video or the audio, with Ctrl-C, or when the window is closed, and prints how late the frames were.
-If the machine is slower than real time, frames are dropped together with their audio; a lower --fps is smoother.
+It ends with the video or the audio, with Ctrl-C or SIGTERM, or when the window is closed, always with exit code 0,
+and prints how late the frames were. If the machine is slower than real time, frames are dropped together with their
+audio; a lower --fps is smoother.
 Microphone, virtual camera and --play need the packages of the extra "live" (docs/dubbing.md).
 """
 

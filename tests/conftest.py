@@ -70,12 +70,14 @@ class Remembered:
         self.results: dict[tuple, Any] = {}
 
     def __call__(self, array: np.ndarray, *others: object) -> Any:
-        key = (hashlib.blake2b(np.ascontiguousarray(array)).digest(), array.shape, *map(str, others))
-        if key not in self.results:
+        key = (hashlib.blake2b(np.ascontiguousarray(array)).digest(), array.shape, array.dtype, *map(str, others))
+        result = self.results.get(key)
+        if result is None:  # another thread may clear the results meanwhile
+            result = self.function(array, *others)
             if len(self.results) >= self.max_results:
                 self.results.clear()
-            self.results[key] = self.function(array, *others)
-        return self.results[key]
+            self.results[key] = result
+        return result
 
 
 @pytest.fixture(scope="session")

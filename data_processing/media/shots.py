@@ -73,7 +73,9 @@ class _Frame:
 
 
 class ShotDetector:
-    """Finds shot boundaries in a stream, half a second behind it. It holds thumbnails of about a second.
+    """Finds shot boundaries in a stream, half a second behind it, or less if `live`.
+
+    It holds thumbnails of about a second.
 
     Args:
         fps: frame rate.

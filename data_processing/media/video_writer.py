@@ -277,7 +277,7 @@ class VideoWriter(_Output):
                 plane[height:, :width] = source[-1]
                 plane[:, width:] = plane[:, width - 1 : width]
             return image
-        rgb = frame.rgb()
+        rgb = frame.region(0, 0, frame.width, frame.height)  # the same for decoded frames and copies
         if any(padding):  # padding copies in any case
             rgb = np.pad(rgb, ((0, padding[0]), (0, padding[1]), (0, 0)), mode="edge")
         image = av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb), format="rgb24")

@@ -171,10 +171,10 @@ def test_clips_that_are_too_short_are_counted_and_not_sampled(caplog, exponent):
     assert all(equal(batches[step], without[step]) for step in range(20))
     (record,) = caplog.records
     message = "2 of 4 clips have fewer than 5 frames and are not trained on; the shortest has 2"
-    assert (record.getMessage(), record.parameter, record.levelname) == (message, "clip_length", "WARNING")
+    assert (record.getMessage(), record.parameter, record.levelname) == (message, "data", "WARNING")
     sync = SyncBatches(clips, 4, 20, 0, num_negatives=2, negative_gap=2, speaker_sampling_exponent=exponent)
     assert {name for step in range(20) for name in sync[step].clip_ids} <= {"clip1", "clip0"}
-    with pytest.raises(ParameterError, match=r"^expected at most 100, the frames of the longest clip, found 101$"):
+    with pytest.raises(ParameterError, match=r"^a sample needs clips of 101 frames or more, the longest has 100$"):
         TrainingBatches(clips, 4, 1, 20, 0, clip_length=101)
 
 

