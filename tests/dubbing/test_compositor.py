@@ -67,10 +67,11 @@ def test_two_speakers(pipeline: DubbingPipeline, portrait_clip: Path, tmp_path: 
         return [FramePair(*(one.region(0, 0, one.width, one.height) for one in pair)) for pair in pairs]
 
     left, right, both = render("left"), render("right"), render("left", "right")
+    assert np.abs(right[0].dubbed[:, 256:].astype(int) - right[0].source[:, 256:]).mean() > 1
     assert (len(left), len(right), len(both)) == (8, 15, 15)
     for index, (frame, dubbed) in enumerate(both):
-        # batches of other sizes round differently in several threads
-        np.testing.assert_allclose(dubbed[:, 256:], right[index].dubbed[:, 256:].astype(int), atol=3)
+        # batches of other sizes are rounded differently in several threads, and flow enlarges that in a few pixels
+        assert np.abs(dubbed[:, 256:].astype(int) - right[index].dubbed[:, 256:]).mean() < 0.1
         if index < 3:  # then it fades out, as it does not alone
-            np.testing.assert_allclose(dubbed[:, :256], left[index].dubbed[:, :256].astype(int), atol=3)
+            assert np.abs(dubbed[:, :256].astype(int) - left[index].dubbed[:, :256]).mean() < 0.1
         assert np.array_equal(dubbed[:, :256], frame[:, :256]) == (index >= 8)
