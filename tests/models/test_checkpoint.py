@@ -283,7 +283,7 @@ def test_training_state_round_trip(tmp_path: Path) -> None:
 def test_a_failed_write_keeps_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "state.pt"
     save_training_state(path, {"step": 1})
-    with pytest.raises(Exception, match="pickle|local object"):
+    with pytest.raises(Exception, match=r"pickle|local object"):
         save_training_state(path, {"step": 2, "tensor": torch.zeros(1000), "bad": lambda: 0})
     assert load_training_state(path) == {"step": 1}
     assert list(tmp_path.iterdir()) == [path]
