@@ -31,7 +31,7 @@ class AudioStream:
         after_s: seconds of context after a block, if fewer.
         level_s: seconds that are read at once, to measure the loudness; 0 measures it block by block.
         first_block_s: instead of `block_s` for the first block, whose features are extracted from now on, in a
-            thread, so that they come soon. To be closed then.
+            thread, so that they come soon. Call `close` then when done.
         live: extract features in less time, less exactly, and with LIVE_CONTEXT_S before a block: for short blocks.
 
     Raises:

@@ -11,7 +11,7 @@ WAITING_S = 0.5
 
 class Prefetch(Iterator[Any]):
     """The same items, up to `depth` of them computed ahead in a thread, from now on. Exceptions of the thread are
-    raised here. To be closed.
+    raised here. Call `close` when done.
 
     Args:
         items: an iterable, closed by the thread when it ends.

@@ -1,7 +1,7 @@
 """Fit the detector of speech in music: python -m scripts.speech_detector --speech DIR --music FILE …
 
 Writes checkpoints/speech_detector.npy, (385,) float32, which data_processing/audio/silence.py applies to the
-Whisper features that drive the lips: 384 weights and a constant, whose score is higher where nobody speaks. It is a
+Whisper features that drive the lips: 384 weights and a constant, whose score is higher without speech. It is a
 logistic regression on clean recordings, in which pauses are found by their level, alone and mixed with music and
 noise.
 """

@@ -3,7 +3,7 @@
 Driven by Whisper's features of silence, the generator often leaves the mouth half open, as many speakers do. The
 mouth opening depends approximately linearly on the features, so adding a fixed vector (CLOSED_LIPS, made by
 scripts/closed_lips.py) closes it. In music and noise, a linear function of the same features (SPEECH_DETECTOR, made
-by scripts/speech_detector.py) tells whether somebody speaks. checkpoints/README.md has the figures.
+by scripts/speech_detector.py) tells speech from the rest. checkpoints/README.md has the figures.
 """
 
 import cv2
@@ -20,7 +20,7 @@ LOUD_PERCENTILE = 95  # of the frame levels: the level of the loud frames
 FLOOR_DB = -67.0  # RMS relative to full scale
 FLOOR = 10 ** (FLOOR_DB / 20)
 FLOOR_REACH = 25  # frames: all of those within this distance of a silent frame are below the floor
-NO_SPEECH = -1.0  # score of SPEECH_DETECTOR above which nobody speaks; at 0, more pauses in music are missed
+NO_SPEECH = -1.0  # score of SPEECH_DETECTOR above which there is no speech; at 0, more pauses in music are missed
 HUM_HZ = 200  # what is below it is attenuated: mains hum is no speech however loud
 MIN_SILENCE = 5  # frames: a shorter pause is not silence
 SPEECH_MARGIN = 2  # frames of silence beside speech that keep their features: they are in audio windows of speech
@@ -70,7 +70,7 @@ def silent_frames(
     """Complete frames that belong to silence: waveform (N,) at 16 kHz -> (N // 640,) bool.
 
     Silence is MIN_SILENCE or more consecutive frames that are SILENCE_DB below the level of the loud frames, or lie
-    where nothing within FLOOR_REACH frames exceeds FLOOR_DB, or, with `features`, in which nobody speaks.
+    where nothing within FLOOR_REACH frames exceeds FLOOR_DB, or, with `features`, without speech.
 
     Args:
         waveform: (N,) at 16 kHz.
@@ -90,7 +90,7 @@ def silent_frames(
 
 
 def _without_speech(features: np.ndarray) -> np.ndarray:
-    """Frames in which nobody speaks, whatever else is heard: Whisper features (T, 384) -> (T,) bool."""
+    """Frames without speech, whatever else is heard: Whisper features (T, 384) -> (T,) bool."""
     detector = np.load(SPEECH_DETECTOR)
     return features @ detector[:-1] + detector[-1] > NO_SPEECH
 

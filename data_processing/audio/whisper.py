@@ -57,7 +57,7 @@ def whisper_rows(waveform: np.ndarray) -> np.ndarray:
 
 
 def live_whisper_rows(waveform: np.ndarray) -> np.ndarray:
-    """About the last of `whisper_rows`, in less time: of (N,), at most 10 s, (ceil(N / 320), 384) float32."""
+    """A faster approximation of `whisper_rows`, of at most 10 s: waveform (N,) -> (ceil(N / 320), 384) float32."""
     rows = _encode(log_mel(np.pad(waveform, (0, -len(waveform) % SAMPLES_PER_ROW))), LIVE_STARTS)
     return rows.numpy()
 
